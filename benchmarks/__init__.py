@@ -1,0 +1,1 @@
+"""Benchmarks of zfabric beside its peers: `python -m benchmarks --help`."""

@@ -1,0 +1,22 @@
+"""One small file per peer. Each lists its `ENTRIES`; a file whose library is not installed is named as missing."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from benchmarks.model import Entry, Missing
+
+__all__ = ["load"]
+
+
+def load() -> tuple[list[Entry], list[Missing]]:
+    """The entries of all peer files, in the files' order, and the files that could not be loaded."""
+    entries: list[Entry] = []
+    missing: list[Missing] = []
+    for module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
+        try:
+            entries += importlib.import_module(f"{__name__}.{module.name}").ENTRIES
+        except ModuleNotFoundError as error:
+            missing.append(Missing(peer=module.name, package=error.name or str(error)))
+    return entries, missing

@@ -1,0 +1,157 @@
+"""zfabric, used as its documentation says: in batches where the rate matters, `async for` where it does not.
+
+The node is an ordinary one with mDNS off (the same-host registry finds the peer), so that no other traffic disturbs the
+figures. Queues are as unbounded as those of the raw sockets, since nothing may be lost. `publish_nowait` gives the
+event loop its turn after every 1,000 messages, as any program that produces in a loop must.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from benchmarks import payloads
+from benchmarks.meter import Reception, Transmission
+from benchmarks.model import Entry, Link, Run
+from zfabric import Config, Node, Publisher, Subscription, Topic
+
+__all__ = ["ENTRIES", "receive_batches", "receive_messages", "send_many", "send_nowait"]
+
+TURN = 1_000
+"Messages published in one turn of the event loop."
+QUEUE_BYTES = 1 << 30
+
+Feed = Callable[[Publisher, Any, int], Awaitable[None]]
+Drain = Callable[[Subscription, int, Reception], Awaitable[int]]
+
+
+def send_many(run: Run, link: Link) -> Mapping[str, Any]:
+    """Send with publish_many."""
+    return asyncio.run(_send(run, link, _publish_many))
+
+
+def send_nowait(run: Run, link: Link) -> Mapping[str, Any]:
+    """Send with publish_nowait."""
+    return asyncio.run(_send(run, link, _publish_nowait))
+
+
+def receive_batches(run: Run, link: Link) -> Mapping[str, Any]:
+    """Receive lists of messages and look at every value."""
+    return asyncio.run(_receive(run, link, _drain_batches))
+
+
+def receive_messages(run: Run, link: Link) -> Mapping[str, Any]:
+    """Receive message by message."""
+    return asyncio.run(_receive(run, link, _drain_messages))
+
+
+def _node(name: str, run: Run) -> Node:
+    config = Config(mdns=False, ipc=run.transport == "ipc", outlet_queue_bytes=QUEUE_BYTES, buffer_bytes=QUEUE_BYTES)
+    return Node(name, fabric="benchmark", config=config)
+
+
+def _topic(run: Run) -> Topic[Any] | str:
+    return Topic("benchmark.data", payloads.Reading) if run.payload == "struct" else "benchmark.data"
+
+
+async def _send(run: Run, link: Link, feed: Feed) -> Mapping[str, Any]:
+    """Send the warm-up, then the measured messages."""
+    value = payloads.make(run.payload, run.size)
+    async with _node("sender", run) as node:
+        publisher = node.publisher(_topic(run))
+        await publisher.wait_for(subscribers=1, timeout=10)
+        for count in (run.warmup, run.messages):
+            await link.meet_async()
+            clock = Transmission()
+            await feed(publisher, value, count)
+            await publisher.flush()
+            await link.meet_async()
+        return clock.result()
+
+
+async def _publish_many(publisher: Publisher, value: Any, count: int) -> None:
+    await publisher.publish_many(itertools.repeat(value, count))
+
+
+async def _publish_nowait(publisher: Publisher, value: Any, count: int) -> None:
+    publish = publisher.publish_nowait
+    for start in range(0, count, TURN):
+        for _ in range(min(TURN, count - start)):
+            publish(value)
+        await asyncio.sleep(0)
+
+
+async def _receive(run: Run, link: Link, drain: Drain) -> Mapping[str, Any]:
+    """Receive both; silence ends a phase."""
+    async with _node("receiver", run) as node, node.subscribe(_topic(run)) as subscription:
+        await subscription.wait_for(publishers=1, timeout=10)
+        for expected in (run.warmup, run.messages):
+            await link.meet_async()
+            clock = Reception()
+            count, quiet_s = await _until_quiet(node, drain(subscription, expected, clock), run.quiet_s)
+            result = clock.result(count, expected, quiet_s)
+            await link.meet_async()
+        return result
+
+
+async def _drain_batches(subscription: Subscription, expected: int, clock: Reception) -> int:
+    count = 0
+    try:
+        async for batch in subscription.batches():
+            if not count:
+                clock.first(len(batch))
+            for message in batch:
+                message.value  # noqa: B018 - every value reaches the program, as with the raw sockets
+            count += len(batch)
+            if count >= expected:
+                break
+    except asyncio.CancelledError:
+        pass
+    return count
+
+
+async def _drain_messages(subscription: Subscription, expected: int, clock: Reception) -> int:
+    count = 0
+    try:
+        async for message in subscription:
+            if not count:
+                clock.first(1)
+            message.value  # noqa: B018 - as above
+            count += 1
+            if count >= expected:
+                break
+    except asyncio.CancelledError:
+        pass
+    return count
+
+
+async def _until_quiet(node: Node, drain: Awaitable[int], quiet_s: float) -> tuple[int, float]:
+    """Wait for the drain, or stop it when nothing came for `quiet_s`; returns its count and how long it was quiet."""
+    task = asyncio.ensure_future(drain)
+    received, changed = -1, time.perf_counter()
+    while not (await asyncio.wait({task}, timeout=0.1))[0]:
+        if (now := node.statistics().total("received")) != received:
+            received, changed = now, time.perf_counter()
+        elif time.perf_counter() - changed > quiet_s:
+            task.cancel()
+            return await task, time.perf_counter() - changed
+    return await task, 0.0
+
+
+def _entry(name: str, sender: Any, receiver: Any, payload: str = "bytes") -> Entry:
+    roles = {"sender": sender, "receiver": receiver}
+    return Entry(workload="throughput", peer=f"zfabric {name}", roles=roles, payload=payload)
+
+
+ENTRIES = [
+    _entry("publish_many -> batches", send_many, receive_batches),
+    _entry("publish_nowait -> batches", send_nowait, receive_batches),
+    _entry("publish_nowait -> async for", send_nowait, receive_messages),
+    _entry("publish_many -> batches", send_many, receive_batches, "dict"),
+    _entry("publish_nowait -> async for", send_nowait, receive_messages, "dict"),
+    _entry("publish_many -> batches", send_many, receive_batches, "struct"),
+    _entry("publish_nowait -> async for", send_nowait, receive_messages, "struct"),
+]

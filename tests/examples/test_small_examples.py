@@ -1,0 +1,68 @@
+"""The small examples run as they are printed, each as a program of its own."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+pytestmark = pytest.mark.slow
+
+
+def start(name: str, fabric: str) -> subprocess.Popen[str]:
+    """Start an example on a fabric of its own."""
+    command = [sys.executable, "-W", "error", str(EXAMPLES / name), fabric]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+
+
+def run(name: str) -> str:
+    """Run an example that must succeed; returns what it printed."""
+    with start(name, f"test-{secrets.token_hex(4)}") as process:
+        try:
+            output, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert (process.returncode, errors) == (0, "")
+    return output
+
+
+@pytest.mark.parametrize("first", ["hello_publisher.py", "hello_subscriber.py"])
+def test_hello(first: str) -> None:
+    """Publisher and subscriber find each other whoever starts first, and all ten readings arrive in order."""
+    fabric = f"test-{secrets.token_hex(4)}"
+    names = sorted(["hello_publisher.py", "hello_subscriber.py"], key=lambda name: name != first)
+    processes = {name: start(name, fabric) for name in names}
+    publisher, subscriber = processes["hello_publisher.py"], processes["hello_subscriber.py"]
+    try:
+        assert subscriber.stdout is not None
+        lines = [subscriber.stdout.readline() for _ in range(10)]
+        _, publisher_errors = publisher.communicate(timeout=20)
+        subscriber.send_signal(signal.SIGINT)
+        rest, subscriber_errors = subscriber.communicate(timeout=20)
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.communicate()
+
+    assert lines == [f"plant.line1.temp #{seq} from sensor-1: {20 + seq / 2} °C\n" for seq in range(10)]
+    assert (publisher_errors, subscriber_errors, rest) == ("", "", "")
+    assert publisher.returncode == 0
+    assert subscriber.returncode == 0
+
+
+def test_numpy_frames() -> None:
+    """Arrays arrive whole, and the example says how fast."""
+    pytest.importorskip("numpy")
+
+    assert run("numpy_frames.py").startswith("200 frames of (1080, 1920) uint8: ")
+
+
+def test_sync_script() -> None:
+    """A script without asyncio gets every word, in order."""
+    assert run("sync_script.py").splitlines() == [f"writer wrote '{word}'" for word in ("fabric", "thread", "loom")]

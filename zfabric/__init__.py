@@ -1,0 +1,78 @@
+"""zfabric: a brokerless messaging fabric over ZeroMQ."""
+
+from zfabric.config import Config
+from zfabric.errors import (
+    AuthenticationFailed,
+    DecodeFailed,
+    EncodeFailed,
+    FabricError,
+    InsecureInterface,
+    InterfaceNotFound,
+    LimitExceeded,
+    LocalProtocolError,
+    NodeClosed,
+    NodeForked,
+    NoSubscribers,
+    RemoteProtocolError,
+    TopicError,
+    WindowFull,
+)
+from zfabric.events import (
+    DecodeError,
+    DiscoveryFailed,
+    DuplicateId,
+    Event,
+    Gap,
+    HandlerError,
+    PeerJoined,
+    PeerLeft,
+    PeerRefused,
+    ProtocolError,
+    SubscriberJoined,
+    SubscriberLeft,
+)
+from zfabric.model import Delivery, Message, Overflow, Peer, Source, Statistics, Topic, TopicStatistics
+from zfabric.node.node import Node
+from zfabric.node.publisher import Publisher
+from zfabric.node.subscription import Subscription
+
+__all__ = [
+    "AuthenticationFailed",
+    "Config",
+    "DecodeError",
+    "DecodeFailed",
+    "Delivery",
+    "DiscoveryFailed",
+    "DuplicateId",
+    "EncodeFailed",
+    "Event",
+    "FabricError",
+    "Gap",
+    "HandlerError",
+    "InsecureInterface",
+    "InterfaceNotFound",
+    "LimitExceeded",
+    "LocalProtocolError",
+    "Message",
+    "NoSubscribers",
+    "Node",
+    "NodeClosed",
+    "NodeForked",
+    "Overflow",
+    "Peer",
+    "PeerJoined",
+    "PeerLeft",
+    "PeerRefused",
+    "ProtocolError",
+    "Publisher",
+    "RemoteProtocolError",
+    "Source",
+    "Statistics",
+    "SubscriberJoined",
+    "SubscriberLeft",
+    "Subscription",
+    "Topic",
+    "TopicError",
+    "TopicStatistics",
+    "WindowFull",
+]

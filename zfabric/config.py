@@ -1,0 +1,121 @@
+"""Every limit and timeout of the fabric, in one frozen object with the unit last in each name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+__all__ = ["Config"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """The knobs of a node. Every field has a default that suits a LAN; a test reaches every limit."""
+
+    # -- addresses -----------------------------------------------------------------------------
+    port: int = 0
+    "TCP port of the inbox; 0 lets the system choose. Give a fixed one to be somebody's seed."
+    ipc: bool = True
+    "Offer ipc endpoints to peers on the same host. Off where libzmq lacks ipc (Windows wheels)."
+    mdns: bool = True
+    "Announce and browse by mDNS on the node's interfaces."
+    registry: bool = True
+    "Announce and browse in the same-host registry (files under the user's runtime directory)."
+    force_waker_thread: bool = False
+    "Poll sockets from a helper thread even where the event loop could (as on Windows' Proactor)."
+
+    # -- batches -------------------------------------------------------------------------------
+    batch_bytes: int = 64 * 1024
+    "An open batch of a topic is sealed when its body reaches this size."
+    batch_messages_max: int = 65_536
+    "Messages in one batch, at most; more in a received batch is a protocol error."
+    frame_bytes_max: int = 64 * 1024 * 1024
+    "Any single frame, at most (libzmq's MAXMSGSIZE): larger ones close the connection."
+    inline_bytes: int = 64 * 1024
+    "Bytes values and array buffers from this size on travel as ZeroMQ frames of their own."
+    buffers_per_batch_max: int = 1024
+    "Frames of their own beside one batch, at most."
+
+    # -- publish / subscribe -------------------------------------------------------------------
+    outlet_queue_bytes: int = 64 * 1024 * 1024
+    "Sent but not yet taken by one slow subscriber's connection, about; beyond it batches are lost for it."
+    buffer_bytes: int = 16 * 1024 * 1024
+    "Default bound of a subscription's buffer."
+    handler_threads_max: int = 8
+    "Threads that run `def` handlers, per node."
+    topics_max: int = 100_000
+    "Topics one node may publish, and the most that it accepts from one peer."
+    patterns_max: int = 10_000
+    "Subscriptions one node may hold, and the most that it accepts from one peer."
+    topic_bytes_max: int = 255
+    "Length of a topic or pattern."
+    inboxes_max: int = 200_000
+    "Streams (producer, topic) that a node keeps positions for."
+
+    # -- peers ---------------------------------------------------------------------------------
+    heartbeat_interval_s: float = 1.0
+    "A peer that got nothing else from us in this time gets a heartbeat."
+    peer_timeout_s: float = 5.0
+    "A peer that was silent for this long has left."
+    zmtp_heartbeat_interval_s: float = 2.0
+    "libzmq's own heartbeat, which finds dead hosts and half-open links."
+    handshake_timeout_s: float = 3.0
+    "Time for a connection's ZMTP handshake, and for a peer's answer to HELLO on one address."
+    reconnect_interval_s: float = 0.1
+    "First pause before a lost connection is tried again."
+    reconnect_interval_s_max: float = 5.0
+    "Longest pause between tries."
+    peers_max: int = 1024
+    "Peers a node keeps, at most; more are refused."
+    connections_max: int = 4096
+    "Sockets a node's context may open (libzmq's MAX_SOCKETS)."
+    backlog: int = 1024
+    "Connections that may wait to be accepted on each listening socket."
+    dials_per_s_max: float = 200.0
+    "New connections per second: forged announcements cannot make a node flood the network."
+    dials_pending_max: int = 256
+    "Connections that wait for their first answer at one time."
+    dial_keep_s: float = 30.0
+    "How long a discovered address is tried before it is forgotten (seeds are tried for ever)."
+    rejoin_s: float = 3600.0
+    "How long a peer that fell silent is tried again (a partition may heal, a host may wake)."
+    control_records_max: int = 20_000
+    "Records in one control frame."
+    control_queue_frames: int = 10_000
+    "Control frames that wait for one peer inside libzmq."
+    frames_per_turn_max: int = 256
+    "Frames read from one socket before other tasks of the event loop get their turn."
+
+    # -- discovery -----------------------------------------------------------------------------
+    discovery_records_max: int = 4096
+    "Discovered records kept per source; forged ones cannot grow memory."
+    endpoints_per_peer_max: int = 16
+    "Addresses of one peer that are looked at."
+    address_poll_s: float = 5.0
+    "How often the machine's addresses are compared with the announced ones."
+    address_settle_s: float = 1.0
+    "How long a changed set of addresses must stay the same before it is announced."
+    registry_poll_s: float = 2.0
+    "How often the same-host registry is read again."
+    gossip_interval_s: float = 2.0
+    "How often, at most, the same peer is sent our list of peers."
+
+    # -- events --------------------------------------------------------------------------------
+    events_max: int = 10_000
+    "Events that wait in one `node.events()` iterator; the oldest go first, counted."
+
+    # -- closing -------------------------------------------------------------------------------
+    close_timeout_s: float = 5.0
+    "Default time for `close()`: handlers, last batches and goodbyes."
+
+    def __post_init__(self) -> None:
+        """Refuse nonsense early, naming the field."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or field.name == "port":
+                continue
+            if value <= 0:
+                raise ValueError(f"Config.{field.name} must be above 0, not {value!r}")
+        if not 0 <= self.port <= 65_535:
+            raise ValueError(f"Config.port must be 0 to 65535, not {self.port!r}")
+        if self.peer_timeout_s < 2 * self.heartbeat_interval_s:
+            raise ValueError("Config.peer_timeout_s must be at least twice heartbeat_interval_s")

@@ -1,0 +1,146 @@
+"""Plain values that users hold: messages, topics, peers and statistics."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+__all__ = ["Delivery", "Message", "Overflow", "Peer", "Source", "Statistics", "Topic", "TopicStatistics"]
+
+T = TypeVar("T")
+
+
+class Delivery(StrEnum):
+    """What a publisher promises, and what a subscription asks for."""
+
+    AT_MOST_ONCE = "at-most-once"
+    AT_LEAST_ONCE = "at-least-once"
+    EXACTLY_ONCE = "exactly-once"
+
+
+class Overflow(StrEnum):
+    """What a subscription does when its buffer is full."""
+
+    BLOCK = "block"
+    "Stop reading: nothing is dropped here, and the pressure goes back towards the publisher."
+    DROP_OLDEST = "drop-oldest"
+    "Make room by dropping the oldest batch; a `Gap` event tells what went."
+    LATEST = "latest"
+    "Keep only the newest message of each topic and key."
+
+
+class Topic(Generic[T]):
+    """A topic with the type of its values: `TEMPS = Topic("plant.temp", Reading)`.
+
+    `type` is anything msgspec can check: a dataclass, `msgspec.Struct`, TypedDict, builtin or union.
+    The name may be a pattern when it is only subscribed to. Raises TopicError for a malformed name.
+    """
+
+    __slots__ = ("name", "type")
+
+    def __init__(self, name: str, type: type[T]) -> None:  # noqa: A002 - the public name
+        from zfabric.wire.topics import check_pattern
+
+        self.name = check_pattern(name)
+        self.type = type
+
+    def __repr__(self) -> str:
+        return f"Topic({self.name!r}, {getattr(self.type, '__name__', self.type)!s})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Topic) and (self.name, self.type) == (other.name, other.type)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+class Source(msgspec.Struct, frozen=True):
+    """Who published a message: `str(source)` is the node's name."""
+
+    id: str
+    "The node's id of this incarnation, 32 hexadecimal digits."
+    name: str
+    "The node's name, which other nodes may share."
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Message(msgspec.Struct, gc=False):
+    """One received message."""
+
+    value: Any
+    "The decoded payload."
+    seq: int
+    "Its number among its publisher's messages on this topic, from 0."
+    topic: str
+    timestamp: float
+    "When its batch was opened, by the publisher's clock: seconds since 1970, UTC."
+    source: Source
+    key: Any = None
+    headers: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        key = "" if self.key is None else f" key={self.key!r}"
+        return f"<Message {self.topic}#{self.seq} from {self.source.name}{key}: {self.value!r}>"
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """Another node as this one sees it."""
+
+    id: str
+    "32 hexadecimal digits, new for every incarnation."
+    name: str
+    host: str
+    "Name of the machine it runs on."
+    pid: int
+    endpoint: str
+    "The address that this node talks to; empty while only the peer's own connection is used."
+    since: float
+    "When it joined, by this node's clock: seconds since 1970, UTC."
+    topics: tuple[str, ...]
+    "Topics it publishes."
+    patterns: tuple[str, ...]
+    "Topics and patterns it subscribes to."
+
+
+class TopicStatistics(msgspec.Struct, frozen=True):
+    """Counters of one topic since the node started."""
+
+    published: int = 0
+    "Messages published here."
+    unmatched: int = 0
+    "Of those, messages that nobody subscribed to."
+    received: int = 0
+    "Messages received and handed to a subscription of this node."
+    lost: int = 0
+    "Messages that a `Gap` told about."
+    undecodable: int = 0
+    "Messages whose payload did not decode or did not fit the subscription's type."
+    expired: int = 0
+    "Messages dropped because their ttl had passed."
+
+
+class Statistics(msgspec.Struct, frozen=True):
+    """What the node counted since it started, as one consistent snapshot."""
+
+    peers: int
+    topics: dict[str, TopicStatistics]
+    batches_sent: int
+    batches_received: int
+    bytes_sent: int
+    bytes_received: int
+    protocol_errors: int
+    "Frames that were not the protocol, from peers and strangers."
+    handler_errors: int
+    "Exceptions that left a handler."
+    events_dropped: int
+    "Events that a slow `node.events()` iterator missed."
+    strangers: int
+    "Frames from connections that never said HELLO, or from nodes that are not peers."
+
+    def total(self, name: str) -> int:
+        """The sum of one counter over all topics: `statistics.total("lost")`."""
+        return sum(getattr(topic, name) for topic in self.topics.values())

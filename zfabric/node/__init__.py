@@ -1,0 +1,1 @@
+"""The driver (the only reader of the clock) and the asyncio API."""

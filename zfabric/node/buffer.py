@@ -1,0 +1,169 @@
+"""What waits between the feed and the consumer of one subscription, bounded in bytes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import count, repeat
+from typing import Any, Protocol
+
+from zfabric.errors import DecodeFailed
+from zfabric.model import Message, Source
+from zfabric.wire.batch import Batch
+from zfabric.wire.codec import Codec
+
+__all__ = ["BatchQueue", "LatestSlots", "MessageBuffer", "decode_batch"]
+
+BadMessage = Callable[[Source, str, int, str], None]
+"""Called with (source, topic, seq, reason) for every message that does not decode."""
+Lost = Callable[[Source, str, int, int], None]
+"""Called with (source, topic, first, last) for messages that the buffer dropped."""
+
+
+def decode_batch(
+    batch: Batch, source: Source, codec: Codec, now: float, bad: BadMessage
+) -> tuple[list[Message], int]:
+    """The messages of a batch that decode and have not expired, and how many had."""
+    timestamp = batch.published_ns / 1e9
+    try:
+        values = codec.decode_many(batch.body, batch.buffers)
+        if len(values) != batch.count:
+            raise DecodeFailed(f"batch of {len(values)} values says that it has {batch.count}")
+        messages = list(
+            map(Message, values, count(batch.base), repeat(batch.topic), repeat(timestamp), repeat(source))
+        )
+    except DecodeFailed as error:
+        return list(_salvage(batch, source, codec, timestamp, bad, error)), 0
+    if batch.meta is None:
+        return messages, 0
+    return _annotate(messages, batch, now)
+
+
+def _annotate(messages: list[Message], batch: Batch, now: float) -> tuple[list[Message], int]:
+    meta = batch.meta
+    assert meta is not None
+    last = batch.count
+    for index, key in meta.keys.items():
+        if 0 <= index < last:
+            messages[index].key = key
+    for index, headers in meta.headers.items():
+        if 0 <= index < last:
+            messages[index].headers = headers
+    if not meta.ttl_ms:
+        return messages, 0
+    age_ms = (now - batch.published_ns / 1e9) * 1000
+    expired = {index for index, ttl in meta.ttl_ms.items() if age_ms > ttl and 0 <= index < last}
+    return [message for index, message in enumerate(messages) if index not in expired], len(expired)
+
+
+def _salvage(
+    batch: Batch, source: Source, codec: Codec, timestamp: float, bad: BadMessage, error: DecodeFailed
+) -> Iterator[Message]:
+    """Message by message: the good ones, while the bad ones are reported."""
+    meta = batch.meta
+    try:
+        each = list(codec.decode_each(batch.body, batch.buffers))
+        if len(each) != batch.count:
+            raise DecodeFailed(f"batch of {len(each)} values says that it has {batch.count}")
+    except DecodeFailed as hopeless:
+        for seq in range(batch.base, batch.end):
+            bad(source, batch.topic, seq, hopeless.reason)
+        return
+    for index, value in each:
+        seq = batch.base + index
+        if isinstance(value, DecodeFailed):
+            bad(source, batch.topic, seq, value.reason)
+            continue
+        key = meta.keys.get(index) if meta is not None else None
+        headers = meta.headers.get(index) if meta is not None else None
+        yield Message(value, seq, batch.topic, timestamp, source, key, headers)
+
+
+class MessageBuffer(Protocol):
+    """One overflow policy."""
+
+    nbytes: int
+    "Bytes waiting."
+    pending: int
+    "Messages waiting."
+
+    def push(self, batch: Batch, source: Source) -> None:
+        """Take a batch."""
+
+    def pop(self) -> list[Message]:
+        """The next messages; empty if nothing waits."""
+
+
+class BatchQueue:
+    """First in, first out. Drops the oldest batch beyond its bound, unless the owner stops the feed in time."""
+
+    def __init__(
+        self, bytes_max: int, decode: Callable[[Batch, Source], list[Message]], lost: Lost, *, drop: bool
+    ) -> None:
+        self._bytes_max = bytes_max
+        self._decode = decode
+        self._lost = lost
+        self._drop = drop
+        self._batches: deque[tuple[Batch, Source]] = deque()
+        self.nbytes = 0
+        self.pending = 0
+
+    def push(self, batch: Batch, source: Source) -> None:
+        """Take a batch; the newest always fits."""
+        self._batches.append((batch, source))
+        self.nbytes += batch.nbytes
+        self.pending += batch.count
+        while self._drop and self.nbytes > self._bytes_max and len(self._batches) > 1:
+            old, old_source = self._take()
+            self._lost(old_source, old.topic, old.base, old.end - 1)
+
+    def pop(self) -> list[Message]:
+        """The oldest batch that has messages left after decoding."""
+        while self._batches:
+            messages = self._decode(*self._take())
+            if messages:
+                return messages
+        return []
+
+    def _take(self) -> tuple[Batch, Source]:
+        batch, source = self._batches.popleft()
+        self.nbytes -= batch.nbytes
+        self.pending -= batch.count
+        return batch, source
+
+
+class LatestSlots:
+    """One slot for each topic and key, holding the newest message; older ones are replaced."""
+
+    def __init__(self, bytes_max: int, decode: Callable[[Batch, Source], list[Message]], lost: Lost) -> None:
+        self._bytes_max = bytes_max
+        self._decode = decode
+        self._lost = lost
+        self._slots: dict[tuple[str, Any], tuple[Message, int]] = {}
+        self.nbytes = 0
+
+    @property
+    def pending(self) -> int:
+        """Messages waiting."""
+        return len(self._slots)
+
+    def push(self, batch: Batch, source: Source) -> None:
+        """Decode at once: keys decide."""
+        messages = self._decode(batch, source)
+        size = batch.nbytes // max(1, len(messages)) + 1
+        for message in messages:
+            key = message.key if message.key.__hash__ is not None else repr(message.key)
+            old = self._slots.pop((message.topic, key), None)
+            self.nbytes += size - (old[1] if old is not None else 0)
+            self._slots[message.topic, key] = message, size
+        while self.nbytes > self._bytes_max and len(self._slots) > 1:
+            message, size = self._slots.pop(next(iter(self._slots)))
+            self.nbytes -= size
+            self._lost(message.source, message.topic, message.seq, message.seq)
+
+    def pop(self) -> list[Message]:
+        """Everything that is newest now."""
+        messages = [message for message, _ in self._slots.values()]
+        self._slots.clear()
+        self.nbytes = 0
+        return messages

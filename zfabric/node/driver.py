@@ -1,0 +1,292 @@
+"""Joins the protocol core to a transport, discovery and the event loop. It moves things and decides nothing.
+
+    transport --frames--> core --actions--> transport
+    publishers --open batches--> flush(), once a turn --> transport (and the node's own subscriptions)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from math import inf
+from typing import Protocol
+
+from zfabric.config import Config
+from zfabric.discovery.base import Announcement, Discovery
+from zfabric.errors import NodeClosed, NodeForked
+from zfabric.events import DiscoveryFailed, Event
+from zfabric.model import Source
+from zfabric.node.eventhub import EventHub
+from zfabric.protocol.core import Core, Delivered
+from zfabric.protocol.effects import (
+    Action,
+    AddFilter,
+    ConnectFeed,
+    Dial,
+    DisconnectFeed,
+    Emit,
+    HangUp,
+    RemoveFilter,
+    Send,
+)
+from zfabric.protocol.outbox import Outbox
+from zfabric.transport.base import Buffer, Route, Transport
+from zfabric.wire.batch import Batch
+from zfabric.wire.records import Identity
+
+__all__ = ["Driver", "Sink"]
+
+log = logging.getLogger("zfabric")
+
+
+class Sink(Protocol):
+    """A subscription, as the driver sees it."""
+
+    def deliver(self, batch: Batch, source: Source) -> None:
+        """Take a batch."""
+
+
+class Driver:
+    """One node's engine room; implements `transport.base.Receiver`."""
+
+    def __init__(self, core: Core, transport: Transport, ways: Sequence[Discovery], config: Config) -> None:
+        self.core = core
+        self.events = EventHub(config.events_max)
+        self.batches_sent = self.batches_received = 0
+        self.bytes_sent = self.bytes_received = 0
+        self._transport = transport
+        self._ways = ways
+        self._config = config
+        self._dirty: list[Outbox] = []
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = inf
+        self._pump_soon = False
+        self._holding: set[Sink] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._source = Source(core.me.hex(), "")
+        self.open_state = "new"
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def open(self, identity: Identity, fingerprint: str, seeds: Sequence[str]) -> None:
+        """Bind, introduce ourselves and start to look for others. Raises OSError if an address is taken."""
+        self.loop = asyncio.get_running_loop()
+        self._transport.open(self)
+        self.open_state = "open"
+        self._source = Source(self.core.me.hex(), identity.name)
+        self._fingerprint = fingerprint
+        self._identity = identity
+        self._introduce()
+        for seed in seeds:
+            self.core.seek(seed, self.loop.time())
+        for way in self._ways:
+            task = self.loop.create_task(self._start(way), name=f"zfabric-{way.name}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        self.pump()
+
+    def _introduce(self) -> None:
+        transport, old = self._transport, self._identity
+        inbox, outlet = transport.inbox_endpoints, transport.outlet_endpoints
+        self._identity = Identity(old.token, old.fabric, old.name, old.host, old.pid, inbox, outlet)
+        self.core.introduce(self._identity)
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Where other nodes can dial this one."""
+        return self._transport.inbox_endpoints
+
+    def _announcement(self) -> Announcement:
+        return Announcement(self.core.me, self._identity.fabric, self.endpoints, self._fingerprint)
+
+    async def _start(self, way: Discovery) -> None:
+        try:
+            await way.start(self._announcement(), self._found)
+        except OSError as error:
+            log.warning("discovery by %s does not work here: %s", way.name, error)
+            self.events.put(DiscoveryFailed(way.name, str(error)))
+
+    def _found(self, announcement: Announcement) -> None:
+        if self.open_state == "open":
+            self.core.found(announcement.node_id, announcement.endpoints, self.loop.time())
+            self.schedule_pump()
+
+    async def readdress(self, addresses: tuple[str, ...]) -> None:
+        """The machine's addresses changed: listen there, and tell everybody."""
+        self._transport.rebind(addresses)
+        self._introduce()
+        self.core.reintroduce(self.loop.time())
+        self.pump()
+        for way in self._ways:
+            await way.update(self._announcement())
+
+    async def close(self, timeout: float) -> None:
+        """Send what is open, say goodbye, stop. Always returns within about `timeout` seconds."""
+        if self.open_state != "open":
+            return
+        self.flush()
+        self.core.goodbye()
+        self.pump()
+        self.open_state = "closed"
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        closing = [self._transport.close(timeout), *(way.close() for way in self._ways)]
+        try:
+            async with asyncio.timeout(timeout + 1):
+                await asyncio.gather(*closing, return_exceptions=True)
+        except TimeoutError:
+            log.warning("closing took longer than %.1f s: what was left is given up", timeout)
+        finally:
+            self.events.close()
+            self._wake()
+
+    def check_open(self) -> None:
+        """Raise NodeClosed or NodeForked unless the node can be used."""
+        if self.open_state == "forked":
+            raise NodeForked("this node was opened before fork(): its sockets belong to the parent; open a new node")
+        if self.open_state != "open":
+            raise NodeClosed(f"the node is {'closed' if self.open_state == 'closed' else 'not open yet'}")
+
+    # -- publishing ----------------------------------------------------------------------------
+
+    def dirty(self, outbox: Outbox) -> None:
+        """An outbox has its first message of a batch: send the batch at the end of this turn of the loop."""
+        if not self._dirty:
+            self.loop.call_soon(self.flush)
+        self._dirty.append(outbox)
+
+    def flush(self) -> None:
+        """Send every open batch."""
+        dirty, self._dirty = self._dirty, []
+        for outbox in dirty:
+            self.send(outbox)
+
+    def send(self, outbox: Outbox) -> None:
+        """Seal and send the open batch of one outbox, if there is one."""
+        if not outbox.writer.count or self.open_state != "open":
+            return
+        frames = outbox.seal(time.time_ns())
+        self.batches_sent += 1
+        self.bytes_sent += sum(map(len, frames))
+        if outbox.remote:
+            self._transport.publish(frames)
+        if outbox.local:
+            self._hand_out(self.core.loop_back(frames, self._source, outbox.local))
+
+    # -- what the transport calls --------------------------------------------------------------
+
+    def on_control(self, route: Route, frame: bytes) -> None:
+        """A control frame arrived."""
+        self.core.receive(route, frame, self.loop.time())
+
+    def on_filter(self, data: bytes) -> None:
+        """A subscription arrived at the outlet."""
+        self.core.receive_filter(data, self.loop.time())
+
+    def on_batch(self, frames: Sequence[Buffer]) -> None:
+        """A batch arrived on the feed."""
+        self.batches_received += 1
+        self.bytes_received += sum(map(len, frames))
+        self._hand_out(self.core.receive_batch(frames, self.loop.time()))
+
+    def on_burst_end(self) -> None:
+        """Answer everything that came in this burst at once."""
+        self.pump()
+
+    def _hand_out(self, delivered: Delivered | None) -> None:
+        if delivered is not None:
+            batch, source, sinks = delivered
+            for sink in sinks:
+                sink.deliver(batch, source)  # type: ignore[attr-defined] # handles are Sinks
+
+    def hold_feed(self, sink: Sink, *, full: bool) -> None:
+        """A blocking subscription is full, or has room again."""
+        (self._holding.add if full else self._holding.discard)(sink)
+        self._transport.pause_feed(bool(self._holding))
+
+    # -- doing what the core says --------------------------------------------------------------
+
+    def schedule_pump(self) -> None:
+        """Carry out the core's actions later in this turn of the loop."""
+        if not self._pump_soon:
+            self._pump_soon = True
+            self.loop.call_soon(self.pump)
+
+    def pump(self) -> None:
+        """Carry out the core's actions until there are none."""
+        self._pump_soon = False
+        if self.open_state != "open":
+            return
+        now = self.loop.time()
+        while actions := self.core.actions(now):
+            for action in actions:
+                self._act(action, now)
+        self._rearm()
+        self._wake()
+
+    def _act(self, action: Action, now: float) -> None:
+        transport = self._transport
+        match action:
+            case Send(route, frame):
+                if not transport.send(route, frame):
+                    self.core.route_lost(route, now)
+            case Emit(event):
+                self.events.put(event)
+            case Dial(route, endpoint):
+                if not transport.dial(route, endpoint):
+                    self.core.route_lost(route, now)
+            case HangUp(route):
+                transport.hang_up(route)
+            case AddFilter(prefix):
+                transport.add_filter(prefix)
+            case RemoveFilter(prefix):
+                transport.remove_filter(prefix)
+            case ConnectFeed(endpoint):
+                transport.connect_feed(endpoint)
+            case DisconnectFeed(endpoint):
+                transport.disconnect_feed(endpoint)
+
+    def _rearm(self) -> None:
+        due = self.core.timer()
+        if due == self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = due
+        self._timer = self.loop.call_at(due, self._on_timer) if due < inf else None
+
+    def _on_timer(self) -> None:
+        self._timer_at = -inf
+        self.core.handle_timer(self.loop.time())
+        self.pump()
+
+    # -- waiting -------------------------------------------------------------------------------
+
+    def emit(self, event: Event) -> None:
+        """Tell the user."""
+        self.events.put(event)
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
+
+    async def wait_until(self, condition: Callable[[], bool], timeout: float | None) -> None:
+        """Return once `condition()` holds. Raises TimeoutError, or NodeClosed if the node closes meanwhile."""
+        async with asyncio.timeout(timeout):
+            while True:
+                self.check_open()
+                if condition():
+                    return
+                waiter: asyncio.Future[None] = self.loop.create_future()
+                self._waiters.add(waiter)
+                try:
+                    await waiter
+                finally:
+                    self._waiters.discard(waiter)

@@ -1,0 +1,62 @@
+"""Where a node lives: the real machine here, memory in `zfabric.testing`."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from pathlib import Path
+from typing import Protocol
+
+from zfabric.config import Config
+from zfabric.discovery import ways
+from zfabric.discovery.base import Discovery
+from zfabric.discovery.interfaces import Scope, resolve
+from zfabric.discovery.registry import runtime_dir
+from zfabric.transport.base import Transport
+from zfabric.transport.sockets import ZmqTransport
+
+__all__ = ["Environment", "Machine"]
+
+log = logging.getLogger("zfabric")
+
+
+class Environment(Protocol):
+    """Everything outside the node that it needs."""
+
+    def scope(self, interface: str) -> Scope:
+        """The addresses behind `interface=`."""
+
+    def random_bytes(self, count: int) -> bytes:
+        """Fresh randomness."""
+
+    def transport(self, node_id: bytes, scope: Scope, config: Config) -> Transport:
+        """Sockets, not open yet."""
+
+    def ways(self, scope: Scope, config: Config) -> list[Discovery]:
+        """Ways to find peers, not started yet."""
+
+
+class Machine:
+    """This computer."""
+
+    def scope(self, interface: str) -> Scope:
+        """Look at the machine's interfaces."""
+        return resolve(interface)
+
+    def random_bytes(self, count: int) -> bytes:
+        """From the operating system."""
+        return secrets.token_bytes(count)
+
+    def transport(self, node_id: bytes, scope: Scope, config: Config) -> Transport:
+        """ZeroMQ."""
+        stem: Path | None = None
+        if config.ipc:
+            try:
+                stem = runtime_dir() / node_id.hex()[:16]
+            except OSError as error:
+                log.warning("no ipc, because the runtime directory cannot be used: %s", error)
+        return ZmqTransport(config, scope.addresses, stem)
+
+    def ways(self, scope: Scope, config: Config) -> list[Discovery]:
+        """mDNS, the same-host registry and plugins."""
+        return ways(scope, config)

@@ -1,0 +1,115 @@
+"""Callbacks: a task for each handler, and daemon threads for those that are plain functions."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import queue
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from zfabric.events import HandlerError
+from zfabric.model import Message
+from zfabric.node.driver import Driver
+from zfabric.node.subscription import Subscription
+
+__all__ = ["Handlers", "Threads"]
+
+log = logging.getLogger("zfabric")
+
+
+class Threads:
+    """A bounded pool of daemon threads: unlike an executor's, a hung one does not keep the process alive."""
+
+    def __init__(self, threads_max: int) -> None:
+        self._threads_max = threads_max
+        self._jobs: queue.SimpleQueue[tuple[asyncio.Future[Any], Callable[..., Any], Any] | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._busy = 0
+
+    async def run(self, function: Callable[..., Any], argument: Any) -> Any:
+        """Call the function in a thread."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if self._busy >= len(self._threads) < self._threads_max:
+            thread = threading.Thread(target=self._work, name="zfabric-handler", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self._busy += 1
+        self._jobs.put((future, function, argument))
+        try:
+            return await future
+        finally:
+            self._busy -= 1
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            future, function, argument = job
+            try:
+                result, error = function(argument), None
+            except Exception as caught:  # noqa: BLE001 - it is raised again in the loop
+                result, error = None, caught
+            with suppress(RuntimeError):  # the loop may be gone
+                future.get_loop().call_soon_threadsafe(_finish, future, result, error)
+            del job, future, function, argument, result, error
+
+    def close(self) -> None:
+        """Let the threads end after what they are doing."""
+        for _ in self._threads:
+            self._jobs.put(None)
+
+
+def _finish(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
+class Handlers:
+    """Runs `@node.on` handlers, each in order, all of them beside each other."""
+
+    def __init__(self, driver: Driver, threads_max: int) -> None:
+        self._driver = driver
+        self._threads = Threads(threads_max)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.errors = 0
+
+    def start(self, subscription: Subscription, handler: Callable[[Message], Any]) -> None:
+        """Call `handler` with every message of the subscription."""
+        call: Callable[[Message], Awaitable[Any]]
+        if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None)):  # noqa: B004
+            call = handler
+        else:
+
+            async def call(message: Message) -> Any:
+                return await self._threads.run(handler, message)
+
+        name = getattr(handler, "__qualname__", repr(handler))
+        task = self._driver.loop.create_task(self._run(subscription, call, name), name=f"zfabric-handler-{name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, subscription: Subscription, call: Callable[[Message], Awaitable[Any]], name: str) -> None:
+        async for message in subscription:
+            try:
+                await call(message)
+            except Exception as error:
+                self.errors += 1
+                log.exception("handler %s failed on %s", name, message.topic)
+                self._driver.emit(HandlerError(message.topic, name, f"{type(error).__name__}: {error}"))
+
+    async def close(self, timeout: float) -> None:
+        """Let handlers finish what has arrived for at most `timeout` seconds, then cancel them."""
+        tasks = set(self._tasks)
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=0.1)
+        self._threads.close()

@@ -1,0 +1,337 @@
+"""The node: what users open, and what everything else hangs on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar, overload
+
+from zfabric.config import Config
+from zfabric.discovery.interfaces import AddressWatch, Scope
+from zfabric.errors import InsecureInterface, LocalProtocolError
+from zfabric.model import Delivery, Overflow, Peer, Statistics, Topic, TopicStatistics
+from zfabric.node.driver import Driver
+from zfabric.node.environment import Environment, Machine
+from zfabric.node.eventhub import EventStream
+from zfabric.node.handlers import Handlers
+from zfabric.node.publisher import Publisher
+from zfabric.node.subscription import Subscription
+from zfabric.protocol.core import Core
+from zfabric.protocol.outbox import Outbox
+from zfabric.wire.codec import Codec
+from zfabric.wire.records import Identity
+from zfabric.wire.topics import Pattern, check_topic
+
+__all__ = ["Node"]
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+
+class _OpenTopic:
+    """What the publishers of one topic share."""
+
+    def __init__(self, outbox: Outbox, codec: Codec) -> None:
+        self.outbox = outbox
+        self.codec = codec
+        self.publishers = 0
+
+
+class Node:
+    """One member of a fabric. Use it as `async with Node("name") as node:`, or `open()` and `close()` it.
+
+    `name`: for people; several nodes may share one. Default: the program's name and process id.
+    `fabric`: only nodes of the same fabric see each other.
+    `interface`: `"loopback"` (this machine only), `"lan"` (all its networks), an interface's name or an address.
+    `seeds`: addresses of nodes to connect to, beside those that discovery finds, e.g. `tcp://10.0.0.7:7400`.
+    `key`: the fabric's key; `insecure=True` is needed to leave this machine without one.
+    `config`: limits and timeouts.
+
+    Everything belongs to the event loop that `open()` ran in. From other threads use `zfabric.sync.Node`.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        fabric: str = "default",
+        interface: str = "loopback",
+        seeds: Sequence[str] = (),
+        key: str | bytes | None = None,
+        insecure: bool = False,
+        config: Config | None = None,
+    ) -> None:
+        if key is not None:
+            raise LocalProtocolError("encrypted fabrics are not there yet: leave out key=, and stay on loopback")
+        self.name = name if name is not None else f"{Path(sys.argv[0] or 'python').stem}-{os.getpid()}"
+        self.fabric = fabric
+        self._interface = interface
+        self._seeds = tuple(seeds)
+        self._insecure = insecure
+        self._config = config or Config()
+        self._environment: Environment = Machine()
+        self._driver: Driver | None = None
+        self._handlers: Handlers | None = None
+        self._topics: dict[str, _OpenTopic] = {}
+        self._subscriptions: dict[Subscription, None] = {}
+        self._ended: dict[str, tuple[int, int]] = {}
+        self._watch: asyncio.Task[None] | None = None
+        self.id = ""
+
+    def __repr__(self) -> str:
+        state = "new" if self._driver is None else self._driver.open_state
+        return f"<Node {self.name} {self.id[:8]} of fabric {self.fabric!r} [{state}]>"
+
+    # -- life ----------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Bind, announce and start to look for peers; does not wait for any.
+
+        Raises InterfaceNotFound, InsecureInterface, or OSError when an address cannot be bound.
+        """
+        if self._driver is not None:
+            raise LocalProtocolError("a node opens once; make a new one")
+        environment, config = self._environment, self._config
+        scope = environment.scope(self._interface)
+        if not scope.loopback and not self._insecure:
+            raise InsecureInterface(self._interface)
+        node_id = environment.random_bytes(16)
+        loop = asyncio.get_running_loop()
+        transport = environment.transport(node_id, scope, config)
+        core = Core(node_id, config, transport.usable, time.time() - loop.time())
+        driver = Driver(core, transport, environment.ways(scope, config), config)
+        host = socket.gethostname()
+        identity = Identity(environment.random_bytes(16), self.fabric, self.name, host, os.getpid(), (), ())
+        driver.open(identity, "", self._seeds)
+        self.id = node_id.hex()
+        self._driver = driver
+        self._with_crc = not scope.loopback
+        self._handlers = Handlers(driver, config.handler_threads_max)
+        _open_nodes.add(self)
+        if not scope.loopback:
+            self._watch = loop.create_task(self._watch_addresses(scope), name="zfabric-addresses")
+
+    async def _watch_addresses(self, scope: Scope) -> None:
+        changed: asyncio.Queue[Scope] = asyncio.Queue()
+        watch = AddressWatch(scope, self._config, changed.put_nowait)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(watch.run())
+            while True:
+                await self._opened().readdress((await changed.get()).addresses)
+
+    async def close(self, timeout: float | None = None) -> None:
+        """Stop: handlers finish what has arrived, open batches leave, peers are told. Always returns.
+
+        `timeout` in seconds, default `Config.close_timeout_s`, bounds all of it.
+        """
+        driver, handlers = self._driver, self._handlers
+        if driver is None or handlers is None or driver.open_state != "open":
+            return
+        timeout = self._config.close_timeout_s if timeout is None else timeout
+        deadline = driver.loop.time() + timeout
+        if self._watch is not None:
+            self._watch.cancel()
+        for subscription in list(self._subscriptions):
+            subscription.end()
+        await handlers.close(timeout / 2)
+        await driver.close(max(0.05, deadline - driver.loop.time()))
+        for subscription in list(self._subscriptions):
+            subscription.end()
+        _open_nodes.discard(self)
+
+    async def __aenter__(self) -> Node:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _opened(self) -> Driver:
+        if self._driver is None:
+            raise LocalProtocolError("open the node first: `async with node:` or `await node.open()`")
+        self._driver.check_open()
+        return self._driver
+
+    # -- who is there --------------------------------------------------------------------------
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Addresses that other nodes can give as `seeds`."""
+        return self._opened().endpoints
+
+    @property
+    def peers(self) -> tuple[Peer, ...]:
+        """The other nodes of this fabric, as of now."""
+        core = self._opened().core
+        return tuple(core.describe(peer) for peer in core.peers.up())
+
+    async def wait_for_peers(self, count: int = 1, timeout: float | None = None) -> None:
+        """Return once `count` peers are there. Raises TimeoutError after `timeout` seconds."""
+        driver = self._opened()
+        await driver.wait_until(lambda: len(driver.core.peers.up()) >= count, timeout)
+
+    def events(self) -> EventStream:
+        """An async iterator of what happens from now on: peers, gaps, errors. Bounded by Config.events_max."""
+        return self._opened().events.stream()
+
+    def statistics(self) -> Statistics:
+        """Counters since the node opened, in one snapshot."""
+        driver = self._driver
+        if driver is None:
+            raise LocalProtocolError("open the node first: `async with node:` or `await node.open()`")
+        core, subscriptions = driver.core, list(self._subscriptions)
+        names = {*self._topics, *self._ended, *core.received, *core.lost}
+        for subscription in subscriptions:
+            names.update(subscription.undecodable, subscription.expired)
+        return Statistics(
+            peers=len(core.peers.up()),
+            topics={name: self._topic_statistics(name, core, subscriptions) for name in sorted(names)},
+            batches_sent=driver.batches_sent,
+            batches_received=driver.batches_received,
+            bytes_sent=driver.bytes_sent,
+            bytes_received=driver.bytes_received,
+            protocol_errors=core.protocol_errors,
+            handler_errors=self._handlers.errors if self._handlers is not None else 0,
+            events_dropped=driver.events.dropped,
+            strangers=core.strangers,
+        )
+
+    def _topic_statistics(self, name: str, core: Core, subscriptions: list[Subscription]) -> TopicStatistics:
+        published, unmatched = self._ended.get(name, (0, 0))
+        if name in self._topics:
+            outbox = self._topics[name].outbox
+            published, unmatched = published + outbox.next_seq, unmatched + outbox.skipped
+        return TopicStatistics(
+            published=published,
+            unmatched=unmatched,
+            received=core.received.get(name, 0),
+            lost=core.lost.get(name, 0),
+            undecodable=sum(s.undecodable.get(name, 0) for s in subscriptions),
+            expired=sum(s.expired.get(name, 0) for s in subscriptions),
+        )
+
+    # -- publish / subscribe -------------------------------------------------------------------
+
+    def publisher(
+        self,
+        topic: str | Topic[Any],
+        *,
+        delivery: str = Delivery.AT_MOST_ONCE,
+        mandatory: bool = False,
+    ) -> Publisher:
+        """Publish on a topic; publishers of the same topic share one sequence of messages.
+
+        `topic`: a name, or a `Topic` whose type every value is checked against.
+        `mandatory`: a message that nobody subscribes to raises NoSubscribers.
+        Raises TopicError, LimitExceeded, and LocalProtocolError if the topic is open with another type.
+        """
+        driver = self._opened()
+        name, value_type = (topic.name, topic.type) if isinstance(topic, Topic) else (topic, None)
+        check_topic(name, bytes_max=self._config.topic_bytes_max)
+        shared = self._topics.get(name)
+        if shared is None:
+            codec = Codec(value_type, inline_bytes=self._config.inline_bytes)
+            outbox = driver.core.interests.open_topic(name, Delivery(delivery), with_crc=self._with_crc)
+            shared = self._topics[name] = _OpenTopic(outbox, codec)
+            driver.schedule_pump()
+        elif shared.codec.type != Codec(value_type, inline_bytes=self._config.inline_bytes).type:
+            raise LocalProtocolError(f"{name!r} is published with another type already: {shared.codec.type}")
+        shared.publishers += 1
+        return Publisher(
+            driver, shared.outbox, shared.codec, self._config, self._release_topic, mandatory=mandatory
+        )
+
+    def _release_topic(self, name: str) -> None:
+        shared = self._topics[name]
+        shared.publishers -= 1
+        if shared.publishers:
+            return
+        del self._topics[name]
+        published, unmatched = self._ended.get(name, (0, 0))
+        self._ended[name] = published + shared.outbox.next_seq, unmatched + shared.outbox.skipped
+        if self._driver is not None and self._driver.open_state == "open":
+            self._driver.core.interests.close_topic(name)
+            self._driver.schedule_pump()
+
+    def subscribe(
+        self,
+        pattern: str | Topic[Any],
+        *,
+        delivery: str = Delivery.AT_MOST_ONCE,
+        overflow: str = Overflow.DROP_OLDEST,
+        buffer_bytes: int | None = None,
+        type: Any = None,  # noqa: A002 - the public name
+    ) -> Subscription:
+        """Receive what matches: `*` stands for one word, `#` for any number of words.
+
+        `overflow`: what happens when `buffer_bytes` (default Config.buffer_bytes) wait unread.
+        `type`: what payloads must be; others are skipped and reported as DecodeError events.
+        Raises TopicError, LimitExceeded, or TypeError for a type that msgspec does not know.
+        """
+        driver = self._opened()
+        name, value_type = (pattern.name, pattern.type) if isinstance(pattern, Topic) else (pattern, None)
+        compiled = Pattern(name, bytes_max=self._config.topic_bytes_max)
+        codec = Codec(type if type is not None else value_type, inline_bytes=self._config.inline_bytes)
+        size = self._config.buffer_bytes if buffer_bytes is None else buffer_bytes
+        if size <= 0:
+            raise ValueError(f"buffer_bytes must be above 0, not {size}")
+
+        def closed(subscription: Subscription) -> None:
+            del self._subscriptions[subscription]
+            if driver.open_state == "open":
+                driver.core.interests.unsubscribe(compiled, delivery, subscription)
+                driver.core.forget_unwanted()
+                driver.schedule_pump()
+
+        subscription = Subscription(driver, compiled, codec, Overflow(overflow), size, closed)
+        driver.core.interests.subscribe(compiled, Delivery(delivery), subscription)
+        self._subscriptions[subscription] = None
+        driver.schedule_pump()
+        return subscription
+
+    @overload
+    def on(self, pattern: str | Topic[Any], **options: Any) -> Callable[[Handler], Handler]: ...
+
+    @overload
+    def on(self, pattern: str | Topic[Any], *, overflow: str = ..., type: Any = ...) -> Callable[[Handler], Handler]: ...
+
+    def on(self, pattern: str | Topic[Any], **options: Any) -> Callable[[Handler], Handler]:
+        """Decorator: call the function with every message that matches; options as for `subscribe`.
+
+        An `async def` runs in the event loop, a `def` in one of Config.handler_threads_max threads; either handles
+        one message at a time, in order. Its exceptions are logged, counted and reported, and never stop the node.
+        """
+        driver = self._opened()
+        handlers = self._handlers
+        assert driver is not None and handlers is not None
+
+        def register(handler: Handler) -> Handler:
+            handlers.start(self.subscribe(pattern, **options), handler)
+            return handler
+
+        return register
+
+
+_open_nodes: weakref.WeakSet[Node] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    """A child of fork() has the parent's sockets but not its threads: make every use an error, not a hang."""
+    for node in list(_open_nodes):
+        driver = node._driver
+        if driver is not None and driver.open_state == "open":
+            driver.open_state = "forked"
+            for shared in node._topics.values():
+                shared.outbox.listeners = 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -1,0 +1,195 @@
+"""The receiving end of a pattern."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+from zfabric.errors import LocalProtocolError, NodeClosed
+from zfabric.events import DecodeError, Gap
+from zfabric.model import Message, Overflow, Source
+from zfabric.node.buffer import BatchQueue, LatestSlots, MessageBuffer, decode_batch
+from zfabric.node.driver import Driver
+from zfabric.wire.batch import Batch
+from zfabric.wire.codec import Codec
+from zfabric.wire.topics import Pattern
+
+__all__ = ["Subscription"]
+
+
+class Subscription:
+    """An async iterator of the messages that match a pattern; `node.subscribe(pattern)` makes it.
+
+    It receives from the moment it was made. One task reads it at a time. Cancelling a read loses nothing.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        pattern: Pattern,
+        codec: Codec,
+        overflow: Overflow,
+        buffer_bytes: int,
+        closed: Callable[[Subscription], None],
+    ) -> None:
+        self._driver = driver
+        self._pattern = pattern
+        self._codec = codec
+        self._blocking = overflow is Overflow.BLOCK
+        self._buffer_bytes = buffer_bytes
+        self._on_close = closed
+        self._buffer: MessageBuffer
+        if overflow is Overflow.LATEST:
+            self._buffer = LatestSlots(buffer_bytes, self._decode, self._lost)
+        else:
+            self._buffer = BatchQueue(buffer_bytes, self._decode, self._lost, drop=not self._blocking)
+        self._current: Iterator[Message] = iter(())
+        self._waiter: asyncio.Future[None] | None = None
+        self._reading = False
+        self._full = False
+        self._closed = False
+        self.undecodable: dict[str, int] = {}
+        self.expired: dict[str, int] = {}
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self.publishers} publishers, {self.pending} messages waiting"
+        return f"<Subscription {self.pattern} [{state}]>"
+
+    async def __aenter__(self) -> Subscription:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def pattern(self) -> str:
+        """The topic or pattern subscribed to."""
+        return self._pattern.text
+
+    @property
+    def pending(self) -> int:
+        """Messages that arrived and were not read yet, about."""
+        return self._buffer.pending + self._current.__length_hint__()  # type: ignore[attr-defined]
+
+    @property
+    def publishers(self) -> int:
+        """How many nodes have this subscription in place: their next message arrives here."""
+        return self._driver.core.interests.publishers_of(self._pattern)
+
+    async def wait_for(self, publishers: int = 1, timeout: float | None = None) -> None:
+        """Return once that many publishers have this subscription in place.
+
+        Raises TimeoutError after `timeout` seconds, NodeClosed if the node closes meanwhile.
+        """
+        await self._driver.wait_until(lambda: self.publishers >= publishers, timeout)
+
+    # -- reading -------------------------------------------------------------------------------
+
+    async def __aiter__(self) -> AsyncIterator[Message]:
+        """Message after message, until the subscription or its node is closed."""
+        while True:
+            for message in self._current:
+                yield message
+            batch = await self._next_batch()
+            if not batch:
+                return
+            self._current = iter(batch)
+
+    async def __anext__(self) -> Message:
+        for message in self._current:
+            return message
+        batch = await self._next_batch()
+        if not batch:
+            raise StopAsyncIteration
+        self._current = iter(batch)
+        return next(self._current)
+
+    async def receive(self, timeout: float | None = None) -> Message:
+        """The next message. Raises TimeoutError after `timeout` seconds, NodeClosed at the end."""
+        try:
+            async with asyncio.timeout(timeout):
+                return await self.__anext__()
+        except StopAsyncIteration:
+            raise NodeClosed(f"the subscription to {self.pattern!r} is closed") from None
+
+    async def batches(self) -> AsyncIterator[list[Message]]:
+        """The fast path: lists of messages, one for each batch that arrived."""
+        rest = list(self._current)
+        if rest:
+            yield rest
+        while batch := await self._next_batch():
+            yield batch
+
+    async def _next_batch(self) -> list[Message]:
+        """Messages in order; empty at the end. Nothing is taken out before there is somebody to give it to."""
+        if self._reading:
+            raise LocalProtocolError(f"another task reads the subscription to {self.pattern!r} already")
+        self._reading = True
+        try:
+            await asyncio.sleep(0)  # a busy reader lets the node's own work go on
+            while True:
+                messages = self._buffer.pop()
+                if self._full and self._buffer.nbytes <= self._buffer_bytes // 2:
+                    self._full = False
+                    self._driver.hold_feed(self, full=False)
+                if messages or self._closed:
+                    return messages
+                self._driver.check_open()
+                self._waiter = self._driver.loop.create_future()
+                await self._waiter
+        finally:
+            self._reading = False
+            self._waiter = None
+
+    async def close(self) -> None:
+        """Stop to receive. What waits can still be read; then iteration ends."""
+        if not self._closed:
+            self.end()
+            self._on_close(self)
+
+    # -- what the driver calls -----------------------------------------------------------------
+
+    def deliver(self, batch: Batch, source: Source) -> None:
+        """Take a batch."""
+        self._buffer.push(batch, source)
+        if self._blocking and not self._full and self._buffer.nbytes > self._buffer_bytes:
+            self._full = True
+            self._driver.hold_feed(self, full=True)
+        self._wake()
+
+    def end(self) -> None:
+        """No more will come."""
+        self._closed = True
+        if self._full:
+            self._full = False
+            self._driver.hold_feed(self, full=False)
+        self._wake()
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _decode(self, batch: Batch, source: Source) -> list[Message]:
+        messages, expired = decode_batch(batch, source, self._codec, time.time(), self._bad)
+        if expired:
+            self.expired[batch.topic] = self.expired.get(batch.topic, 0) + expired
+        return messages
+
+    def _bad(self, source: Source, topic: str, seq: int, reason: str) -> None:
+        self.undecodable[topic] = self.undecodable.get(topic, 0) + 1
+        self._driver.emit(DecodeError(source, topic, seq, reason))
+
+    def _lost(self, source: Source, topic: str, first: int, last: int) -> None:
+        self._driver.core.count_lost(Gap(source, topic, first, last, cause="buffer"))
+        self._driver.schedule_pump()
+
+
+def ensure_type(expected: Any, pattern_type: Any) -> Any:
+    """The type to decode to: `type=` or the Topic's."""
+    return pattern_type if expected is None else expected

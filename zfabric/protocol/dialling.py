@@ -1,0 +1,179 @@
+"""Which addresses to connect to, when, and how often: parallel, rate-limited, with back-off.
+
+A target is a peer that discovery told of, or a seed. All its addresses are tried at once (ipc alone first, where
+it can work: it is the fastest and answers in a millisecond); the first that answers WELCOME wins and the others
+are hung up. Discovered targets are given up after a while, seeds never.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+
+from zfabric.config import Config
+from zfabric.protocol.effects import Dial, Effects
+from zfabric.wire.records import Hello
+
+__all__ = ["Dialler"]
+
+
+class Target:
+    """Somebody we want to reach."""
+
+    __slots__ = ("attempts", "deadline", "endpoints", "expires", "holder", "id", "next_try", "routes")
+
+    def __init__(self, peer_id: bytes | None, endpoints: tuple[str, ...], now: float, expires: float) -> None:
+        self.id = peer_id
+        self.endpoints = endpoints
+        self.expires = expires
+        self.next_try = now
+        self.attempts = 0
+        self.routes: dict[int, str] = {}
+        self.deadline = inf
+        self.holder: bytes | None = None
+
+
+class Dialler:
+    """Decides on connections; the peer table tells it what became of them."""
+
+    def __init__(self, config: Config, effects: Effects, hello: Callable[[bytes | None], Hello]) -> None:
+        self._config = config
+        self._hello = hello
+        self._effects = effects
+        self._targets: dict[bytes | str, Target] = {}
+        self._by_route: dict[int, bytes | str] = {}
+        self._next_route = 1
+        self._budget = config.dials_per_s_max
+        self._budget_at = 0.0
+
+    def seek_seed(self, endpoint: str, now: float) -> None:
+        """Try this address for ever."""
+        self._targets[endpoint] = Target(None, (endpoint,), now, inf)
+
+    def seek_peer(self, peer_id: bytes, endpoints: tuple[str, ...], now: float, keep_s: float) -> None:
+        """Try a peer's addresses, for `keep_s` seconds at most. Known addresses keep their back-off."""
+        if not endpoints:
+            return
+        endpoints = endpoints[: self._config.endpoints_per_peer_max]
+        target = self._targets.get(peer_id)
+        if target is None:
+            if len(self._targets) >= self._config.discovery_records_max:
+                return
+            self._targets[peer_id] = Target(peer_id, endpoints, now, now + keep_s)
+            return
+        target.expires = max(target.expires, now + keep_s)
+        if target.endpoints != endpoints:
+            target.endpoints = endpoints
+            target.attempts = 0
+            if not target.routes:
+                target.next_try = now
+
+    def forget_peer(self, peer_id: bytes) -> None:
+        """Stop trying a peer."""
+        target = self._targets.pop(peer_id, None)
+        if target is not None:
+            self._drop_routes(target)
+
+    def release(self, peer_id: bytes, now: float) -> None:
+        """The peer behind a seed left: try the seed again."""
+        for target in self._targets.values():
+            if target.holder == peer_id:
+                target.holder = None
+                target.next_try = now + self._config.reconnect_interval_s
+
+    def expected(self, route: int) -> bytes | None:
+        """The peer id that a dialled route should lead to, if known."""
+        key = self._by_route.get(route)
+        return self._targets[key].id if key is not None else None
+
+    def pending(self, route: int) -> bool:
+        """Whether a dialled route still waits for its answer."""
+        return route in self._by_route
+
+    def answered(self, route: int, peer_id: bytes) -> str | None:
+        """A dialled route said WELCOME: hand it over, hang up its rivals. Returns its endpoint."""
+        key = self._by_route.pop(route, None)
+        if key is None:
+            return None
+        target = self._targets[key]
+        endpoint = target.routes.pop(route)
+        self._drop_routes(target)
+        if target.id is None:
+            target.holder = peer_id
+            target.attempts = 0
+        else:
+            del self._targets[key]
+        return endpoint
+
+    def refused(self, route: int, *, final: bool) -> None:
+        """A dialled route will not do; with `final` its whole target will not."""
+        key = self._by_route.get(route)
+        if key is None:
+            return
+        target = self._targets[key]
+        if final:
+            del self._targets[key]
+            self._drop_routes(target)
+            return
+        self._hang_up(target, route)
+        if not target.routes:
+            self._back_off(target, target.deadline)
+
+    def timer(self) -> float:
+        """When `handle_timer` has something to do."""
+        due = inf
+        for target in self._targets.values():
+            if target.holder is None:
+                due = min(due, target.deadline if target.routes else target.next_try, target.expires)
+        return due
+
+    def handle_timer(self, now: float) -> None:
+        """Give up what is overdue, try what is due."""
+        self._budget = min(
+            self._config.dials_per_s_max, self._budget + (now - self._budget_at) * self._config.dials_per_s_max
+        )
+        self._budget_at = now
+        for key, target in list(self._targets.items()):
+            if target.holder is not None:
+                continue
+            if target.routes and now >= target.deadline:
+                self._drop_routes(target)
+                self._back_off(target, now)
+            if now >= target.expires:
+                self._drop_routes(target)
+                del self._targets[key]
+            elif not target.routes and now >= target.next_try:
+                self._try(key, target, now)
+
+    def _try(self, key: bytes | str, target: Target, now: float) -> None:
+        endpoints = target.endpoints
+        if target.attempts == 0:
+            endpoints = tuple(e for e in endpoints if e.startswith("ipc:")) or endpoints
+        if self._budget < len(endpoints) or len(self._by_route) + len(endpoints) > self._config.dials_pending_max:
+            target.next_try = now + 0.05
+            return
+        self._budget -= len(endpoints)
+        for endpoint in endpoints:
+            route = self._next_route
+            self._next_route += 1
+            target.routes[route] = endpoint
+            self._by_route[route] = key
+            self._effects.do(Dial(route, endpoint))
+            self._effects.tell(route, self._hello(target.id))
+        target.attempts += 1
+        target.deadline = now + self._config.handshake_timeout_s
+
+    def _back_off(self, target: Target, now: float) -> None:
+        pause = self._config.reconnect_interval_s * 2 ** min(target.attempts, 10)
+        target.next_try = now + min(pause, self._config.reconnect_interval_s_max)
+        target.deadline = inf
+
+    def _hang_up(self, target: Target, route: int) -> None:
+        del target.routes[route]
+        del self._by_route[route]
+        self._effects.hang_up(route)
+
+    def _drop_routes(self, target: Target) -> None:
+        for route in list(target.routes):
+            self._hang_up(target, route)
+        target.deadline = inf

@@ -1,0 +1,119 @@
+"""What the state machines want done: they decide here, the driver acts."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from zfabric.events import Event
+from zfabric.wire.records import Record, encode_envelope
+
+__all__ = [
+    "Action",
+    "AddFilter",
+    "ConnectFeed",
+    "Dial",
+    "DisconnectFeed",
+    "Effects",
+    "Emit",
+    "HangUp",
+    "RemoveFilter",
+    "Route",
+    "Send",
+]
+
+Route: TypeAlias = int | bytes
+"""A way to one peer: an int for a connection that we dialled, bytes for one that it dialled."""
+
+
+class Dial(msgspec.Struct, frozen=True):
+    """Open a connection; `route` names it from now on."""
+
+    route: int
+    endpoint: str
+
+
+class HangUp(msgspec.Struct, frozen=True):
+    """Close a connection that we dialled."""
+
+    route: int
+
+
+class Send(msgspec.Struct, frozen=True):
+    """Send one control frame."""
+
+    route: Route
+    frame: bytes
+
+
+class ConnectFeed(msgspec.Struct, frozen=True):
+    """Connect the feed to a publisher's outlet."""
+
+    endpoint: str
+
+
+class DisconnectFeed(msgspec.Struct, frozen=True):
+    """Disconnect the feed from a publisher's outlet."""
+
+    endpoint: str
+
+
+class AddFilter(msgspec.Struct, frozen=True):
+    """Subscribe the feed to a prefix."""
+
+    prefix: bytes
+
+
+class RemoveFilter(msgspec.Struct, frozen=True):
+    """Unsubscribe the feed from a prefix."""
+
+    prefix: bytes
+
+
+class Emit(msgspec.Struct, frozen=True):
+    """Tell the user."""
+
+    event: Event
+
+
+Action: TypeAlias = Dial | HangUp | Send | ConnectFeed | DisconnectFeed | AddFilter | RemoveFilter | Emit
+
+
+class Effects:
+    """Collects actions in order, and the records for each route so that they leave as one frame."""
+
+    def __init__(self, me: bytes) -> None:
+        self._me = me
+        self._actions: list[Action] = []
+        self._records: dict[Route, list[Record]] = {}
+
+    def do(self, action: Action) -> None:
+        """Ask the driver for one action."""
+        self._actions.append(action)
+
+    def emit(self, event: Event) -> None:
+        """Ask the driver to tell the user."""
+        self._actions.append(Emit(event))
+
+    def tell(self, route: Route, *records: Record) -> None:
+        """Queue records for a route; they leave in this turn's frame."""
+        self._records.setdefault(route, []).extend(records)
+
+    def hang_up(self, route: int) -> None:
+        """Close a dialled connection, after what is still queued for it."""
+        self._send(route, self._records.pop(route, []))
+        self._actions.append(HangUp(route))
+
+    def _send(self, route: Route, records: list[Record]) -> None:
+        if records:
+            self._actions.append(Send(route, encode_envelope(self._me, records)))
+
+    def take(self) -> list[Action]:
+        """Everything to do now, in order."""
+        if self._records:
+            queued, self._records = self._records, {}
+            for route, records in queued.items():
+                self._send(route, records)
+        actions, self._actions = self._actions, []
+        return actions

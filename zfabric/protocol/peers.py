@@ -1,0 +1,325 @@
+"""The peer table: greetings, refusals, liveness and peer exchange, as `membership.TRANSITIONS` says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from math import inf
+
+from zfabric.config import Config
+from zfabric.events import DuplicateId, PeerRefused
+from zfabric.model import Source
+from zfabric.protocol.dialling import Dialler
+from zfabric.protocol.effects import Effects, Route
+from zfabric.protocol.membership import Input, PeerState, Step, step
+from zfabric.wire.records import (
+    Heartbeat,
+    Hello,
+    Identity,
+    PeerAddress,
+    Peers,
+    Record,
+    Refuse,
+    Unknown,
+    Welcome,
+)
+
+__all__ = ["PeerRecord", "PeerTable"]
+
+SHUNNED_MAX = 4096
+GOSSIP_DOUBLINGS_MAX = 5
+INBOUND_ROUTES_MAX = 4
+
+
+class PeerRecord:
+    """All that is known about one peer's presence."""
+
+    __slots__ = (
+        "endpoint",
+        "gossip_doublings",
+        "gossiped_at",
+        "id",
+        "identity",
+        "last_heard",
+        "last_sent",
+        "routes",
+        "since",
+        "source",
+        "state",
+    )
+
+    def __init__(self, peer_id: bytes, identity: Identity, now: float) -> None:
+        self.id = peer_id
+        self.identity = identity
+        self.source = Source(peer_id.hex(), identity.name)
+        self.state = PeerState.ABSENT
+        self.routes: list[Route] = []
+        self.endpoint: str | None = None
+        self.since = self.last_heard = self.last_sent = now
+        self.gossiped_at = -inf
+        self.gossip_doublings = 0
+
+    def __repr__(self) -> str:
+        return f"<PeerRecord {self.identity.name} {self.id.hex()[:8]} {self.state.name} routes={self.routes}>"
+
+
+class PeerTable:
+    """Knows who is there. `on_step(step, peer, reason)` hears of JOIN, RESYNC and LEAVE."""
+
+    def __init__(
+        self,
+        me: bytes,
+        config: Config,
+        effects: Effects,
+        usable: Callable[[str], bool],
+        on_step: Callable[[Step, PeerRecord, str], None],
+    ) -> None:
+        self._me = me
+        self._config = config
+        self._effects = effects
+        self._usable = usable
+        self._on_step = on_step
+        self.identity: Identity = Identity(bytes(16), "", "", "", 0, (), ())
+        self.dialler = Dialler(config, effects, lambda to: Hello(to, self.identity))
+        self.known: dict[bytes, PeerRecord] = {}
+        self._by_route: dict[Route, PeerRecord] = {}
+        self._shunned: dict[bytes, None] = {}
+        self._digest = int.from_bytes(me[:8], "big")
+        self._last_tick = -inf
+
+    def up(self) -> list[PeerRecord]:
+        """Peers that both sides have heard of."""
+        return [peer for peer in self.known.values() if peer.state is PeerState.UP]
+
+    def found(self, peer_id: bytes, endpoints: Iterable[str], now: float) -> None:
+        """Discovery or another peer told of a node: a hint to try its addresses."""
+        if peer_id == self._me or peer_id in self.known or peer_id in self._shunned:
+            return
+        usable = tuple(endpoint for endpoint in endpoints if self._usable(endpoint))
+        self.dialler.seek_peer(peer_id, usable, now, self._config.dial_keep_s)
+
+    def tell(self, peer: PeerRecord, *records: Record, now: float) -> None:
+        """Queue records for a peer on its best route; without one they are dropped (its return resyncs)."""
+        if peer.routes:
+            self._effects.tell(peer.routes[0], *records)
+            peer.last_sent = now
+
+    # -- greetings -----------------------------------------------------------------------------
+
+    def hello(self, route: Route, sender: bytes, hello: Hello, now: float) -> None:
+        """Somebody connected to us and says who it is."""
+        refusal = self._refusal(sender, hello)
+        if refusal is not None:
+            self._effects.tell(route, refusal)
+            if refusal.code == "duplicate-id":
+                self._effects.emit(DuplicateId(sender.hex(), f"{hello.identity.name} on {hello.identity.host}"))
+            return
+        if sender in self._shunned:
+            return
+        peer = self.known.get(sender) or PeerRecord(sender, hello.identity, now)
+        self._adopt(peer, route, hello.identity)
+        self._effects.tell(route, Welcome(self.identity), self._addresses(besides=sender))
+        self._happened(peer, Input.HELLO, now)
+
+    def _refusal(self, sender: bytes, hello: Hello) -> Refuse | None:
+        identity = hello.identity
+        if sender == self._me:
+            if identity.token == self.identity.token:
+                return Refuse("self", "this is your own address")
+            return Refuse("duplicate-id", f"node id {sender.hex()} is taken by {self.identity.name!r}")
+        if identity.fabric != self.identity.fabric:
+            return Refuse("fabric", "this node belongs to another fabric")
+        if hello.to is not None and hello.to != self._me:
+            return Refuse("stranger", "the node that you are looking for is not at this address")
+        known = self.known.get(sender)
+        if known is not None and known.identity.token != identity.token:
+            return Refuse("duplicate-id", f"node id {sender.hex()} is taken by {known.identity.name!r}")
+        if known is None and len(self.known) >= self._config.peers_max:
+            return Refuse("peers-max", f"this node has Config.peers_max = {self._config.peers_max} peers already")
+        return None
+
+    def welcome(self, route: Route, sender: bytes, welcome: Welcome, now: float) -> None:
+        """The answer to our HELLO."""
+        identity = welcome.identity
+        peer = self.known.get(sender)
+        again = peer is not None and route in peer.routes
+        if not again and not (isinstance(route, int) and self.dialler.pending(route)):
+            return
+        if identity.fabric != self.identity.fabric or sender == self._me:
+            return
+        if peer is None:
+            if len(self.known) >= self._config.peers_max:
+                return
+            peer = PeerRecord(sender, identity, now)
+        elif peer.identity.token != identity.token:
+            return
+        if not again and isinstance(route, int):
+            endpoint = self.dialler.answered(route, sender)
+            if peer.endpoint is not None:
+                self._effects.hang_up(route)
+                return
+            peer.endpoint = endpoint
+        self.dialler.forget_peer(sender)
+        self._adopt(peer, route, identity)
+        self._happened(peer, Input.WELCOME, now)
+
+    def refused(self, route: Route, refuse: Refuse, now: float) -> None:
+        """Our HELLO was refused."""
+        if not isinstance(route, int):
+            return
+        pending, expected = self.dialler.pending(route), self.dialler.expected(route)
+        peer = self._by_route.get(route)
+        if not pending and peer is None:
+            return
+        if refuse.code == "duplicate-id":
+            self._effects.emit(DuplicateId(self._me.hex(), refuse.detail))
+        if refuse.code != "self":
+            self._effects.emit(PeerRefused(f"route {route}", refuse.code, refuse.detail))
+        if pending:
+            if expected is not None and refuse.code != "stranger":
+                self._shun(expected)
+            self.dialler.refused(route, final=expected is not None or refuse.code == "self")
+        elif peer is not None:
+            self._effects.hang_up(route)
+            self.route_lost(route, now)
+
+    def unknown(self, route: Route, now: float) -> None:
+        """The other end of a route does not know us (any more): greet again, or stop using its connection."""
+        peer = self._by_route.get(route)
+        if isinstance(route, int):
+            if peer is not None:
+                self._effects.tell(route, Hello(peer.id, self.identity))
+        elif peer is not None:
+            self.route_lost(route, now)
+
+    # -- everything after the greeting ---------------------------------------------------------
+
+    def traffic(self, route: Route, sender: bytes, now: float) -> PeerRecord | None:
+        """A record other than a greeting: the peer it counts for, or None (the sender is asked to greet)."""
+        peer = self.known.get(sender)
+        if peer is None or route not in peer.routes:
+            if not (isinstance(route, int) and self.dialler.pending(route)):
+                self._effects.tell(route, Unknown())
+            return None
+        peer.last_heard = now
+        if peer.routes[0] != route and not isinstance(peer.routes[0], int):
+            peer.routes.remove(route)
+            peer.routes.insert(0, route)
+        if peer.state is not PeerState.UP:
+            self._happened(peer, Input.TRAFFIC, now)
+        return peer
+
+    def heartbeat(self, peer: PeerRecord, beat: Heartbeat, now: float) -> None:
+        """Where two nodes know different sets of peers, they tell each other, with back-off."""
+        if beat.peers_digest == self._digest:
+            return
+        pause = self._config.gossip_interval_s * 2**peer.gossip_doublings
+        if now - peer.gossiped_at >= pause:
+            peer.gossiped_at = now
+            peer.gossip_doublings = min(peer.gossip_doublings + 1, GOSSIP_DOUBLINGS_MAX)
+            self.tell(peer, self._addresses(besides=peer.id), now=now)
+
+    def goodbye(self, sender: bytes, route: Route, now: float) -> None:
+        """A peer closes. Its id is never used again, so stale announcements of it are ignored."""
+        peer = self.known.get(sender)
+        if peer is not None and route in peer.routes:
+            self._shun(sender)
+            self.dialler.forget_peer(sender)
+            self._happened(peer, Input.GOODBYE, now)
+
+    def route_lost(self, route: Route, now: float) -> None:
+        """A connection is gone, or its queue is full."""
+        if isinstance(route, int) and self.dialler.pending(route):
+            self.dialler.refused(route, final=False)
+        peer = self._by_route.pop(route, None)
+        if peer is None:
+            return
+        peer.routes.remove(route)
+        if isinstance(route, int):
+            peer.endpoint = None
+        if not peer.routes:
+            self.dial_again(peer, now)
+
+    # -- time ----------------------------------------------------------------------------------
+
+    def timer(self) -> float:
+        """When `handle_timer` has something to do."""
+        beat = self._last_tick + self._config.heartbeat_interval_s / 2 if self.known else inf
+        return min(beat, self.dialler.timer())
+
+    def handle_timer(self, now: float) -> None:
+        """Dial what is due; beat; notice silence."""
+        self.dialler.handle_timer(now)
+        if now < self._last_tick + self._config.heartbeat_interval_s / 2:
+            return
+        # If this process itself was stopped for a while, nobody else was silent: start counting afresh.
+        stalled = now - self._last_tick > self._config.peer_timeout_s / 2
+        self._last_tick = now
+        for peer in list(self.known.values()):
+            if stalled:
+                peer.last_heard = now
+            if now - peer.last_heard >= self._config.peer_timeout_s:
+                self._happened(peer, Input.SILENT, now)
+            elif now - peer.last_sent >= self._config.heartbeat_interval_s * 0.9:
+                self.tell(peer, Heartbeat(self._digest), now=now)
+
+    # -- transitions ---------------------------------------------------------------------------
+
+    def _happened(self, peer: PeerRecord, happened: Input, now: float) -> None:
+        peer.state, todo = step(peer.state, happened)
+        if todo is Step.GREET:
+            self.known[peer.id] = peer
+        elif todo is Step.JOIN:
+            self.known[peer.id] = peer
+            self._digest ^= int.from_bytes(peer.id[:8], "big")
+            peer.since = now
+            for other in self.known.values():
+                other.gossip_doublings = 0
+            self._on_step(todo, peer, "")
+        elif todo is Step.RESYNC:
+            self._on_step(todo, peer, "")
+        elif todo in (Step.LEAVE, Step.FORGET):
+            self._remove(peer, happened, now)
+            if todo is Step.LEAVE:
+                self._digest ^= int.from_bytes(peer.id[:8], "big")
+                self._on_step(todo, peer, happened.name.lower())
+
+    def _remove(self, peer: PeerRecord, happened: Input, now: float) -> None:
+        for route in peer.routes:
+            self._by_route.pop(route, None)
+            if isinstance(route, int):
+                self._effects.hang_up(route)
+        peer.routes = []
+        peer.endpoint = None
+        del self.known[peer.id]
+        self.dialler.release(peer.id, now)
+        if happened is not Input.GOODBYE:
+            self.dial_again(peer, now)
+
+    def dial_again(self, peer: PeerRecord, now: float) -> None:
+        """Dial a peer that left, or that so far only dialled us, to learn which of its addresses works."""
+        usable = tuple(endpoint for endpoint in peer.identity.inbox if self._usable(endpoint))
+        self.dialler.seek_peer(peer.id, usable, now, self._config.rejoin_s)
+
+    def _adopt(self, peer: PeerRecord, route: Route, identity: Identity) -> None:
+        peer.identity = identity
+        if route in peer.routes:
+            return
+        if isinstance(route, int):
+            peer.routes.insert(0, route)
+        else:
+            dialled = [r for r in peer.routes if isinstance(r, int)]
+            inbound = [r for r in peer.routes if not isinstance(r, int)]
+            for old in inbound[INBOUND_ROUTES_MAX - 1 :]:
+                self._by_route.pop(old, None)
+            peer.routes = [*dialled, route, *inbound[: INBOUND_ROUTES_MAX - 1]]
+        self._by_route[route] = peer
+
+    def _addresses(self, *, besides: bytes) -> Peers:
+        limit = self._config.control_records_max
+        others = [p for p in self.known.values() if p.id != besides and p.identity.inbox]
+        return Peers([PeerAddress(peer.id, peer.identity.inbox) for peer in others[:limit]])
+
+    def _shun(self, peer_id: bytes) -> None:
+        self._shunned[peer_id] = None
+        if len(self._shunned) > SHUNNED_MAX:
+            del self._shunned[next(iter(self._shunned))]

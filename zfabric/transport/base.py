@@ -1,0 +1,76 @@
+"""The interface between the driver and whatever moves frames: ZeroMQ, or memory in tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
+
+__all__ = ["Buffer", "Receiver", "Route", "Transport"]
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+Route: TypeAlias = int | bytes
+"""An int names a connection that we dialled, bytes one that somebody dialled to us."""
+
+
+class Receiver(Protocol):
+    """What a transport calls, always in the event loop that opened it."""
+
+    def on_control(self, route: Route, frame: bytes) -> None:
+        """A control frame arrived."""
+
+    def on_batch(self, frames: Sequence[Buffer]) -> None:
+        """A batch arrived on the feed."""
+
+    def on_filter(self, data: bytes) -> None:
+        """A subscription (first byte 1) or its end (0) arrived at the outlet."""
+
+    def on_burst_end(self) -> None:
+        """No more for now: answer all of it at once."""
+
+
+class Transport(Protocol):
+    """Four sockets of one node: inbox and dialler for control frames, outlet and feed for batches."""
+
+    inbox_endpoints: tuple[str, ...]
+    "Where others can dial; known once open."
+    outlet_endpoints: tuple[str, ...]
+    "Where others' feeds can connect; known once open."
+
+    def open(self, receiver: Receiver) -> None:
+        """Bind and start to receive. Raises OSError if an address cannot be bound."""
+
+    def rebind(self, addresses: tuple[str, ...]) -> None:
+        """Listen on these addresses from now on (the machine's addresses changed)."""
+
+    def usable(self, endpoint: str) -> bool:
+        """Whether an endpoint can work from here at all."""
+
+    def dial(self, route: int, endpoint: str) -> bool:
+        """Open a connection; frames may be sent at once. False if it cannot even be tried."""
+
+    def hang_up(self, route: int) -> None:
+        """Close a dialled connection after what was sent on it."""
+
+    def send(self, route: Route, frame: bytes) -> bool:
+        """Send a control frame; False if the route is gone or its queue full."""
+
+    def connect_feed(self, endpoint: str) -> None:
+        """Receive batches from an outlet."""
+
+    def disconnect_feed(self, endpoint: str) -> None:
+        """Stop to receive batches from an outlet."""
+
+    def add_filter(self, prefix: bytes) -> None:
+        """Receive what begins with `prefix`."""
+
+    def remove_filter(self, prefix: bytes) -> None:
+        """Undo one `add_filter`."""
+
+    def publish(self, frames: Sequence[Buffer]) -> None:
+        """Send a batch to whoever subscribed to its beginning; never blocks."""
+
+    def pause_feed(self, paused: bool) -> None:
+        """Stop or go on reading batches; they wait in the sockets and then at their publishers."""
+
+    async def close(self, timeout: float) -> None:
+        """Send what is queued for at most `timeout` seconds, then close. Always returns."""

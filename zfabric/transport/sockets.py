@@ -1,0 +1,332 @@
+"""The four ZeroMQ sockets of a node, with every option that `docs/zeromq.md` asks for.
+
+    inbox    ROUTER, bound       control frames of those who dialled us, and our answers to them
+    dialler  ROUTER, connects    control frames to those whom we dialled; one socket for all peers, each
+                                 connection named by CONNECT_ROUTING_ID
+    outlet   XPUB, bound         our batches; its subscriptions come back as frames
+    feed     SUB, connects       our peers' batches
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import zmq
+
+from zfabric.config import Config
+from zfabric.transport.base import Buffer, Receiver, Route
+from zfabric.transport.readiness import Readiness, readiness
+
+__all__ = ["ZmqTransport"]
+
+LIBZMQ_MIN = (4, 3, 5)
+IPC_PATH_MAX = 100
+"Bytes of a socket's path: the kernel's limit is 107."
+OUTLET_QUEUE_MIN, OUTLET_QUEUE_MAX = 8, 10_000
+"Batches in one subscriber's queue: between these, as many as make Config.outlet_queue_bytes."
+CALM_BATCHES = 1000
+"The queue grows again after this many batches that would allow it."
+FEED_QUEUE = 64
+"Batches waiting in the feed for one publisher; what is more waits at the publisher."
+
+
+class ZmqTransport:
+    """Implements `transport.base.Transport`."""
+
+    def __init__(self, config: Config, addresses: tuple[str, ...], ipc_stem: Path | None) -> None:
+        """`addresses` are the IP addresses to listen on; `ipc_stem` the path that ipc names begin with."""
+        if zmq.zmq_version_info() < LIBZMQ_MIN:
+            raise OSError(f"libzmq {zmq.zmq_version()} has known security holes; install pyzmq >= 27 (libzmq 4.3.5)")
+        self._config = config
+        self._addresses = addresses
+        self._ipc_stem = ipc_stem if config.ipc and zmq.has("ipc") else None
+        if self._ipc_stem is not None and len(str(self._ipc_stem)) + 4 > IPC_PATH_MAX:
+            self._ipc_stem = None
+        self.inbox_endpoints: tuple[str, ...] = ()
+        self.outlet_endpoints: tuple[str, ...] = ()
+        self._tcp: dict[str, tuple[str, str]] = {}
+        self._dialled: dict[int, str] = {}
+        self._touched: dict[zmq.Socket[bytes], Callable[[], None]] = {}
+        self._outlet_queue = OUTLET_QUEUE_MAX
+        self._calm = 0
+        self._paused = False
+
+    # -- opening -------------------------------------------------------------------------------
+
+    def open(self, receiver: Receiver) -> None:
+        """Bind and start to receive."""
+        self._loop = asyncio.get_running_loop()
+        self._receiver = receiver
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context.set(zmq.MAX_SOCKETS, self._config.connections_max)
+        try:
+            self._inbox = self._control_socket()
+            self._inbox.set(zmq.RCVHWM, self._config.control_queue_frames)
+            self._dialler = self._control_socket()
+            self._dialler.set(zmq.RCVHWM, 0)  # a full queue, a heartbeat timeout, a reconnect: abort (libzmq #4767)
+            self._outlet = self._socket(zmq.XPUB)
+            self._feed = self._socket(zmq.SUB)
+            self._outlet.set(zmq.SNDHWM, self._outlet_queue)
+            self._feed.set(zmq.RCVHWM, FEED_QUEUE)
+            self._feed.set(zmq.SNDHWM, 0)  # else subscriptions beyond it vanish on reconnect (libzmq #4064)
+            self._bind()
+        except BaseException:
+            self._context.destroy(linger=0)
+            raise
+        self._readiness: Readiness = readiness(self._loop, force_thread=self._config.force_waker_thread)
+        self._drains: dict[zmq.Socket[bytes], Callable[[], None]] = {
+            self._inbox: partial(self._drain_control, self._inbox),
+            self._dialler: partial(self._drain_control, self._dialler),
+            self._outlet: self._drain_outlet,
+            self._feed: self._drain_feed,
+        }
+        for socket, drain in self._drains.items():
+            self._readiness.watch(socket.get(zmq.FD), drain)
+            self._touch(socket)
+
+    def _socket(self, kind: int) -> zmq.Socket[bytes]:
+        config = self._config
+        socket: zmq.Socket[bytes] = self._context.socket(kind)
+        socket.set(zmq.LINGER, 0)
+        socket.set(zmq.MAXMSGSIZE, config.frame_bytes_max)
+        socket.set(zmq.HANDSHAKE_IVL, _ms(config.handshake_timeout_s))
+        socket.set(zmq.RECONNECT_IVL, _ms(config.reconnect_interval_s))
+        socket.set(zmq.RECONNECT_IVL_MAX, _ms(config.reconnect_interval_s_max))
+        socket.set(zmq.BACKLOG, config.backlog)
+        socket.set(zmq.TCP_KEEPALIVE, 1)
+        socket.set(zmq.TCP_KEEPALIVE_IDLE, max(1, round(config.peer_timeout_s)))
+        return socket
+
+    def _control_socket(self) -> zmq.Socket[bytes]:
+        config = self._config
+        socket = self._socket(zmq.ROUTER)
+        socket.set(zmq.ROUTER_MANDATORY, 1)
+        socket.set(zmq.SNDHWM, config.control_queue_frames)
+        interval = _ms(config.zmtp_heartbeat_interval_s)
+        socket.set(zmq.HEARTBEAT_IVL, interval)
+        socket.set(zmq.HEARTBEAT_TIMEOUT, 2 * interval)
+        socket.set(zmq.HEARTBEAT_TTL, 3 * interval)
+        return socket
+
+    def _bind(self) -> None:
+        if self._ipc_stem is not None:
+            self._inbox.bind(f"ipc://{self._ipc_stem}.in")
+            self._outlet.bind(f"ipc://{self._ipc_stem}.out")
+        for address in self._addresses:
+            self._bind_address(address)
+        self._collect_endpoints()
+
+    def _bind_address(self, address: str) -> None:
+        host = f"[{address}]" if ":" in address else address
+        port = self._config.port or "*"
+        for socket in (self._inbox, self._outlet):
+            socket.set(zmq.IPV6, ":" in address)
+        try:
+            self._inbox.bind(f"tcp://{host}:{port}")
+            inbox = self._inbox.get(zmq.LAST_ENDPOINT)
+            self._outlet.bind(f"tcp://{host}:*")
+            outlet = self._outlet.get(zmq.LAST_ENDPOINT)
+        except zmq.ZMQError as error:
+            raise OSError(error.errno or errno.EADDRNOTAVAIL, f"cannot listen on {host}:{port}: {error}") from error
+        self._tcp[address] = (inbox.rstrip(b"\0").decode(), outlet.rstrip(b"\0").decode())
+
+    def _collect_endpoints(self) -> None:
+        ipc = self._ipc_stem is not None
+        inbox, outlet = [i for i, _ in self._tcp.values()], [o for _, o in self._tcp.values()]
+        self.inbox_endpoints = (*([f"ipc://{self._ipc_stem}.in"] if ipc else []), *inbox)
+        self.outlet_endpoints = (*([f"ipc://{self._ipc_stem}.out"] if ipc else []), *outlet)
+
+    def rebind(self, addresses: tuple[str, ...]) -> None:
+        """Listen on these addresses from now on; what cannot be bound is left out."""
+        for address in [a for a in self._tcp if a not in addresses]:
+            for socket, endpoint in zip((self._inbox, self._outlet), self._tcp.pop(address), strict=True):
+                with suppress(zmq.ZMQError):
+                    socket.unbind(endpoint)
+        for address in addresses:
+            if address not in self._tcp:
+                with suppress(OSError):
+                    self._bind_address(address)
+        self._collect_endpoints()
+
+    def usable(self, endpoint: str) -> bool:
+        """Whether an endpoint can work from here at all: ipc only where its socket file is."""
+        if endpoint.startswith("ipc://"):
+            return self._ipc_stem is not None and Path(endpoint[6:]).is_socket()
+        return endpoint.startswith("tcp://")
+
+    # -- sending -------------------------------------------------------------------------------
+
+    def dial(self, route: int, endpoint: str) -> bool:
+        """Open a connection named `route`."""
+        try:
+            self._dialler.set(zmq.CONNECT_ROUTING_ID, _routing_id(route))
+            self._dialler.set(zmq.IPV6, "[" in endpoint)
+            self._dialler.connect(endpoint)
+        except zmq.ZMQError:
+            return False
+        self._dialled[route] = endpoint
+        self._touch(self._dialler)
+        return True
+
+    def hang_up(self, route: int) -> None:
+        """Close a dialled connection."""
+        endpoint = self._dialled.pop(route, None)
+        # libzmq disconnects by endpoint, so all connections to one go together: redial what must stay.
+        if endpoint is not None and endpoint not in self._dialled.values():
+            with suppress(zmq.ZMQError):
+                self._dialler.disconnect(endpoint)
+            self._touch(self._dialler)
+
+    def send(self, route: Route, frame: bytes) -> bool:
+        """Send a control frame; False if the route is gone or its queue full."""
+        socket, routing_id = (self._dialler, _routing_id(route)) if isinstance(route, int) else (self._inbox, route)
+        try:
+            socket.send_multipart((routing_id, frame), zmq.NOBLOCK)
+        except zmq.ZMQError:
+            return False
+        self._touch(socket)
+        return True
+
+    def connect_feed(self, endpoint: str) -> None:
+        """Receive batches from an outlet."""
+        with suppress(zmq.ZMQError):
+            self._feed.set(zmq.IPV6, "[" in endpoint)
+            self._feed.connect(endpoint)
+        self._touch(self._feed)
+
+    def disconnect_feed(self, endpoint: str) -> None:
+        """Stop to receive batches from an outlet."""
+        with suppress(zmq.ZMQError):
+            self._feed.disconnect(endpoint)
+        self._touch(self._feed)
+
+    def add_filter(self, prefix: bytes) -> None:
+        """Receive what begins with `prefix`."""
+        self._feed.set(zmq.SUBSCRIBE, prefix)
+        self._touch(self._feed)
+
+    def remove_filter(self, prefix: bytes) -> None:
+        """Undo one `add_filter`."""
+        self._feed.set(zmq.UNSUBSCRIBE, prefix)
+        self._touch(self._feed)
+
+    def publish(self, frames: Sequence[Buffer]) -> None:
+        """Send a batch to whoever subscribed to its beginning; never blocks."""
+        self._fit_outlet_queue(sum(map(len, frames)))
+        outlet = self._outlet
+        if len(frames) == 1:
+            outlet.send(frames[0], zmq.NOBLOCK)
+        else:
+            outlet.send(frames[0], zmq.NOBLOCK | zmq.SNDMORE)
+            for frame in frames[1:-1]:
+                outlet.send(frame, zmq.NOBLOCK | zmq.SNDMORE, copy=False)
+            outlet.send(frames[-1], zmq.NOBLOCK, copy=False)
+        self._touch(outlet)
+
+    def _fit_outlet_queue(self, nbytes: int) -> None:
+        """libzmq counts messages, memory is bytes: let the queue's length follow the size of batches."""
+        fit = min(max(self._config.outlet_queue_bytes // max(nbytes, 1), OUTLET_QUEUE_MIN), OUTLET_QUEUE_MAX)
+        if fit < self._outlet_queue:
+            self._calm = 0
+        elif fit == self._outlet_queue or self._calm < CALM_BATCHES:
+            self._calm += 1
+            return
+        self._outlet_queue = fit
+        self._outlet.set(zmq.SNDHWM, fit)
+
+    # -- receiving -----------------------------------------------------------------------------
+
+    def _touch(self, socket: zmq.Socket[bytes]) -> None:
+        """The descriptor is edge-triggered, and any call may swallow the edge: look again this turn."""
+        if not self._touched:
+            self._loop.call_soon(self._look_again)
+        self._touched[socket] = self._drains[socket]
+
+    def _look_again(self) -> None:
+        touched, self._touched = self._touched, {}
+        for socket, drain in touched.items():
+            if not socket.closed and socket.get(zmq.EVENTS) & zmq.POLLIN:
+                drain()
+
+    def _drain_control(self, socket: zmq.Socket[bytes]) -> None:
+        for _ in range(self._config.frames_per_turn_max):
+            try:
+                routing_id, *frames = socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.ZMQError:
+                break
+            route = _route(routing_id) if socket is self._dialler else routing_id
+            self._receiver.on_control(route, frames[0] if len(frames) == 1 else b"")
+        else:
+            self._touch(socket)
+        self._receiver.on_burst_end()
+
+    def _drain_outlet(self) -> None:
+        for _ in range(self._config.frames_per_turn_max):
+            try:
+                self._receiver.on_filter(self._outlet.recv(zmq.NOBLOCK))
+            except zmq.ZMQError:
+                break
+        else:
+            self._touch(self._outlet)
+        self._receiver.on_burst_end()
+
+    def _drain_feed(self) -> None:
+        feed = self._feed
+        for _ in range(self._config.frames_per_turn_max):
+            if self._paused:
+                break
+            try:
+                frames: list[Buffer] = [feed.recv(zmq.NOBLOCK)]
+            except zmq.ZMQError:
+                break
+            while feed.get(zmq.RCVMORE):
+                frames.append(feed.recv(copy=False).buffer)
+            self._receiver.on_batch(frames)
+        else:
+            self._touch(feed)
+        self._receiver.on_burst_end()
+
+    def pause_feed(self, paused: bool) -> None:
+        """Stop or go on reading batches."""
+        if self._paused and not paused:
+            self._touch(self._feed)
+        self._paused = paused
+
+    # -- closing -------------------------------------------------------------------------------
+
+    async def close(self, timeout: float) -> None:
+        """Send what is queued for at most `timeout` seconds, then close."""
+        for socket in self._drains:
+            self._readiness.forget(socket.get(zmq.FD))
+        self._readiness.close()
+        for socket in self._drains:
+            socket.close(linger=_ms(timeout))
+        done = asyncio.Event()
+        loop = self._loop
+
+        def terminate() -> None:
+            self._context.term()
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(done.set)
+
+        threading.Thread(target=terminate, name="zfabric-term", daemon=True).start()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(done.wait(), timeout + 0.5)
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def _routing_id(route: int) -> bytes:
+    return b"o" + route.to_bytes(8, "big")
+
+
+def _route(routing_id: bytes) -> int:
+    return int.from_bytes(routing_id[1:], "big")

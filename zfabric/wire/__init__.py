@@ -1,0 +1,1 @@
+"""Frames and bytes: no I/O, no clock, no randomness."""

@@ -1,0 +1,184 @@
+"""The batch: all that one publisher said on one topic in one turn, as one ZeroMQ message.
+
+    topic NUL | header (MessagePack bin8 around a fixed-width array) | body (array32 of values) | meta (optional)
+
+The topic and its terminator stand in front because libzmq filters by prefix. The header has a fixed width, so
+that a sealed batch costs one `pack_into` over placeholders and values are appended without knowing how many
+will follow. Meta (keys, headers, ttl) is there only if a message has any. Large buffers follow as frames of
+their own. `docs/protocol.md` is the specification.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeAlias
+from zlib import crc32
+
+import msgspec
+
+from zfabric.errors import RemoteProtocolError
+
+__all__ = ["VERSION", "Batch", "BatchWriter", "Buffer", "Meta", "parse_batch"]
+
+VERSION = 1
+FLAG_CRC = 1
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+# Fixed-width MessagePack: array of 9, uint8 version, bin8 producer, uint32 epoch, uint64 base, uint32 count,
+# uint64 nanoseconds, uint8 flags, uint32 body length, uint32 CRC of what follows the header.
+_HEADER = struct.Struct(">BBB BB16s BI BQ BI BQ BB BI BI")
+_BODY = struct.Struct(">BI")
+_WRAP = struct.Struct(">BB")
+_PREFIX_BYTES = _WRAP.size + _HEADER.size + _BODY.size
+
+
+class Header(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What the fixed-width array holds."""
+
+    version: int
+    producer: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+    epoch: Annotated[int, msgspec.Meta(ge=0)]
+    base: Annotated[int, msgspec.Meta(ge=0)]
+    count: Annotated[int, msgspec.Meta(ge=1)]
+    published_ns: Annotated[int, msgspec.Meta(ge=0)]
+    flags: Annotated[int, msgspec.Meta(ge=0)]
+    body_bytes: Annotated[int, msgspec.Meta(ge=1)]
+    crc: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Meta(msgspec.Struct, array_like=True):
+    """Sparse metadata, by position in the batch; costs nothing where absent."""
+
+    keys: dict[int, Any] = {}
+    headers: dict[int, dict[str, Any]] = {}
+    ttl_ms: dict[int, int] = {}
+
+
+class Batch(msgspec.Struct):
+    """A received batch whose payloads nobody has looked at yet."""
+
+    topic: str
+    producer: bytes
+    epoch: int
+    base: int
+    count: int
+    published_ns: int
+    body: Buffer
+    meta: Meta | None
+    buffers: Sequence[Buffer]
+    nbytes: int
+
+    @property
+    def end(self) -> int:
+        """The sequence number after the last message."""
+        return self.base + self.count
+
+
+class BatchWriter:
+    """The open batch of one stream: append values to `buffer`, count them, then `seal()`.
+
+    The caller encodes straight into `buffer` and raises `count`: one call less per message.
+    """
+
+    # fmt: off
+    __slots__ = (
+        "_epoch", "_offset", "_prefix", "_producer", "buffer", "buffers", "buffers_counted", "count", "meta", "with_crc"
+    )
+    # fmt: on
+
+    def __init__(self, topic: str, producer: bytes, epoch: int, *, with_crc: bool = False) -> None:
+        head = topic.encode("ascii") + b"\0"
+        self._offset = len(head)
+        self._prefix = head + bytes(_PREFIX_BYTES)
+        self._producer = producer
+        self._epoch = epoch
+        self.with_crc = with_crc
+        self._clear()
+
+    def _clear(self) -> None:
+        self.buffer = bytearray(self._prefix)
+        self.buffers: list[Buffer] = []
+        self.buffers_counted = 0
+        self.meta: Meta | None = None
+        self.count = 0
+
+    @property
+    def body_bytes(self) -> int:
+        """Bytes of the values so far, with those that travel beside the body."""
+        return len(self.buffer) - len(self._prefix) + sum(map(len, self.buffers))
+
+    def annotate(self, key: Any, headers: dict[str, Any] | None, ttl_ms: int | None) -> None:
+        """Attach metadata to the message about to be counted."""
+        meta = self.meta
+        if meta is None:
+            meta = self.meta = Meta({}, {}, {})
+        if key is not None:
+            meta.keys[self.count] = key
+        if headers:
+            meta.headers[self.count] = headers
+        if ttl_ms is not None:
+            meta.ttl_ms[self.count] = ttl_ms
+
+    def seal(self, base: int, published_ns: int) -> list[Buffer]:
+        """Return the frames of the finished batch, which starts at sequence number `base`; start a new one."""
+        buffer, offset = self.buffer, self._offset
+        body_start = offset + _WRAP.size + _HEADER.size
+        body_bytes = len(buffer) - body_start
+        _BODY.pack_into(buffer, body_start, 0xDD, self.count)
+        if self.meta is not None:
+            buffer += _encode_meta(self.meta)
+        crc = crc32(memoryview(buffer)[body_start:]) if self.with_crc else 0
+        _WRAP.pack_into(buffer, offset, 0xC4, _HEADER.size)
+        # fmt: off
+        _HEADER.pack_into(
+            buffer, offset + _WRAP.size,
+            0x99, 0xCC, VERSION, 0xC4, 16, self._producer, 0xCE, self._epoch, 0xCF, base, 0xCE, self.count,
+            0xCF, published_ns, 0xCC, FLAG_CRC if self.with_crc else 0, 0xCE, body_bytes, 0xCE, crc,
+        )
+        # fmt: on
+        frames: list[Buffer] = [buffer, *self.buffers]
+        self._clear()
+        return frames
+
+
+_encode_meta = msgspec.msgpack.Encoder().encode
+_decode_header = msgspec.msgpack.Decoder(Header).decode
+_decode_meta = msgspec.msgpack.Decoder(Meta).decode
+_MALFORMED = (msgspec.MsgspecError, ValueError, RecursionError, TypeError)
+
+
+def parse_batch(frames: Sequence[Buffer], *, messages_max: int, buffers_max: int, topic_bytes_max: int) -> Batch:
+    """Check everything about a batch except its payloads. Raises RemoteProtocolError."""
+    frame = bytes(frames[0])
+    split = frame.find(b"\0", 0, topic_bytes_max + 1)
+    header_start = split + 1 + _WRAP.size
+    body_start = header_start + _HEADER.size
+    if split <= 0 or len(frame) <= body_start or frame[split + 1] != 0xC4 or frame[split + 2] != _HEADER.size:
+        raise RemoteProtocolError("not a batch: no topic and header in front")
+    view = memoryview(frame)
+    try:
+        topic = frame[:split].decode("ascii")
+        header = _decode_header(view[header_start:body_start])
+        body_end = body_start + header.body_bytes
+        meta = _decode_meta(view[body_end:]) if body_end < len(frame) else None
+    except _MALFORMED as error:
+        raise RemoteProtocolError(f"malformed batch: {error}") from None
+    if header.version != VERSION:
+        raise RemoteProtocolError(f"batch of protocol version {header.version}; this node speaks {VERSION}")
+    if body_end > len(frame):
+        raise RemoteProtocolError(f"truncated batch: {len(frame)} bytes of {body_end}")
+    if header.count > messages_max:
+        raise RemoteProtocolError(f"batch of {header.count} messages is over Config.batch_messages_max")
+    if len(frames) - 1 > buffers_max:
+        raise RemoteProtocolError(f"batch with {len(frames) - 1} buffers is over Config.buffers_per_batch_max")
+    if header.flags & FLAG_CRC and crc32(view[body_start:]) != header.crc:
+        raise RemoteProtocolError("batch damaged on the way: its checksum differs")
+    body, buffers = view[body_start:body_end], frames[1:]
+    nbytes = len(frame) + sum(len(b) for b in buffers)
+    # fmt: off
+    return Batch(
+        topic, header.producer, header.epoch, header.base, header.count, header.published_ns, body, meta, buffers, nbytes
+    )
+    # fmt: on
