@@ -37,6 +37,10 @@ class Namespace:
     name: str
     ipv4: str
     ipv6: str
+    switch: str
+    "Namespace of the switch."
+    port: str
+    "Its end of the cable."
     interface: str = INTERFACE
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
@@ -47,6 +51,23 @@ class Namespace:
     def ip(self, *arguments: str) -> str:
         """Run `ip ...` in here and return what it prints."""
         return _ip("-n", self.name, *arguments)
+
+    def add_interface(self) -> None:
+        """Give the host its interface, with addresses, and connect it to the switch."""
+        ends = ("add", self.port, "type", "veth", "peer", "name", self.interface, "netns", self.name)
+        _ip("-n", self.switch, "link", *ends)
+        _ip("-n", self.switch, "link", "set", self.port, "master", "br0")
+        _ip("-n", self.switch, "link", "set", self.port, "up")
+        # Duplicate address detection would keep addresses unusable for two seconds.
+        accept_dad = f"echo 0 > /proc/sys/net/ipv6/conf/{self.interface}/accept_dad"
+        _command("ip", "netns", "exec", self.name, "sh", "-c", accept_dad)
+        self.ip("link", "set", self.interface, "up")
+        self.ip("addr", "add", f"{self.ipv4}/24", "dev", self.interface)
+        self.ip("addr", "add", f"{self.ipv6}/64", "dev", self.interface, "nodad")
+
+    def remove_interface(self) -> None:
+        """Take the interface out, as one would an adapter on USB."""
+        self.ip("link", "del", self.interface)
 
     def disconnect(self) -> None:
         """Pull the cable."""
@@ -80,25 +101,13 @@ def namespaces(count: int = 2) -> Iterator[tuple[Namespace, ...]]:
         _ip("-n", switch, "link", "set", "br0", "up")
         hosts = []
         for number in range(1, count + 1):
-            host = Namespace(f"zf{tag}-{number}", f"10.77.0.{number}", f"fd77::{number:x}")
+            host = Namespace(f"zf{tag}-{number}", f"10.77.0.{number}", f"fd77::{number:x}", switch, f"port{number}")
             _create(stack, host.name)
             stack.callback(_stop, host.processes)
-            _connect(host, switch, f"port{number}")
+            host.ip("link", "set", "lo", "up")
+            host.add_interface()
             hosts.append(host)
         yield tuple(hosts)
-
-
-def _connect(host: Namespace, switch: str, port: str) -> None:
-    _ip("-n", switch, "link", "add", port, "type", "veth", "peer", "name", host.interface, "netns", host.name)
-    _ip("-n", switch, "link", "set", port, "master", "br0")
-    _ip("-n", switch, "link", "set", port, "up")
-    # Duplicate address detection would keep addresses unusable for two seconds.
-    accept_dad = f"echo 0 > /proc/sys/net/ipv6/conf/{host.interface}/accept_dad"
-    _command("ip", "netns", "exec", host.name, "sh", "-c", accept_dad)
-    host.ip("link", "set", "lo", "up")
-    host.ip("link", "set", host.interface, "up")
-    host.ip("addr", "add", f"{host.ipv4}/24", "dev", host.interface)
-    host.ip("addr", "add", f"{host.ipv6}/64", "dev", host.interface, "nodad")
 
 
 def _create(stack: ExitStack, name: str) -> None:

@@ -51,6 +51,44 @@ class Config:
     inboxes_max: int = 200_000
     "Streams (producer, topic) that a node keeps positions for."
 
+    # -- delivery ------------------------------------------------------------------------------
+    window_bytes: int = 16 * 1024 * 1024
+    "Default of a reliable publisher's window: sent and not yet received by everybody."
+    window_messages_max: int = 1_000_000
+    "Messages in a window, at most."
+    history_bytes_max: int = 64 * 1024 * 1024
+    "Acknowledged messages kept for late joiners (`history=`), at most, per topic."
+    reorder_bytes: int = 32 * 1024 * 1024
+    "Batches that wait in one subscription for an earlier one of their stream."
+    ack_delay_s: float = 0.01
+    "An ack waits this long for more to come, unless the publisher asked for it at once."
+    ack_bytes: int = 512 * 1024
+    "Received bytes after which an ack waits no longer."
+    repair_delay_s: float = 0.01
+    "A gap is given this long, jittered, to close by itself before repair is asked for."
+    repair_retry_s: float = 0.1
+    "Pause before the same repair is asked for again; doubles each time."
+    repair_retry_s_max: float = 2.0
+    "Longest pause between repair requests."
+    repair_attempts_max: int = 30
+    "Requests without any answer after which a gap is given up and reported."
+    repair_reply_bytes: int = 1024 * 1024
+    "Bytes sent in answer to one repair request; the rest is asked for again."
+    repair_bytes_per_s: int = 256 * 1024 * 1024
+    "Repairs one peer gets: a small request cannot buy an unbounded answer."
+    position_interval_s: float = 0.05
+    "First pause before a publisher repeats how far a stream has come; doubles while nothing changes."
+    position_interval_s_max: float = 1.0
+    "Longest such pause. Streams that everybody has acknowledged are not repeated."
+    gap_settle_s: float = 1.0
+    "How long the last messages of an at-most-once stream may be late before they count as lost."
+    unsettled_max: int = 10_000
+    "Messages that a subscription with `ack=\"manual\"` may hold before it must settle some."
+    grace_s: float = 10.0
+    "How long a reliable publisher waits for a subscriber that is stuck or gone before it is given up."
+    evict_slow: bool = False
+    "Give up slow subscribers that filled the window for `grace_s` even though they make progress."
+
     # -- peers ---------------------------------------------------------------------------------
     heartbeat_interval_s: float = 1.0
     "A peer that got nothing else from us in this time gets a heartbeat."

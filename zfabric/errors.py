@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "AuthenticationFailed",
     "DecodeFailed",
+    "DeliveryFailed",
     "EncodeFailed",
     "FabricError",
     "InsecureInterface",
@@ -90,6 +91,19 @@ class WindowFull(FabricError):
         self.topic = topic
         self.bytes_waiting = bytes_waiting
         self.bytes_max = bytes_max
+
+
+class DeliveryFailed(FabricError):
+    """Messages were not confirmed: a subscriber was given up before it acknowledged them.
+
+    `failures` holds (subscriber's name, first, last, reason) for each; `last` is inclusive.
+    """
+
+    def __init__(self, topic: str, failures: tuple[tuple[str, int, int, str], ...]) -> None:
+        told = "; ".join(f"{name} lacks {first} to {last} ({reason})" for name, first, last, reason in failures)
+        super().__init__(f"not everything on {topic!r} was delivered: {told}")
+        self.topic = topic
+        self.failures = failures
 
 
 class RemoteProtocolError(FabricError):

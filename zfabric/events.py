@@ -11,14 +11,18 @@ __all__ = [
     "DiscoveryFailed",
     "DuplicateId",
     "Event",
+    "Evicted",
     "Gap",
     "HandlerError",
+    "IncompatibleDelivery",
     "PeerJoined",
     "PeerLeft",
     "PeerRefused",
     "ProtocolError",
+    "Rejected",
     "SubscriberJoined",
     "SubscriberLeft",
+    "Undelivered",
 ]
 
 
@@ -78,12 +82,51 @@ class Gap(Event, frozen=True):
     first: int
     last: int
     cause: str
-    "`overflow` (a queue on the way was full), `buffer` (this subscription's own) or `link` (the connection broke)."
+    """At-most-once: `overflow` (a queue on the way was full, or the link broke) or `buffer` (this subscription's own
+    bound). Reliable: `expired` (the publisher keeps it no longer), `evicted`, `closed` or `epoch` (the publisher
+    ended or began anew) or `unanswered`."""
 
     @property
     def count(self) -> int:
         """How many messages are missing."""
         return self.last - self.first + 1
+
+
+class Undelivered(Event, frozen=True):
+    """A subscriber was given up that had not acknowledged messages `first` to `last` (inclusive) of this node."""
+
+    peer: Source
+    topic: str
+    first: int
+    last: int
+    reason: str
+    "`away` (it did not come back within Config.grace_s) or `evicted`."
+
+    @property
+    def count(self) -> int:
+        """How many messages it may lack."""
+        return self.last - self.first + 1
+
+
+class Evicted(Event, frozen=True):
+    """A subscriber held its publisher up for too long. Both sides are told."""
+
+    topic: str
+    peer: Source
+    "The other side."
+    reason: str
+    here: bool
+    "True on the subscriber's node: its subscription goes on from the newest message once it has room."
+
+
+class IncompatibleDelivery(Event, frozen=True):
+    """A subscription asks for more than the topic's publisher offers, and gets nothing. Both sides are told."""
+
+    topic: str
+    peer: Source
+    "The other side."
+    offered: str
+    requested: str
 
 
 class DecodeError(Event, frozen=True):
@@ -93,6 +136,14 @@ class DecodeError(Event, frozen=True):
     topic: str
     seq: int
     reason: str
+
+
+class Rejected(Event, frozen=True):
+    """A subscription with `ack="manual"` rejected a message."""
+
+    source: Source
+    topic: str
+    seq: int
 
 
 class HandlerError(Event, frozen=True):

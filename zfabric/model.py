@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
+
+from zfabric.errors import LocalProtocolError
 
 __all__ = ["Delivery", "Message", "Overflow", "Peer", "Source", "Statistics", "Topic", "TopicStatistics"]
 
@@ -68,6 +70,19 @@ class Source(msgspec.Struct, frozen=True):
         return self.name
 
 
+class Settlement(Protocol):
+    """Where a message's fate is told; subscriptions with `ack="manual"` implement it."""
+
+    def ack(self, message: Message) -> None:
+        """Dealt with."""
+
+    def nack(self, message: Message, delay: float) -> None:
+        """Again, later."""
+
+    def reject(self, message: Message) -> None:
+        """Never again."""
+
+
 class Message(msgspec.Struct, gc=False):
     """One received message."""
 
@@ -81,6 +96,24 @@ class Message(msgspec.Struct, gc=False):
     source: Source
     key: Any = None
     headers: dict[str, Any] | None = None
+    _settlement: Settlement | None = None
+
+    async def ack(self) -> None:
+        """Dealt with: it will not come again. Needs `ack="manual"`."""
+        self._settle().ack(self)
+
+    async def nack(self, delay: float = 0.0) -> None:
+        """Not dealt with: it comes again after `delay` seconds, to the same subscription. Needs `ack="manual"`."""
+        self._settle().nack(self, delay)
+
+    async def reject(self) -> None:
+        """Cannot be dealt with: it will not come again, and is reported as a Rejected event. Needs `ack="manual"`."""
+        self._settle().reject(self)
+
+    def _settle(self) -> Settlement:
+        if self._settlement is None:
+            raise LocalProtocolError('this message is acknowledged by itself; subscribe with ack="manual"')
+        return self._settlement
 
     def __repr__(self) -> str:
         key = "" if self.key is None else f" key={self.key!r}"

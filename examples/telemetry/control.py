@@ -74,7 +74,8 @@ _report_decoder = msgspec.json.Decoder(Matched | Report | Failed)
 
 def decode_report(line: bytes) -> Matched | Report | Failed:
     """Parse one line that a part wrote."""
-    return _report_decoder.decode(line)
+    message: Matched | Report | Failed = _report_decoder.decode(line)
+    return message
 
 
 class Control:

@@ -222,7 +222,7 @@ def _interrupts(stop: asyncio.Event) -> Iterator[None]:
         yield
         return
     loop = asyncio.get_running_loop()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def handle(number: int, _frame: object) -> None:
         loop.call_soon_threadsafe(stop.set)
@@ -281,11 +281,12 @@ async def _gather(
     answers = {asyncio.create_task(child.answer(expected)): name for name, child in children.items()}
     stopped = asyncio.create_task((stop or asyncio.Event()).wait())
     found: dict[str, T] = {}
-    waiting = set(answers)
+    waiting: set[asyncio.Task[T]] = set(answers)
     hopeless = False
     while waiting and not (hopeless or stopped.done()):
-        done, _ = await asyncio.wait(waiting | {stopped}, return_when=asyncio.FIRST_COMPLETED)
-        for task in done & waiting:
+        await asyncio.wait([*waiting, stopped], return_when=asyncio.FIRST_COMPLETED)
+        done = {task for task in waiting if task.done()}
+        for task in done:
             try:
                 found[answers[task]] = task.result()
             except PartFailed as failure:

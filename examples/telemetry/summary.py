@@ -155,7 +155,7 @@ def _discovery(matched: Mapping[str, Matched]) -> tuple[list[Pair], int]:
 
 def _topics(reports: Mapping[str, Report]) -> list[TopicBooks]:
     books = []
-    for publisher, report in reports.items():
+    for publisher, report in sorted(reports.items(), key=lambda item: PARTS.index(item[0])):
         listeners = [name for name in RECEIVERS if name != publisher and name in reports]
         for topic, sent in report.published.items():
             books.append(TopicBooks(topic, sent, {name: reports[name].received.get(topic, 0) for name in listeners}))
@@ -169,23 +169,29 @@ def render(summary: Summary) -> str:
         f"zfabric telemetry of {summary.host}, fabric {summary.fabric}, {summary.seconds:.1f} s",
         "",
         f"  found     {summary.found} of {summary.processes} processes{_discovery_text(summary)}",
+    ]
+    if summary.sent:
+        lines += [*_traffic_text(summary), "", *_topics_text(summary)]
+    lines += ["", *(f"  problem: {problem}" for problem in summary.problems), _verdict(summary)]
+    return "\n".join(lines)
+
+
+def _traffic_text(summary: Summary) -> list[str]:
+    latency = summary.latency_ms
+    where = f"in {summary.recording}" if summary.recording else "(keep them with --record FILE)"
+    lines = [
         f"  sent      {summary.sent:,} messages ({summary.sent_per_s:,.0f} per second)",
         f"  received  {summary.received:,} messages ({summary.received_per_s:,.0f} per second)",
         f"  lost      {summary.lost:,}",
+        f"  latency   p50 {latency.p50:.2f} ms, p99 {latency.p99:.2f} ms, slowest {latency.max:.2f} ms",
+        f"  alarms    {summary.alarms:,} raised",
+        f"  recorded  {summary.recorded_lines:,} JSON lines, {summary.recorded_bytes / 1e6:.1f} MB {where}",
     ]
     if summary.repeated:
         lines.append(f"  repeated  {summary.repeated:,}")
-    latency = summary.latency_ms
-    lines.append(f"  latency   p50 {latency.p50:.2f} ms, p99 {latency.p99:.2f} ms, slowest {latency.max:.2f} ms")
-    lines.append(f"  alarms    {summary.alarms:,} raised")
-    where = f"in {summary.recording}" if summary.recording else "(keep them with --record FILE)"
-    lines.append(f"  recorded  {summary.recorded_lines:,} JSON lines, {summary.recorded_bytes / 1e6:.1f} MB {where}")
     if summary.skipped:
         lines.append(f"  skipped   {summary.skipped:,} readings were not made: this machine was too busy")
-    lines += ["", *_topics_text(summary), ""]
-    lines += [f"  problem: {problem}" for problem in summary.problems]
-    lines.append(_verdict(summary))
-    return "\n".join(lines)
+    return lines
 
 
 def _discovery_text(summary: Summary) -> str:
@@ -218,7 +224,8 @@ def _verdict(summary: Summary) -> str:
     if summary.ok:
         return "Every process was found, and every message arrived everywhere."
     if summary.found < summary.processes:
-        return f"FAILED: only {summary.found} of {summary.processes} processes were found by all others."
+        cure = " If mDNS is blocked here, try --discovery all." if summary.discovery == "mdns" else ""
+        return f"FAILED: only {summary.found} of {summary.processes} processes were found by all others.{cure}"
     if summary.lost:
         return f"FAILED: {summary.lost:,} messages were lost."
     return "FAILED: see the problems above."

@@ -41,7 +41,7 @@ def parse_tcp(endpoint: str) -> TcpEndpoint | None:
     if match is None or len(endpoint) > ENDPOINT_BYTES_MAX:
         return None
     try:
-        ip = ipaddress.ip_address(match["v6"] or match["v4"])
+        ip = ipaddress.IPv6Address(match["v6"]) if match["v6"] else ipaddress.IPv4Address(match["v4"])
     except ValueError:
         return None
     zone = match["zone"] or ""

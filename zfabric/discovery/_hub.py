@@ -46,6 +46,7 @@ logger = logging.getLogger("zfabric.discovery")
 _PTR, _TXT, _IN = 12, 16, 1
 "Types and class of DNS records."
 _QUERY_FLAGS = 0
+_PORT = 5353
 
 _RECORD_TTL_S = 1125
 "Other zeroconf instances keep pointers for at least this long; a node that crashed is forgotten after it."
@@ -113,7 +114,8 @@ class Hub(RecordUpdateListener):
         """Open the sockets and begin to listen and to ask. Raises OSError where that is impossible."""
         interfaces = multicast_interfaces(self._addresses)
         if not interfaces:
-            raise OSError(errno.EADDRNOTAVAIL, "mDNS needs an address other than ::1", ", ".join(self._addresses))
+            raise OSError(errno.EADDRNOTAVAIL, "no mDNS on these addresses", ", ".join(self._addresses))
+        _try_port()
         try:
             self._zeroconf = AsyncZeroconf(interfaces=interfaces, ip_version=_ip_version(self._addresses))
         except RuntimeError as error:
@@ -349,6 +351,15 @@ class Hub(RecordUpdateListener):
         for pointer in known:
             query.add_answer_at_time(pointer, now)
         self._engine.async_send(query)
+
+
+def _try_port() -> None:
+    """Raise OSError when another program keeps the port to itself; zeroconf would leave its socket open then."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "SO_REUSEPORT"):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        probe.bind(("", _PORT))
 
 
 def _packed(endpoints: list[TcpEndpoint]) -> list[bytes]:

@@ -101,7 +101,7 @@ def multicast_interfaces(addresses: Iterable[str]) -> list[str | int]:
     """One way in and out per interface and IP version, as python-zeroconf wants them.
 
     IPv4 addresses stay; link-local IPv6 becomes the interface's index, because the same address may
-    exist on several. `::1` is left out: zeroconf cannot listen there.
+    exist on several. `::1` is left out, because zeroconf cannot listen there, and so is what is gone by now.
     """
     by_address = {address: i for i in _interfaces() for address in i.addresses}
     chosen: dict[tuple[str, int], str | int] = {}
@@ -110,6 +110,8 @@ def multicast_interfaces(addresses: Iterable[str]) -> list[str | int]:
         if ip.version == 6 and ip.is_loopback:
             continue
         interface = by_address.get(address)
+        if interface is None and not (ip.version == 4 and _can_bind(address)):
+            continue
         value = interface.index if interface and ip.version == 6 and ip.is_link_local else address
         chosen.setdefault((interface.name if interface else address, ip.version), value)
     return list(chosen.values())

@@ -34,9 +34,13 @@ def decode_batch(
         )
     except DecodeFailed as error:
         return list(_salvage(batch, source, codec, timestamp, bad, error)), 0
-    if batch.meta is None:
-        return messages, 0
-    return _annotate(messages, batch, now)
+    expired = 0
+    if batch.meta is not None:
+        messages, expired = _annotate(messages, batch, now)
+    if batch.skip:
+        first = batch.base + batch.skip
+        messages = [message for message in messages if message.seq >= first]
+    return messages, expired
 
 
 def _annotate(messages: list[Message], batch: Batch, now: float) -> tuple[list[Message], int]:
@@ -86,6 +90,8 @@ class MessageBuffer(Protocol):
     "Bytes waiting."
     pending: int
     "Messages waiting."
+    taken: list[Batch]
+    "Reliable batches that left since the owner last emptied this list."
 
     def push(self, batch: Batch, source: Source) -> None:
         """Take a batch."""
@@ -95,15 +101,20 @@ class MessageBuffer(Protocol):
 
 
 class BatchQueue:
-    """First in, first out. Drops the oldest batch beyond its bound, unless the owner stops the feed in time."""
+    """First in, first out. Beyond its bound it drops the oldest batch that may be dropped, if there is one."""
 
     def __init__(
-        self, bytes_max: int, decode: Callable[[Batch, Source], list[Message]], lost: Lost, *, drop: bool
+        self,
+        bytes_max: int,
+        decode: Callable[[Batch, Source], list[Message]],
+        lost: Lost,
+        droppable: Callable[[Batch], bool],
     ) -> None:
         self._bytes_max = bytes_max
         self._decode = decode
         self._lost = lost
-        self._drop = drop
+        self._droppable = droppable
+        self.taken: list[Batch] = []
         self._batches: deque[tuple[Batch, Source]] = deque()
         self.nbytes = 0
         self.pending = 0
@@ -112,30 +123,41 @@ class BatchQueue:
         """Take a batch; the newest always fits."""
         self._batches.append((batch, source))
         self.nbytes += batch.nbytes
-        self.pending += batch.count
-        while self._drop and self.nbytes > self._bytes_max and len(self._batches) > 1:
-            old, old_source = self._take()
-            self._lost(old_source, old.topic, old.base, old.end - 1)
+        self.pending += batch.count - batch.skip
+        while self.nbytes > self._bytes_max and len(self._batches) > 1 and self._drop_one():
+            pass
+
+    def _drop_one(self) -> bool:
+        for index, (batch, source) in enumerate(self._batches):
+            if index < len(self._batches) - 1 and self._droppable(batch):
+                del self._batches[index]
+                self._account(batch)
+                self._lost(source, batch.topic, batch.base + batch.skip, batch.end - 1)
+                return True
+        return False
 
     def pop(self) -> list[Message]:
         """The oldest batch that has messages left after decoding."""
         while self._batches:
-            messages = self._decode(*self._take())
+            batch, source = self._batches.popleft()
+            self._account(batch)
+            messages = self._decode(batch, source)
             if messages:
                 return messages
         return []
 
-    def _take(self) -> tuple[Batch, Source]:
-        batch, source = self._batches.popleft()
+    def _account(self, batch: Batch) -> None:
         self.nbytes -= batch.nbytes
-        self.pending -= batch.count
-        return batch, source
+        self.pending -= batch.count - batch.skip
+        if batch.reliable:
+            self.taken.append(batch)
 
 
 class LatestSlots:
     """One slot for each topic and key, holding the newest message; older ones are replaced."""
 
     def __init__(self, bytes_max: int, decode: Callable[[Batch, Source], list[Message]], lost: Lost) -> None:
+        self.taken: list[Batch] = []
         self._bytes_max = bytes_max
         self._decode = decode
         self._lost = lost
@@ -150,6 +172,8 @@ class LatestSlots:
     def push(self, batch: Batch, source: Source) -> None:
         """Decode at once: keys decide."""
         messages = self._decode(batch, source)
+        if batch.reliable:
+            self.taken.append(batch)
         size = batch.nbytes // max(1, len(messages)) + 1
         for message in messages:
             key = message.key if message.key.__hash__ is not None else repr(message.key)

@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import Protocol
 
 from zfabric.config import Config
 from zfabric.discovery.base import Announcement, Discovery
@@ -19,7 +18,7 @@ from zfabric.errors import NodeClosed, NodeForked
 from zfabric.events import DiscoveryFailed, Event
 from zfabric.model import Source
 from zfabric.node.eventhub import EventHub
-from zfabric.protocol.core import Core, Delivered
+from zfabric.protocol.core import Core
 from zfabric.protocol.effects import (
     Action,
     AddFilter,
@@ -31,21 +30,14 @@ from zfabric.protocol.effects import (
     RemoveFilter,
     Send,
 )
+from zfabric.protocol.lanes import Lane, Sink
 from zfabric.protocol.outbox import Outbox
 from zfabric.transport.base import Buffer, Route, Transport
-from zfabric.wire.batch import Batch
 from zfabric.wire.records import Identity
 
-__all__ = ["Driver", "Sink"]
+__all__ = ["Driver"]
 
 log = logging.getLogger("zfabric")
-
-
-class Sink(Protocol):
-    """A subscription, as the driver sees it."""
-
-    def deliver(self, batch: Batch, source: Source) -> None:
-        """Take a batch."""
 
 
 class Driver:
@@ -65,6 +57,7 @@ class Driver:
         self._timer_at = inf
         self._pump_soon = False
         self._holding: set[Sink] = set()
+        self._confirming: list[tuple[asyncio.Future[None], Outbox, int, bool]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._source = Source(core.me.hex(), "")
         self.open_state = "new"
@@ -143,6 +136,7 @@ class Driver:
             log.warning("closing took longer than %.1f s: what was left is given up", timeout)
         finally:
             self.events.close()
+            self._confirm()
             self._wake()
 
     def check_open(self) -> None:
@@ -170,13 +164,18 @@ class Driver:
         """Seal and send the open batch of one outbox, if there is one."""
         if not outbox.writer.count or self.open_state != "open":
             return
-        frames = outbox.seal(time.time_ns())
+        if self._pump_soon:
+            self.pump()  # who listens may be about to change
+        now = self.loop.time()
+        frames = self.core.seal(outbox, time.time_ns(), now)
         self.batches_sent += 1
         self.bytes_sent += sum(map(len, frames))
         if outbox.remote:
             self._transport.publish(frames)
         if outbox.local:
-            self._hand_out(self.core.loop_back(frames, self._source, outbox.local))
+            self.core.loop_back(outbox, frames, self._source, now)
+        if outbox.reliable or outbox.remote:
+            self._rearm()
 
     # -- what the transport calls --------------------------------------------------------------
 
@@ -192,17 +191,11 @@ class Driver:
         """A batch arrived on the feed."""
         self.batches_received += 1
         self.bytes_received += sum(map(len, frames))
-        self._hand_out(self.core.receive_batch(frames, self.loop.time()))
+        self.core.receive_batch(frames, self.loop.time())
 
     def on_burst_end(self) -> None:
         """Answer everything that came in this burst at once."""
         self.pump()
-
-    def _hand_out(self, delivered: Delivered | None) -> None:
-        if delivered is not None:
-            batch, source, sinks = delivered
-            for sink in sinks:
-                sink.deliver(batch, source)  # type: ignore[attr-defined] # handles are Sinks
 
     def hold_feed(self, sink: Sink, *, full: bool) -> None:
         """A blocking subscription is full, or has room again."""
@@ -227,6 +220,8 @@ class Driver:
             for action in actions:
                 self._act(action, now)
         self._rearm()
+        if self._confirming:
+            self._confirm()
         self._wake()
 
     def _act(self, action: Action, now: float) -> None:
@@ -260,10 +255,42 @@ class Driver:
         self._timer_at = due
         self._timer = self.loop.call_at(due, self._on_timer) if due < inf else None
 
+    def has_room(self, lane: Lane) -> None:
+        """A full subscription was read."""
+        self.core.streams.has_room(lane, self.loop.time())
+        self.schedule_pump()
+
+    def processed(self, lane: Lane, producer: bytes, topic: str, epoch: int, before: int) -> None:
+        """A subscription is done with the messages before this one."""
+        self.core.streams.processed(lane, producer, topic, epoch, before, self.loop.time())
+        self.schedule_pump()
+
     def _on_timer(self) -> None:
         self._timer_at = -inf
         self.core.handle_timer(self.loop.time())
         self.pump()
+
+    async def confirmed(self, outbox: Outbox, before: int, *, processed: bool) -> None:
+        """Return once every reader has received (or processed) all messages before this one."""
+        if outbox.received_by_all(processed=processed) >= before:
+            return
+        outbox.ack_now = True
+        waiter: asyncio.Future[None] = self.loop.create_future()
+        self._confirming.append((waiter, outbox, before, processed))
+        await waiter
+
+    def _confirm(self) -> None:
+        """Wake those whose messages have been confirmed."""
+        still = []
+        for entry in self._confirming:
+            waiter, outbox, before, processed = entry
+            if waiter.done():
+                continue
+            if outbox.received_by_all(processed=processed) >= before or self.open_state != "open":
+                waiter.set_result(None)
+            else:
+                still.append(entry)
+        self._confirming = still
 
     # -- waiting -------------------------------------------------------------------------------
 

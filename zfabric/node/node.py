@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import socket
 import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, overload
@@ -26,7 +28,7 @@ from zfabric.node.subscription import Subscription
 from zfabric.protocol.core import Core
 from zfabric.protocol.outbox import Outbox
 from zfabric.wire.codec import Codec
-from zfabric.wire.records import Identity
+from zfabric.wire.records import Identity, Start
 from zfabric.wire.topics import Pattern, check_topic
 
 __all__ = ["Node"]
@@ -37,9 +39,10 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 class _OpenTopic:
     """What the publishers of one topic share."""
 
-    def __init__(self, outbox: Outbox, codec: Codec) -> None:
+    def __init__(self, outbox: Outbox, codec: Codec, options: tuple[Delivery, int, int | None]) -> None:
         self.outbox = outbox
         self.codec = codec
+        self.options = options
         self.publishers = 0
 
 
@@ -104,7 +107,8 @@ class Node:
         node_id = environment.random_bytes(16)
         loop = asyncio.get_running_loop()
         transport = environment.transport(node_id, scope, config)
-        core = Core(node_id, config, transport.usable, time.time() - loop.time())
+        jitter = random.Random(environment.random_bytes(8))
+        core = Core(node_id, config, transport.usable, jitter, time.time() - loop.time())
         driver = Driver(core, transport, environment.ways(scope, config), config)
         host = socket.gethostname()
         identity = Identity(environment.random_bytes(16), self.fabric, self.name, host, os.getpid(), (), ())
@@ -188,7 +192,8 @@ class Node:
         if driver is None:
             raise LocalProtocolError("open the node first: `async with node:` or `await node.open()`")
         core, subscriptions = driver.core, list(self._subscriptions)
-        names = {*self._topics, *self._ended, *core.received, *core.lost}
+        streams = core.streams
+        names = {*self._topics, *self._ended, *streams.received, *streams.lost}
         for subscription in subscriptions:
             names.update(subscription.undecodable, subscription.expired)
         return Statistics(
@@ -212,8 +217,8 @@ class Node:
         return TopicStatistics(
             published=published,
             unmatched=unmatched,
-            received=core.received.get(name, 0),
-            lost=core.lost.get(name, 0),
+            received=core.streams.received.get(name, 0),
+            lost=core.streams.lost.get(name, 0),
             undecodable=sum(s.undecodable.get(name, 0) for s in subscriptions),
             expired=sum(s.expired.get(name, 0) for s in subscriptions),
         )
@@ -225,28 +230,52 @@ class Node:
         topic: str | Topic[Any],
         *,
         delivery: str = Delivery.AT_MOST_ONCE,
+        durable: bool = False,
+        history: int = 0,
+        window_bytes: int | None = None,
+        confirm: str | None = None,
         mandatory: bool = False,
     ) -> Publisher:
         """Publish on a topic; publishers of the same topic share one sequence of messages.
 
         `topic`: a name, or a `Topic` whose type every value is checked against.
+        `delivery`: `"at-most-once"`, or with acknowledgements and repair `"at-least-once"`, `"exactly-once"`.
+        `history`: acknowledged messages kept for subscriptions that start earlier (reliable delivery only).
+        `window_bytes`: sent but unacknowledged bytes at which `publish` waits (default Config.window_bytes).
+        `confirm`: what is true when `await publish(...)` returns: `"sent"`, `"received"` by every subscriber's
+        node, or `"processed"` by its reader.
         `mandatory`: a message that nobody subscribes to raises NoSubscribers.
-        Raises TopicError, LimitExceeded, and LocalProtocolError if the topic is open with another type.
+        Raises TopicError, LimitExceeded, ValueError for options that do not go together, and LocalProtocolError
+        if the topic is open with other options.
         """
         driver = self._opened()
+        delivery = Delivery(delivery)
+        _check_reliability(delivery, durable=durable, history=history, confirm=confirm)
+        options = delivery, history, window_bytes
         name, value_type = (topic.name, topic.type) if isinstance(topic, Topic) else (topic, None)
         check_topic(name, bytes_max=self._config.topic_bytes_max)
         shared = self._topics.get(name)
         if shared is None:
             codec = Codec(value_type, inline_bytes=self._config.inline_bytes)
-            outbox = driver.core.interests.open_topic(name, Delivery(delivery), with_crc=self._with_crc)
-            shared = self._topics[name] = _OpenTopic(outbox, codec)
+            outbox = driver.core.interests.open_topic(
+                name, delivery, with_crc=self._with_crc, window_bytes=window_bytes, history=history
+            )
+            shared = self._topics[name] = _OpenTopic(outbox, codec, options)
             driver.schedule_pump()
         elif shared.codec.type != Codec(value_type, inline_bytes=self._config.inline_bytes).type:
             raise LocalProtocolError(f"{name!r} is published with another type already: {shared.codec.type}")
+        elif shared.options != options:
+            raise LocalProtocolError(f"{name!r} is published with other options already: {shared.options}")
         shared.publishers += 1
+        confirm = None if confirm == "sent" else confirm
         return Publisher(
-            driver, shared.outbox, shared.codec, self._config, self._release_topic, mandatory=mandatory
+            driver,
+            shared.outbox,
+            shared.codec,
+            self._config,
+            self._release_topic,
+            mandatory=mandatory,
+            confirm=confirm,
         )
 
     def _release_topic(self, name: str) -> None:
@@ -265,16 +294,25 @@ class Node:
         self,
         pattern: str | Topic[Any],
         *,
-        delivery: str = Delivery.AT_MOST_ONCE,
-        overflow: str = Overflow.DROP_OLDEST,
+        delivery: str | None = None,
+        start: str | int | datetime | timedelta = "latest",
+        group: str | None = None,
+        ack: str = "auto",
+        overflow: str | None = None,
         buffer_bytes: int | None = None,
         type: Any = None,  # noqa: A002 - the public name
     ) -> Subscription:
         """Receive what matches: `*` stands for one word, `#` for any number of words.
 
-        `overflow`: what happens when `buffer_bytes` (default Config.buffer_bytes) wait unread.
+        `delivery`: what publishers must offer at least; a mismatch is an IncompatibleDelivery event on both sides.
+        Default: whatever they offer. `"at-most-once"` takes a reliable topic without acknowledging it.
+        `start`: `"latest"`, `"earliest"`, a sequence number (negative: that many last messages), a datetime or a
+        timedelta into the past; older messages come from the publisher's window and `history`.
+        `ack`: `"auto"` acknowledges after the handler or loop body, `"manual"` on `await message.ack()`.
+        `overflow`: what happens when `buffer_bytes` (default Config.buffer_bytes) wait unread. Default: reliable
+        streams wait, at-most-once streams drop their oldest.
         `type`: what payloads must be; others are skipped and reported as DecodeError events.
-        Raises TopicError, LimitExceeded, or TypeError for a type that msgspec does not know.
+        Raises TopicError, LimitExceeded, ValueError, or TypeError for a type that msgspec does not know.
         """
         driver = self._opened()
         name, value_type = (pattern.name, pattern.type) if isinstance(pattern, Topic) else (pattern, None)
@@ -283,16 +321,30 @@ class Node:
         size = self._config.buffer_bytes if buffer_bytes is None else buffer_bytes
         if size <= 0:
             raise ValueError(f"buffer_bytes must be above 0, not {size}")
+        if ack not in ("auto", "manual"):
+            raise ValueError(f"ack must be 'auto' or 'manual', not {ack!r}")
+        if group is not None:
+            raise LocalProtocolError("groups need a persistence node, which is not there yet: leave out group=")
 
         def closed(subscription: Subscription) -> None:
             del self._subscriptions[subscription]
             if driver.open_state == "open":
-                driver.core.interests.unsubscribe(compiled, delivery, subscription)
-                driver.core.forget_unwanted()
+                driver.core.interests.unsubscribe(subscription.lane)
+                driver.core.streams.forget()
                 driver.schedule_pump()
 
-        subscription = Subscription(driver, compiled, codec, Overflow(overflow), size, closed)
-        driver.core.interests.subscribe(compiled, Delivery(delivery), subscription)
+        subscription = Subscription(
+            driver,
+            compiled,
+            codec,
+            None if overflow is None else Overflow(overflow),
+            size,
+            closed,
+            manual=ack == "manual",
+            unsettled_max=self._config.unsettled_max,
+        )
+        asked = "" if delivery is None else Delivery(delivery)
+        subscription.lane = driver.core.interests.subscribe(compiled, asked, _start(start), subscription)
         self._subscriptions[subscription] = None
         driver.schedule_pump()
         return subscription
@@ -318,6 +370,30 @@ class Node:
             return handler
 
         return register
+
+
+def _check_reliability(delivery: Delivery, *, durable: bool, history: int, confirm: str | None) -> None:
+    if durable or confirm == "stored":
+        raise LocalProtocolError("durable topics need a persistence node, which is not there yet")
+    if confirm not in (None, "sent", "received", "processed"):
+        raise ValueError(f"confirm must be 'sent', 'received' or 'processed', not {confirm!r}")
+    if history < 0:
+        raise ValueError(f"history must be 0 or more, not {history}")
+    if delivery is Delivery.AT_MOST_ONCE and (history or confirm in ("received", "processed")):
+        raise ValueError("history= and confirm= need delivery='at-least-once': at-most-once keeps nothing")
+
+
+def _start(start: str | int | datetime | timedelta) -> Start:
+    """`start=` as it travels."""
+    if isinstance(start, datetime):
+        start = datetime.now(UTC) - start.astimezone(UTC)
+    if isinstance(start, timedelta):
+        return Start("since", max(0.0, start.total_seconds()))
+    if isinstance(start, bool) or not isinstance(start, int):
+        if start in ("latest", "earliest"):
+            return Start(start)  # type: ignore[arg-type] # one of the two
+        raise ValueError(f"start must be 'latest', 'earliest', a number, datetime or timedelta, not {start!r}")
+    return Start("seq", start) if start >= 0 else Start("last", -start)
 
 
 _open_nodes: weakref.WeakSet[Node] = weakref.WeakSet()

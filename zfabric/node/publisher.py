@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
 from zfabric.config import Config
-from zfabric.errors import EncodeFailed, NodeClosed, NoSubscribers
+from zfabric.errors import DeliveryFailed, EncodeFailed, NodeClosed, NoSubscribers, WindowFull
 from zfabric.node.driver import Driver
 from zfabric.protocol.outbox import Outbox
 from zfabric.wire.codec import SPECIAL_TYPES, Codec
@@ -31,6 +32,7 @@ class Publisher:
         release: Callable[[str], None],
         *,
         mandatory: bool,
+        confirm: str | None,
     ) -> None:
         self._driver = driver
         self._release = release
@@ -41,6 +43,7 @@ class Publisher:
         self._batch_bytes = config.batch_bytes
         self._messages_last = config.batch_messages_max - 1
         self._mandatory = mandatory
+        self._confirm = confirm
         self._closed = False
 
     def __repr__(self) -> str:
@@ -63,14 +66,14 @@ class Publisher:
     @property
     def subscribers(self) -> int:
         """How many subscriptions are in place: peers that receive the topic, and this node's own."""
-        return self._outbox.listeners
+        return self._outbox.subscribers
 
     async def wait_for(self, subscribers: int = 1, timeout: float | None = None) -> None:
         """Return once that many subscriptions are in place: the next message reaches them.
 
         Raises TimeoutError after `timeout` seconds, NodeClosed if the node closes meanwhile.
         """
-        await self._driver.wait_until(lambda: self._outbox.listeners >= subscribers, timeout)
+        await self._driver.wait_until(lambda: self._outbox.subscribers >= subscribers, timeout)
 
     # -- publishing ----------------------------------------------------------------------------
 
@@ -81,11 +84,14 @@ class Publisher:
 
         `key` names what the value is about (for `overflow="latest"`), `headers` are free metadata, and after
         `ttl` seconds the message is dropped instead of delivered. Raises EncodeFailed for a value that cannot
-        travel or does not fit the topic's type, NoSubscribers if the publisher is `mandatory` and alone.
+        travel or does not fit the topic's type, NoSubscribers if the publisher is `mandatory` and alone, WindowFull
+        if a reliable publisher would have to wait.
         """
         outbox = self._outbox
-        if self._closed or not outbox.listeners:
-            return self._unheard()
+        if self._closed or not outbox.listeners or outbox.full or self._mandatory:
+            unheard = self._check_first()
+            if unheard is not None:
+                return unheard
         writer = outbox.writer
         buffer, count = writer.buffer, writer.count
         if not count:
@@ -113,9 +119,20 @@ class Publisher:
     async def publish(
         self, value: Any, *, key: Any = None, headers: dict[str, Any] | None = None, ttl: float | None = None
     ) -> int:
-        """Publish one value and return its sequence number; waits while the window is full."""
+        """Publish one value and return its sequence number.
+
+        Waits while the window is full, and then as long as the publisher's `confirm` says. Raises what
+        `publish_nowait` raises (but WindowFull), and DeliveryFailed if a subscriber was given up.
+        """
+        outbox = self._outbox
+        if outbox.full:
+            await self._room()
+        if self._confirm is not None:
+            outbox.ack_now = True
         seq = self.publish_nowait(value, key=key, headers=headers, ttl=ttl)
-        if not self._outbox.writer.count:
+        if self._confirm is not None:
+            await self.confirmed(seq)
+        elif not outbox.writer.count:
             await asyncio.sleep(0)
         return seq
 
@@ -123,33 +140,75 @@ class Publisher:
         """Publish many values, faster than one by one, and return the last one's sequence number (-1 if none)."""
         seq = -1
         outbox = self._outbox
-        for seq in map(self.publish_nowait, values):
+        for value in values:
+            if outbox.full:
+                await self._room()
+            seq = self.publish_nowait(value)
             if not outbox.writer.count:
                 await asyncio.sleep(0)
+        if self._confirm is not None and seq >= 0:
+            await self.confirmed(seq)
         return seq
 
-    async def flush(self) -> None:
-        """Return once everything published is confirmed as `delivery` promises (at-most-once: handed to libzmq)."""
+    async def confirmed(self, seq: int) -> None:
+        """Return once message `seq` is confirmed at the level of `confirm` (default: received by every subscriber).
+
+        Raises DeliveryFailed if a subscriber was given up that had not confirmed it, NodeClosed at the end.
+        """
+        await self._driver.confirmed(self._outbox, seq + 1, processed=self._confirm == "processed")
         self._driver.check_open()
-        self._driver.send(self._outbox)
-        await asyncio.sleep(0)
+        self._raise_failures(seq + 1)
+
+    async def flush(self) -> None:
+        """Return once everything published is confirmed as `delivery` promises.
+
+        At-most-once: handed to the sockets. Reliable: received by every subscriber (processed, with
+        `confirm="processed"`). Raises DeliveryFailed if a subscriber was given up since the last flush.
+        """
+        self._driver.check_open()
+        outbox = self._outbox
+        outbox.ack_now = True
+        self._driver.send(outbox)
+        if outbox.reliable:
+            await self._driver.confirmed(outbox, outbox.base, processed=self._confirm == "processed")
+            self._driver.check_open()
+            self._raise_failures(outbox.base)
+        else:
+            await asyncio.sleep(0)
+
+    def _raise_failures(self, before: int) -> None:
+        failures = tuple(failure for failure in self._outbox.failures if failure[1] < before)
+        if failures:
+            self._outbox.failures = [failure for failure in self._outbox.failures if failure[1] >= before]
+            raise DeliveryFailed(self.topic, failures)
+
+    async def _room(self) -> None:
+        await self._driver.wait_until(lambda: not self._outbox.full, None)
 
     async def close(self) -> None:
-        """Send what is open and stop to publish. The topic can be opened again."""
-        if not self._closed:
-            self._closed = True
-            self._driver.send(self._outbox)
-            self._release(self._outbox.topic)
+        """Send what is open, wait until a reliable topic is confirmed, and stop. The topic can be opened again."""
+        if self._closed:
+            return
+        if self._driver.open_state == "open" and self._outbox.reliable:
+            with suppress(DeliveryFailed, NodeClosed):
+                await self.flush()
+        self._closed = True
+        self._driver.send(self._outbox)
+        self._release(self._outbox.topic)
 
     # -- the less common ways ------------------------------------------------------------------
 
-    def _unheard(self) -> int:
+    def _check_first(self) -> int | None:
+        """Whatever keeps a message from being published plainly; the number of one that nobody will hear."""
         self._driver.check_open()
+        outbox = self._outbox
         if self._closed:
             raise NodeClosed(f"the publisher of {self.topic!r} is closed")
-        if self._mandatory:
+        if self._mandatory and not outbox.subscribers:
             raise NoSubscribers(self.topic)
-        return self._outbox.skip()
+        if outbox.full:
+            raise WindowFull(self.topic, outbox.waiting_bytes, outbox.window_bytes)
+        return None if outbox.listeners else outbox.skip()
 
     def _send_if_full(self) -> None:
         writer = self._outbox.writer

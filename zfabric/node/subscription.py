@@ -6,13 +6,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
-from typing import Any
 
 from zfabric.errors import LocalProtocolError, NodeClosed
-from zfabric.events import DecodeError, Gap
+from zfabric.events import DecodeError, Gap, Rejected
 from zfabric.model import Message, Overflow, Source
 from zfabric.node.buffer import BatchQueue, LatestSlots, MessageBuffer, decode_batch
 from zfabric.node.driver import Driver
+from zfabric.node.manualacks import ManualAcks
+from zfabric.protocol.lanes import Lane
 from zfabric.wire.batch import Batch
 from zfabric.wire.codec import Codec
 from zfabric.wire.topics import Pattern
@@ -31,25 +32,33 @@ class Subscription:
         driver: Driver,
         pattern: Pattern,
         codec: Codec,
-        overflow: Overflow,
+        overflow: Overflow | None,
         buffer_bytes: int,
         closed: Callable[[Subscription], None],
+        *,
+        manual: bool,
+        unsettled_max: int,
     ) -> None:
         self._driver = driver
         self._pattern = pattern
         self._codec = codec
-        self._blocking = overflow is Overflow.BLOCK
+        self._overflow = overflow
+        self.lane: Lane
         self._buffer_bytes = buffer_bytes
         self._on_close = closed
         self._buffer: MessageBuffer
         if overflow is Overflow.LATEST:
             self._buffer = LatestSlots(buffer_bytes, self._decode, self._lost)
         else:
-            self._buffer = BatchQueue(buffer_bytes, self._decode, self._lost, drop=not self._blocking)
+            self._buffer = BatchQueue(buffer_bytes, self._decode, self._lost, self._may_drop)
+        self._manual = ManualAcks(self._redeliver, self._processed, self._reject) if manual else None
+        self._unsettled_max = unsettled_max
+        self._again: list[Message] = []
+        self.full = False
         self._current: Iterator[Message] = iter(())
         self._waiter: asyncio.Future[None] | None = None
         self._reading = False
-        self._full = False
+        self._holding = False
         self._closed = False
         self.undecodable: dict[str, int] = {}
         self.expired: dict[str, int] = {}
@@ -79,7 +88,7 @@ class Subscription:
     @property
     def publishers(self) -> int:
         """How many nodes have this subscription in place: their next message arrives here."""
-        return self._driver.core.interests.publishers_of(self._pattern)
+        return self._driver.core.interests.publishers_of(self.lane)
 
     async def wait_for(self, publishers: int = 1, timeout: float | None = None) -> None:
         """Return once that many publishers have this subscription in place.
@@ -130,13 +139,11 @@ class Subscription:
         if self._reading:
             raise LocalProtocolError(f"another task reads the subscription to {self.pattern!r} already")
         self._reading = True
+        self._acknowledge()
         try:
             await asyncio.sleep(0)  # a busy reader lets the node's own work go on
             while True:
-                messages = self._buffer.pop()
-                if self._full and self._buffer.nbytes <= self._buffer_bytes // 2:
-                    self._full = False
-                    self._driver.hold_feed(self, full=False)
+                messages = self._pop()
                 if messages or self._closed:
                     return messages
                 self._driver.check_open()
@@ -145,6 +152,50 @@ class Subscription:
         finally:
             self._reading = False
             self._waiter = None
+
+    def _pop(self) -> list[Message]:
+        if self._again:
+            messages, self._again = self._again, []
+            return messages
+        messages = self._buffer.pop()
+        if not messages:
+            self._acknowledge()
+        if self._manual is not None:
+            for message in messages:
+                message._settlement = self._manual
+        if (self.full or self._holding) and self._has_room():
+            self._holding = self.full = False
+            self._driver.hold_feed(self, full=False)
+            self._driver.has_room(self.lane)
+        return messages
+
+    def _acknowledge(self) -> None:
+        """What was handed out before is processed, now that the reader asks for more."""
+        taken, self._buffer.taken = self._buffer.taken, []
+        for batch in taken:
+            if self._manual is None:
+                self._processed(batch.producer, batch.topic, batch.epoch, batch.end)
+
+    def _processed(self, producer: bytes, topic: str, epoch: int, before: int) -> None:
+        if self._driver.open_state == "open":
+            self._driver.processed(self.lane, producer, topic, epoch, before)
+        if self.full and self._has_room():
+            self.full = False
+            self._driver.has_room(self.lane)
+
+    def _redeliver(self, message: Message, delay: float) -> None:
+        self._driver.loop.call_later(delay, self._deliver_again, message)
+
+    def _deliver_again(self, message: Message) -> None:
+        self._again.append(message)
+        self._wake()
+
+    def _reject(self, message: Message) -> None:
+        self._driver.emit(Rejected(message.source, message.topic, message.seq))
+
+    def _has_room(self) -> bool:
+        unsettled = self._manual.unsettled if self._manual is not None else 0
+        return self._buffer.nbytes <= self._buffer_bytes // 2 and unsettled <= self._unsettled_max // 2
 
     async def close(self) -> None:
         """Stop to receive. What waits can still be read; then iteration ends."""
@@ -157,16 +208,25 @@ class Subscription:
     def deliver(self, batch: Batch, source: Source) -> None:
         """Take a batch."""
         self._buffer.push(batch, source)
-        if self._blocking and not self._full and self._buffer.nbytes > self._buffer_bytes:
-            self._full = True
-            self._driver.hold_feed(self, full=True)
+        if self._manual is not None and batch.reliable:
+            self._manual.expect(batch)
+        if self._overflow in (Overflow.BLOCK, None):
+            over = self._buffer.nbytes >= self._buffer_bytes
+            self.full = over or (self._manual is not None and self._manual.unsettled >= self._unsettled_max)
+            if over and not batch.reliable and not self._holding and self._overflow is Overflow.BLOCK:
+                self._holding = True
+                self._driver.hold_feed(self, full=True)
         self._wake()
+
+    def _may_drop(self, batch: Batch) -> bool:
+        """Best-effort batches by default, all or none if the user said so."""
+        return self._overflow is Overflow.DROP_OLDEST or (self._overflow is None and not batch.reliable)
 
     def end(self) -> None:
         """No more will come."""
         self._closed = True
-        if self._full:
-            self._full = False
+        if self._holding:
+            self._holding = False
             self._driver.hold_feed(self, full=False)
         self._wake()
 
@@ -186,10 +246,5 @@ class Subscription:
         self._driver.emit(DecodeError(source, topic, seq, reason))
 
     def _lost(self, source: Source, topic: str, first: int, last: int) -> None:
-        self._driver.core.count_lost(Gap(source, topic, first, last, cause="buffer"))
+        self._driver.core.streams.count_lost(Gap(source, topic, first, last, cause="buffer"))
         self._driver.schedule_pump()
-
-
-def ensure_type(expected: Any, pattern_type: Any) -> Any:
-    """The type to decode to: `type=` or the Topic's."""
-    return pattern_type if expected is None else expected

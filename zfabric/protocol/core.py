@@ -10,54 +10,60 @@ from collections.abc import Callable, Iterable, Sequence
 
 from zfabric.config import Config
 from zfabric.errors import RemoteProtocolError, TopicError
-from zfabric.events import Gap, PeerJoined, PeerLeft, ProtocolError
+from zfabric.events import PeerJoined, PeerLeft, ProtocolError
 from zfabric.model import Peer, Source
 from zfabric.protocol.effects import Action, Effects, Route
-from zfabric.protocol.inbox import Inbox
+from zfabric.protocol.inbox import Jitter
 from zfabric.protocol.interests import Interests, parse_marker
 from zfabric.protocol.membership import Step
+from zfabric.protocol.outbox import Outbox
 from zfabric.protocol.peers import PeerRecord, PeerTable
+from zfabric.protocol.streams import Streams
 from zfabric.wire.batch import Batch, Buffer, parse_batch
 from zfabric.wire.records import (
+    Ack,
     Attached,
+    Data,
+    Evicted,
     Goodbye,
     Heartbeat,
     Hello,
     Identity,
+    Incompatible,
     Interest,
+    Missing,
     Peers,
+    Positions,
     Record,
     Refuse,
+    Repair,
+    Resume,
     Unknown,
     VersionMismatch,
     Welcome,
     decode_envelope,
 )
-from zfabric.wire.topics import check_topic
 
-__all__ = ["Core", "Delivered"]
-
-Delivered = tuple[Batch, Source, Sequence[object]]
-"""A batch, who published it, and the subscriptions (handles) that it is for."""
+__all__ = ["Core"]
 
 
 class Core:
     """All protocol state of one node."""
 
-    def __init__(self, me: bytes, config: Config, usable: Callable[[str], bool], wall_offset: float = 0.0) -> None:
+    def __init__(
+        self, me: bytes, config: Config, usable: Callable[[str], bool], jitter: Jitter, wall_offset: float = 0.0
+    ) -> None:
         """`usable` tells whether an endpoint can work from here; `wall_offset` turns `now` into UTC seconds."""
         self.me = me
         self._wall_offset = wall_offset
         self._config = config
         self._effects = Effects(me)
         self.peers = PeerTable(me, config, self._effects, usable, self._on_step)
-        self.interests = Interests(me, config, self._effects, self.peers, usable)
-        self._inboxes: dict[tuple[bytes, str], Inbox] = {}
+        self.interests = Interests(me, config, self._effects, self.peers, usable, wall_offset)
+        self.streams = Streams(config, self._effects, self.peers, self.interests, jitter)
         self._now = 0.0
         self.protocol_errors = 0
         self.strangers = 0
-        self.received: dict[str, int] = {}
-        self.lost: dict[str, int] = {}
 
     # -- who we are ----------------------------------------------------------------------------
 
@@ -125,19 +131,42 @@ class Core:
         peer = self.peers.traffic(route, sender, now)
         if peer is None:
             return False
-        if isinstance(record, Interest):
-            self.interests.received(peer, record, now)
-        elif isinstance(record, Attached):
-            self.interests.attached(peer, record.positions)
-            for position in record.positions:
-                if position.topic in self.interests.remote[peer.id].wanted:
-                    self._inbox(peer.id, position.topic, position.epoch).anchor(position.epoch, position.next_seq)
-        elif isinstance(record, Heartbeat):
-            self.peers.heartbeat(peer, record, now)
-        elif isinstance(record, Peers):
-            for other in record.peers:
-                self.found(other.id, other.inbox, now)
+        self._dispatch(peer, record, now)
         return True
+
+    def _dispatch(self, peer: PeerRecord, record: Record, now: float) -> None:
+        match record:
+            case Ack():
+                if not self.streams.acked(peer, record, now):
+                    self._not_protocol(str(peer.source), RemoteProtocolError("acknowledges what was never sent"))
+            case Data(lane, frames):
+                try:
+                    self.streams.repaired_batch(peer, lane, self._parse(frames), now)
+                except RemoteProtocolError as error:
+                    self._not_protocol(str(peer.source), error)
+            case Repair():
+                self.streams.repair(peer, record, now)
+            case Missing():
+                self.streams.missing(peer, record, now)
+            case Positions(positions):
+                for position in positions:
+                    self.streams.heard(peer, position, now)
+            case Attached(positions):
+                for position in positions:
+                    self.streams.attached(peer, position, now)
+            case Interest():
+                self.interests.received(peer, record, now)
+            case Heartbeat():
+                self.peers.heartbeat(peer, record, now)
+            case Evicted():
+                self.streams.evicted(peer, record)
+            case Resume(lane, topic):
+                self.interests.resume(peer, lane, topic, now)
+            case Incompatible():
+                self.interests.incompatible(peer, record)
+            case Peers(peers):
+                for other in peers:
+                    self.found(other.id, other.inbox, now)
 
     def route_lost(self, route: Route, now: float) -> None:
         """The transport could not send on a route."""
@@ -150,9 +179,9 @@ class Core:
     def _on_step(self, step: Step, peer: PeerRecord, reason: str) -> None:
         if step is Step.LEAVE:
             self._effects.emit(PeerLeft(self.describe(peer), reason))
-            self.interests.peer_left(peer)
-            for key in [key for key in self._inboxes if key[0] == peer.id]:
-                del self._inboxes[key]
+            self.interests.peer_left(peer, self._now, for_good=reason == "goodbye")
+            if reason == "goodbye":
+                self.streams.forget(peer.id)
             return
         self.interests.peer_joined(peer, self._now)
         if step is Step.JOIN:
@@ -170,7 +199,7 @@ class Core:
             endpoint=peer.endpoint or "",
             since=peer.since + self._wall_offset,
             topics=() if remote is None else tuple(remote.topics),
-            patterns=() if remote is None else tuple(request.pattern for request in remote.patterns),
+            patterns=() if remote is None else tuple(request.pattern for request, _ in remote.patterns.values()),
         )
 
     # -- the data plane ------------------------------------------------------------------------
@@ -182,40 +211,25 @@ class Core:
         if found is not None:
             self.interests.marked(*found, now)
 
-    def receive_batch(self, frames: Sequence[Buffer], now: float) -> Delivered | None:
-        """One batch from the feed: what to deliver to whom, if anything."""
+    def receive_batch(self, frames: Sequence[Buffer], now: float) -> None:
+        """One batch from the feed."""
         self._now = now
         try:
             batch = self._parse(frames)
         except RemoteProtocolError as error:
             self._not_protocol("feed", error)
-            return None
+            return
         peer = self.peers.known.get(batch.producer)
         if peer is None:
             self.strangers += 1
-            return None
+            return
         peer.last_heard = now
-        handles = self.interests.local.match(batch.topic)
-        if not handles:
-            return None
-        try:
-            inbox = self._inbox(peer.id, batch.topic, batch.epoch)
-        except TopicError as error:
-            self._not_protocol(str(peer.source), RemoteProtocolError(str(error)))
-            return None
-        new, gap = inbox.accept(batch)
-        if gap is not None:
-            self.count_lost(Gap(peer.source, batch.topic, *gap, cause="overflow"))
-        if not new:
-            return None
-        self.received[batch.topic] = self.received.get(batch.topic, 0) + batch.count
-        return batch, peer.source, handles
-
-    def loop_back(self, frames: Sequence[Buffer], source: Source, handles: Sequence[object]) -> Delivered:
-        """A batch of this node's own for its own subscriptions."""
-        batch = self._parse(frames)
-        self.received[batch.topic] = self.received.get(batch.topic, 0) + batch.count
-        return batch, source, handles
+        lanes = self.interests.local.match(batch.topic)
+        if lanes:
+            try:
+                self.streams.take(peer, batch, lanes, now)
+            except TopicError as error:
+                self._not_protocol(str(peer.source), RemoteProtocolError(str(error)))
 
     def _parse(self, frames: Sequence[Buffer]) -> Batch:
         config = self._config
@@ -226,38 +240,30 @@ class Core:
             topic_bytes_max=config.topic_bytes_max,
         )
 
-    def count_lost(self, gap: Gap) -> None:
-        """Count and report messages that will not arrive."""
-        self.lost[gap.topic] = self.lost.get(gap.topic, 0) + gap.count
-        self._effects.emit(gap)
+    def seal(self, outbox: Outbox, published_ns: int, now: float) -> list[Buffer]:
+        """Finish an outbox's open batch: the frames to publish."""
+        frames = outbox.seal(published_ns, now)
+        self.streams.sent(outbox)
+        return frames
 
-    def _inbox(self, producer: bytes, topic: str, epoch: int) -> Inbox:
-        key = (producer, topic)
-        inbox = self._inboxes.get(key)
-        if inbox is None:
-            check_topic(topic, reserved=True, bytes_max=self._config.topic_bytes_max)
-            if len(self._inboxes) >= self._config.inboxes_max:
-                del self._inboxes[next(iter(self._inboxes))]
-            inbox = self._inboxes[key] = Inbox(epoch)
-        return inbox
-
-    def forget_unwanted(self) -> None:
-        """A subscription ended: positions of streams that nobody listens to are no longer kept."""
-        for key in [key for key in self._inboxes if not self.interests.local.match(key[1])]:
-            del self._inboxes[key]
+    def loop_back(self, outbox: Outbox, frames: Sequence[Buffer], source: Source, now: float) -> None:
+        """Hand a batch of this node's own to its own subscriptions."""
+        self.streams.deliver_local(outbox, self._parse(frames), source, now)
 
     # -- time, and what to do ------------------------------------------------------------------
 
     def timer(self) -> float:
         """When `handle_timer` has something to do; infinity if never."""
-        return self.peers.timer()
+        return min(self.peers.timer(), self.streams.timer())
 
     def handle_timer(self, now: float) -> None:
         """Time has passed."""
         self._now = now
         self.peers.handle_timer(now)
+        self.streams.handle_timer(now)
 
     def actions(self, now: float) -> list[Action]:
         """What the driver must do now, in order. Call it after every other verb."""
         self.interests.flush(now)
+        self.streams.handle_timer(now)
         return self._effects.take()

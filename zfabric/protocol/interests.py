@@ -2,7 +2,7 @@
 
 A subscription is in place when three things have happened: the peer was told (INTEREST, with a generation), the
 feed is connected to its outlet, and the outlet has seen the generation's marker, which the feed subscribes to
-after the patterns themselves. The publisher then answers ATTACHED with its positions.
+after the patterns themselves. The publisher then answers ATTACHED with the position that the subscription begins at.
 """
 
 from __future__ import annotations
@@ -12,11 +12,21 @@ from typing import TypeVar
 
 from zfabric.config import Config
 from zfabric.errors import LimitExceeded, LocalProtocolError, TopicError
-from zfabric.events import ProtocolError, SubscriberJoined, SubscriberLeft
+from zfabric.events import IncompatibleDelivery, ProtocolError, SubscriberJoined, SubscriberLeft
 from zfabric.protocol.effects import AddFilter, ConnectFeed, DisconnectFeed, Effects, RemoveFilter
-from zfabric.protocol.outbox import Outbox
+from zfabric.protocol.lanes import Lane, Sink
+from zfabric.protocol.outbox import Outbox, Reader
 from zfabric.protocol.peers import PeerRecord, PeerTable
-from zfabric.wire.records import Attached, Interest, PatternRequest, Position, TopicOffer
+from zfabric.wire.records import (
+    Attached,
+    Incompatible,
+    Interest,
+    PatternRequest,
+    Position,
+    Positions,
+    Start,
+    TopicOffer,
+)
 from zfabric.wire.topics import Pattern, TopicTable, check_pattern, check_topic
 
 __all__ = ["MARKER", "Interests", "RemoteInterest", "parse_marker"]
@@ -25,6 +35,7 @@ MARKER = b"\xff"
 "First byte of marker subscriptions: no topic begins with it, and libzmq resends subscriptions in byte order."
 _ITEMS_PER_RECORD = 1000
 _MARKERS_PER_PEER_MAX = 16
+_RANKS = {"": 0, "at-most-once": 0, "at-least-once": 1, "exactly-once": 2}
 
 T = TypeVar("T")
 
@@ -44,103 +55,112 @@ def parse_marker(data: bytes) -> tuple[bool, bytes, int] | None:
 class RemoteInterest:
     """What one peer publishes and subscribes to."""
 
-    __slots__ = ("attached_to", "following", "patterns", "table", "topics", "wanted")
+    __slots__ = ("following", "incompatible", "patterns", "table", "topics", "wanted")
 
     def __init__(self, config: Config) -> None:
         self.topics: dict[str, TopicOffer] = {}
-        self.patterns: dict[PatternRequest, int] = {}
-        self.table: TopicTable[PatternRequest] = TopicTable(bytes_max=config.topic_bytes_max)
+        self.patterns: dict[int, tuple[PatternRequest, int]] = {}
+        self.table: TopicTable[int] = TopicTable(bytes_max=config.topic_bytes_max)
+        self.incompatible: set[tuple[int, str]] = set()
         self.wanted: set[str] = set()
         self.following: str | None = None
-        self.attached_to: set[str] = set()
 
 
 class Interests:
     """The node's own topics and subscriptions, and those of its peers."""
 
     def __init__(
-        self, me: bytes, config: Config, effects: Effects, peers: PeerTable, usable: Callable[[str], bool]
+        self, me: bytes, config: Config, effects: Effects, peers: PeerTable, usable: Callable[[str], bool],
+        wall_offset: float,
     ) -> None:
         self._me = me
         self._config = config
         self._effects = effects
         self._peers = peers
         self._usable = usable
+        self._wall_offset = wall_offset
         self.outboxes: dict[str, Outbox] = {}
-        self.local: TopicTable[object] = TopicTable(bytes_max=config.topic_bytes_max)
+        self.lanes: dict[int, Lane] = {}
+        self.local: TopicTable[Lane] = TopicTable(bytes_max=config.topic_bytes_max)
         self.remote: dict[bytes, RemoteInterest] = {}
         self._next_epoch = 1
-        self._requests: dict[PatternRequest, int] = {}
+        self._next_lane = 1
         self._prefixes: dict[bytes, int] = {}
         self._generation = 0
         self._markers: dict[bytes, set[int]] = {}
-        self._attached_early: list[tuple[PeerRecord, Outbox]] = []
+        self._attach_soon: set[str] = set()
         self._topics_added: dict[str, TopicOffer] = {}
         self._topics_gone: dict[str, None] = {}
-        self._patterns_added: dict[PatternRequest, None] = {}
-        self._patterns_gone: dict[PatternRequest, None] = {}
+        self._lanes_added: dict[int, Lane] = {}
+        self._lanes_gone: dict[int, Lane] = {}
 
     # -- this node's own -----------------------------------------------------------------------
 
-    def open_topic(self, topic: str, delivery: str, *, with_crc: bool) -> Outbox:
+    def open_topic(
+        self, topic: str, delivery: str, *, with_crc: bool, window_bytes: int | None = None, history: int = 0
+    ) -> Outbox:
         """Start to publish. Raises LimitExceeded, or LocalProtocolError if the topic is open already."""
         if topic in self.outboxes:
             raise LocalProtocolError(f"this node publishes {topic!r} already; share that publisher")
         if len(self.outboxes) >= self._config.topics_max:
             raise LimitExceeded("topics_max", len(self.outboxes) + 1, self._config.topics_max)
-        outbox = Outbox(topic, self._me, self._next_epoch, delivery, with_crc=with_crc)
+        outbox = Outbox(
+            topic, self._me, self._next_epoch, delivery, self._config,
+            with_crc=with_crc, window_bytes=window_bytes, history=history,
+        )
         self._next_epoch += 1
         self.outboxes[topic] = outbox
         self._topics_gone.pop(topic, None)
         self._topics_added[topic] = TopicOffer(topic, outbox.epoch, delivery)
-        outbox.local = list(self.local.match(topic))
-        for peer in self._peers.up():
-            if self._receives(peer.id, topic):
-                outbox.remote.add(peer.id)
-                self._attached_early.append((peer, outbox))
-        outbox.count_listeners()
+        self._match_local(outbox)
+        # Peers that are in place already get the first message, too; they are told with the next INTEREST.
+        if any(self._receivers(peer.id, topic) for peer in self._peers.up()):
+            self._attach_soon.add(topic)
+            outbox.listeners += 1
         return outbox
 
     def close_topic(self, topic: str) -> None:
         """Stop to publish."""
         del self.outboxes[topic]
+        self._attach_soon.discard(topic)
         self._topics_added.pop(topic, None)
         self._topics_gone[topic] = None
 
-    def subscribe(self, pattern: Pattern, delivery: str, handle: object) -> None:
-        """Start to listen; matching batches come back with `handle`. Raises LimitExceeded."""
-        if len(self.local) >= self._config.patterns_max:
-            raise LimitExceeded("patterns_max", len(self.local) + 1, self._config.patterns_max)
-        self.local.add(pattern.text, handle)
-        request = PatternRequest(pattern.text, delivery)
-        self._requests[request] = self._requests.get(request, 0) + 1
-        if self._requests[request] == 1:
-            if self._patterns_gone.pop(request, self) is self:
-                self._patterns_added[request] = None
-            for remote in self.remote.values():
-                remote.wanted.update(topic for topic in remote.topics if pattern.matches(topic))
+    def subscribe(self, pattern: Pattern, delivery: str, start: Start, sink: Sink) -> Lane:
+        """Start to listen; matching batches go to `sink`. Raises LimitExceeded."""
+        if len(self.lanes) >= self._config.patterns_max:
+            raise LimitExceeded("patterns_max", len(self.lanes) + 1, self._config.patterns_max)
+        lane = Lane(PatternRequest(self._next_lane, pattern.text, delivery, start), pattern, sink)
+        self._next_lane += 1
+        self.lanes[lane.request.lane] = lane
+        self._lanes_added[lane.request.lane] = lane
+        self.local.add(pattern.text, lane)
+        for remote in self.remote.values():
+            remote.wanted.update(topic for topic in remote.topics if pattern.matches(topic))
         self._local_changed()
+        return lane
 
-    def unsubscribe(self, pattern: Pattern, delivery: str, handle: object) -> None:
+    def unsubscribe(self, lane: Lane) -> None:
         """Stop to listen."""
-        self.local.remove(pattern.text, handle)
-        request = PatternRequest(pattern.text, delivery)
-        self._requests[request] -= 1
-        if not self._requests[request]:
-            del self._requests[request]
-            if self._patterns_added.pop(request, self) is self:
-                self._patterns_gone[request] = None
+        self.local.remove(lane.pattern.text, lane)
+        del self.lanes[lane.request.lane]
+        if self._lanes_added.pop(lane.request.lane, None) is None:
+            self._lanes_gone[lane.request.lane] = lane
         self._local_changed()
 
     def _local_changed(self) -> None:
         for outbox in self.outboxes.values():
-            outbox.local = list(self.local.match(outbox.topic))
-            outbox.count_listeners()
+            self._match_local(outbox)
 
-    def publishers_of(self, pattern: Pattern) -> int:
-        """How many nodes (this one included) send us what matches the pattern."""
-        local = any(pattern.matches(topic) for topic in self.outboxes)
-        return local + sum(any(map(pattern.matches, remote.attached_to)) for remote in self.remote.values())
+    def _match_local(self, outbox: Outbox) -> None:
+        rank = _RANKS[outbox.delivery]
+        outbox.local = [lane for lane in self.local.match(outbox.topic) if _RANKS[lane.request.delivery] <= rank]
+        outbox.count_listeners()
+
+    def publishers_of(self, lane: Lane) -> int:
+        """How many nodes (this one included) have a subscription of ours in place."""
+        local = any(lane in outbox.local for outbox in self.outboxes.values())
+        return local + len({producer for producer, _ in lane.attached})
 
     # -- peers come and go ---------------------------------------------------------------------
 
@@ -149,17 +169,28 @@ class Interests:
         self.remote.setdefault(peer.id, RemoteInterest(self._config))
         self.flush(now)
         topics = [TopicOffer(o.topic, o.epoch, o.delivery) for o in self.outboxes.values()]
-        records = list(self._interests(full=True, topics=topics, patterns=list(self._requests)))
-        self._peers.tell(peer, *records, now=now)
-        self._tell_attached(peer, [o for o in self.outboxes.values() if peer.id in o.remote], now)
+        requests = [lane.request for lane in self.lanes.values()]
+        self._peers.tell(peer, *self._interests(full=True, topics=topics, patterns=requests), now=now)
+        for outbox in self.outboxes.values():
+            for (peer_id, lane), _ in outbox.remote.items():
+                if peer_id == peer.id:
+                    reader = outbox.readers.get((peer_id, lane))
+                    self._tell_attached(peer, outbox, lane, outbox.base if reader is None else reader.received, now)
 
-    def peer_left(self, peer: PeerRecord) -> None:
-        """A peer is gone: stop sending to it and following it."""
+    def peer_left(self, peer: PeerRecord, now: float, *, for_good: bool) -> None:
+        """A peer is gone: stop sending to it and following it; reliable readers may still come back."""
         remote = self.remote.pop(peer.id, None)
         if remote is not None and remote.following is not None:
             self._effects.do(DisconnectFeed(remote.following))
         for outbox in self.outboxes.values():
-            self._detach(peer, outbox)
+            for key in [key for key in outbox.remote if key[0] == peer.id]:
+                self._detach(peer, outbox, key, now, for_good=for_good)
+            if for_good:
+                for reader in [r for r in outbox.readers.values() if r.peer_id == peer.id]:
+                    outbox.drop_reader(reader, now)
+                outbox.evicted = {key for key in outbox.evicted if key[0] != peer.id}
+        for lane in self.lanes.values():
+            lane.attached = {key for key in lane.attached if key[0] != peer.id}
 
     def received(self, peer: PeerRecord, interest: Interest, now: float) -> None:
         """A peer's topics or patterns changed."""
@@ -172,15 +203,18 @@ class Interests:
         for topic in interest.topics_gone:
             remote.topics.pop(topic, None)
             remote.wanted.discard(topic)
-        for request in interest.patterns_gone:
-            if remote.patterns.pop(request, None) is not None:
-                remote.table.remove(request.pattern, request)
+            for lane in self.lanes.values():
+                lane.attached.discard((peer.id, topic))
+        for lane_id in interest.patterns_gone:
+            request, _ = remote.patterns.pop(lane_id, (None, 0))
+            if request is not None:
+                remote.table.remove(request.pattern, lane_id)
         try:
             self._learn(remote, interest)
         except (TopicError, LimitExceeded) as error:
             self._effects.emit(ProtocolError(str(peer.source), str(error)))
-        remote.attached_to &= remote.wanted
-        self._evaluate(peer, now)
+        if not interest.more:
+            self._evaluate(peer, now)
 
     def _learn(self, remote: RemoteInterest, interest: Interest) -> None:
         config = self._config
@@ -195,8 +229,8 @@ class Interests:
             if len(remote.patterns) >= config.patterns_max:
                 raise LimitExceeded("patterns_max", len(remote.patterns) + 1, config.patterns_max)
             check_pattern(request.pattern, bytes_max=config.topic_bytes_max)
-            remote.patterns[request] = interest.generation
-            remote.table.add(request.pattern, request)
+            remote.patterns[request.lane] = request, interest.generation
+            remote.table.add(request.pattern, request.lane)
 
     def marked(self, subscribed: bool, node_id: bytes, generation: int, now: float) -> None:  # noqa: FBT001
         """Our outlet saw a marker come or go."""
@@ -216,48 +250,99 @@ class Interests:
         if peer is not None and node_id in self.remote:
             self._evaluate(peer, now)
 
-    def attached(self, peer: PeerRecord, positions: Iterable[Position]) -> None:
-        """A publisher has our subscriptions in place."""
-        remote = self.remote[peer.id]
-        remote.attached_to.update(p.topic for p in positions if p.topic in remote.wanted)
+    def resume(self, peer: PeerRecord, lane: int, topic: str, now: float) -> None:
+        """An evicted subscription has room again."""
+        outbox = self.outboxes.get(topic)
+        if outbox is not None and (peer.id, lane) in outbox.evicted:
+            outbox.evicted.discard((peer.id, lane))
+            self._evaluate(peer, now)
+
+    def incompatible(self, peer: PeerRecord, record: Incompatible) -> None:
+        """A publisher offers less than one of our subscriptions asks for."""
+        self._effects.emit(IncompatibleDelivery(record.topic, peer.source, record.offered, record.requested))
 
     # -- who listens ---------------------------------------------------------------------------
 
-    def _receives(self, peer_id: bytes, topic: str) -> bool:
-        remote = self.remote.get(peer_id)
-        markers = self._markers.get(peer_id)
-        if remote is None or markers is None:
-            return False
+    def _receivers(self, peer_id: bytes, topic: str) -> dict[tuple[bytes, int], PatternRequest]:
+        """A peer's subscriptions to a topic that are in place."""
+        remote, markers = self.remote.get(peer_id), self._markers.get(peer_id)
+        if remote is None or not markers:
+            return {}
         newest = max(markers)
-        return any(remote.patterns[request] <= newest for request in remote.table.match(topic))
+        found = {}
+        for lane in remote.table.match(topic):
+            request, generation = remote.patterns[lane]
+            if generation <= newest:
+                found[peer_id, lane] = request
+        return found
 
     def _evaluate(self, peer: PeerRecord, now: float) -> None:
-        attaching = []
         for outbox in self.outboxes.values():
-            if not self._receives(peer.id, outbox.topic):
-                self._detach(peer, outbox)
-            elif peer.id not in outbox.remote:
-                attaching.append(outbox)
-        self._attach(peer, attaching, now)
+            self._evaluate_topic(peer, outbox, now)
         self._follow(peer, now)
 
-    def _attach(self, peer: PeerRecord, outboxes: list[Outbox], now: float) -> None:
-        for outbox in outboxes:
-            outbox.remote.add(peer.id)
-            outbox.count_listeners()
-        self._tell_attached(peer, outboxes, now)
-        for outbox in outboxes:
-            self._effects.emit(SubscriberJoined(outbox.topic, peer.source))
+    def _evaluate_topic(self, peer: PeerRecord, outbox: Outbox, now: float) -> None:
+        remote = self.remote[peer.id]
+        receivers = self._receivers(peer.id, outbox.topic)
+        for key in [key for key in outbox.remote if key[0] == peer.id and key not in receivers]:
+            self._detach(peer, outbox, key, now, for_good=key[1] not in remote.patterns)
+        for key, request in receivers.items():
+            if key in outbox.remote or key in outbox.evicted:
+                continue
+            if _RANKS[outbox.delivery] < _RANKS.get(request.delivery, 0):
+                self._refuse(peer, remote, outbox, request, now)
+            else:
+                self._attach(peer, outbox, request, now)
 
-    def _tell_attached(self, peer: PeerRecord, outboxes: list[Outbox], now: float) -> None:
-        for chunk in _chunks([Position(o.topic, o.epoch, o.base) for o in outboxes]):
-            self._peers.tell(peer, Attached(chunk), now=now)
+    def _refuse(
+        self, peer: PeerRecord, remote: RemoteInterest, outbox: Outbox, request: PatternRequest, now: float
+    ) -> None:
+        if (request.lane, outbox.topic) in remote.incompatible:
+            return
+        remote.incompatible.add((request.lane, outbox.topic))
+        self._effects.emit(IncompatibleDelivery(outbox.topic, peer.source, outbox.delivery, request.delivery))
+        told = Incompatible(request.lane, outbox.topic, outbox.delivery, request.delivery)
+        self._peers.tell(peer, told, now=now)
 
-    def _detach(self, peer: PeerRecord, outbox: Outbox) -> None:
-        if peer.id in outbox.remote:
-            outbox.remote.discard(peer.id)
-            outbox.count_listeners()
+    def _attach(self, peer: PeerRecord, outbox: Outbox, request: PatternRequest, now: float) -> None:
+        key = peer.id, request.lane
+        position = outbox.base
+        if outbox.reliable and request.delivery != "at-most-once":
+            reader = outbox.returning(peer.id, peer.identity.name, request)
+            if reader is None:
+                start = outbox.start_of(request.start, int((now + self._wall_offset) * 1e9))
+                reader = Reader(peer.id, peer.identity.name, request, start, now)
+            elif reader.peer_id != peer.id:
+                del outbox.readers[reader.peer_id, reader.lane]
+                reader = Reader(peer.id, peer.identity.name, request, reader.processed, now)
+            reader.away_since = None
+            reader.progress_at = now
+            outbox.readers[key] = reader
+            position = reader.received
+        outbox.remote[key] = request
+        outbox.count_listeners()
+        self._tell_attached(peer, outbox, request.lane, position, now)
+        self._effects.emit(SubscriberJoined(outbox.topic, peer.source))
+
+    def _tell_attached(self, peer: PeerRecord, outbox: Outbox, lane: int, position: int, now: float) -> None:
+        at = Position(lane, outbox.topic, outbox.epoch, outbox.first_kept, position)
+        self._peers.tell(peer, Attached([at]), now=now)
+        if position < outbox.base:
+            so_far = Position(lane, outbox.topic, outbox.epoch, outbox.first_kept, outbox.base)
+            self._peers.tell(peer, Positions([so_far]), now=now)
+
+    def _detach(
+        self, peer: PeerRecord, outbox: Outbox, key: tuple[bytes, int], now: float, *, for_good: bool
+    ) -> None:
+        if outbox.remote.pop(key, None) is not None:
             self._effects.emit(SubscriberLeft(outbox.topic, peer.source))
+        reader = outbox.readers.get(key)
+        if reader is not None:
+            if for_good:
+                outbox.drop_reader(reader, now)
+            else:
+                reader.away_since = now
+        outbox.count_listeners()
 
     # -- whom we follow ------------------------------------------------------------------------
 
@@ -267,7 +352,6 @@ class Interests:
             if remote.following is not None:
                 self._effects.do(DisconnectFeed(remote.following))
                 remote.following = None
-                remote.attached_to.clear()
             return
         if remote.following is not None and remote.following in peer.identity.outlet:
             return
@@ -293,31 +377,34 @@ class Interests:
 
     def flush(self, now: float) -> None:
         """Put what changed since the last turn into filters and INTEREST records."""
-        if self._patterns_added or self._patterns_gone:
+        if self._lanes_added or self._lanes_gone:
             self._change_filters()
-        if not (self._topics_added or self._topics_gone or self._patterns_added or self._patterns_gone):
+        elif not (self._topics_added or self._topics_gone):
             return
         records = list(
             self._interests(
                 full=False,
                 topics=list(self._topics_added.values()),
-                patterns=list(self._patterns_added),
+                patterns=[lane.request for lane in self._lanes_added.values()],
                 topics_gone=list(self._topics_gone),
-                patterns_gone=list(self._patterns_gone),
+                patterns_gone=list(self._lanes_gone),
             )
         )
-        for changes in (self._topics_added, self._topics_gone, self._patterns_added, self._patterns_gone):
-            changes.clear()  # type: ignore[attr-defined]
-        early, self._attached_early = self._attached_early, []
+        soon, self._attach_soon = self._attach_soon, set()
+        self._topics_added.clear()
+        self._topics_gone.clear()
+        self._lanes_added.clear()
+        self._lanes_gone.clear()
         for peer in self._peers.up():
-            self._peers.tell(peer, *records, now=now)
-            self._attach(peer, [outbox for other, outbox in early if other is peer and peer.id in outbox.remote], now)
-            self._follow(peer, now)
+            if peer.id in self.remote:
+                self._peers.tell(peer, *records, now=now)
+                for topic in soon:
+                    self._evaluate_topic(peer, self.outboxes[topic], now)
+                self._follow(peer, now)
 
     def _change_filters(self) -> None:
-        added = [Pattern(request.pattern).prefix for request in self._patterns_added]
-        gone = [Pattern(request.pattern).prefix for request in self._patterns_gone]
-        for prefix in added:
+        for lane in self._lanes_added.values():
+            prefix = lane.pattern.prefix
             self._prefixes[prefix] = self._prefixes.get(prefix, 0) + 1
             if self._prefixes[prefix] == 1:
                 self._effects.do(AddFilter(prefix))
@@ -325,15 +412,15 @@ class Interests:
         self._effects.do(AddFilter(marker(self._me, self._generation)))
         if self._generation > 1:
             self._effects.do(RemoveFilter(marker(self._me, self._generation - 1)))
-        for prefix in gone:
+        for lane in self._lanes_gone.values():
+            prefix = lane.pattern.prefix
             self._prefixes[prefix] -= 1
             if not self._prefixes[prefix]:
                 del self._prefixes[prefix]
                 self._effects.do(RemoveFilter(prefix))
-        if gone:
+        if self._lanes_gone:
             for remote in self.remote.values():
                 remote.wanted = {topic for topic in remote.wanted if self.local.match(topic)}
-                remote.attached_to &= remote.wanted
 
     def _interests(
         self,
@@ -342,14 +429,16 @@ class Interests:
         topics: list[TopicOffer],
         patterns: list[PatternRequest],
         topics_gone: Iterable[str] = (),
-        patterns_gone: Iterable[PatternRequest] = (),
+        patterns_gone: Iterable[int] = (),
     ) -> Iterator[Interest]:
-        """INTEREST records of bounded size; the first one carries `full` and what is gone."""
-        yield Interest(full, self._generation, [], list(topics_gone), [], list(patterns_gone))
+        """INTEREST records of bounded size; the first one carries `full` and what is gone, the last one no `more`."""
+        generation = self._generation
+        yield Interest(full, True, generation, [], list(topics_gone), [], list(patterns_gone))
         for some_topics in _chunks(topics):
-            yield Interest(False, self._generation, topics=some_topics)
+            yield Interest(False, True, generation, topics=some_topics)
         for some_patterns in _chunks(patterns):
-            yield Interest(False, self._generation, patterns=some_patterns)
+            yield Interest(False, True, generation, patterns=some_patterns)
+        yield Interest(False, False, generation)
 
 
 def _chunks(items: list[T]) -> Iterator[list[T]]:

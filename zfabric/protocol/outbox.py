@@ -1,31 +1,113 @@
-"""The sending end of one stream: sequence numbers, and the batch that is open."""
+"""The sending end of one stream: sequence numbers, the open batch, the window, and who has received what.
+
+A reliable stream keeps every batch until all its readers acknowledged it, and `history` messages longer. What is
+kept and not acknowledged is the window: when it is full, publishers wait.
+"""
 
 from __future__ import annotations
 
-from zfabric.wire.batch import BatchWriter, Buffer
+from collections import deque
+from collections.abc import Iterator
+from itertools import chain
+from math import inf
 
-__all__ = ["Outbox"]
+import msgspec
+
+from zfabric.config import Config
+from zfabric.protocol.lanes import Lane
+from zfabric.wire.batch import FLAG_ACK_NOW, FLAG_RELIABLE, BatchWriter, Buffer
+from zfabric.wire.ranges import RangeSet
+from zfabric.wire.records import Ack, PatternRequest, Start
+
+__all__ = ["Outbox", "Reader", "Sealed"]
+
+
+class Sealed(msgspec.Struct, frozen=True, gc=False):
+    """A batch that left."""
+
+    base: int
+    end: int
+    frames: list[Buffer]
+    nbytes: int
+    published_ns: int
+
+
+class Reader:
+    """One subscription of one peer, as its publisher sees it."""
+
+    __slots__ = ("away_since", "beyond", "lane", "name", "peer_id", "processed", "progress_at", "received", "request")
+
+    def __init__(self, peer_id: bytes, name: str, request: PatternRequest, start: int, now: float) -> None:
+        self.peer_id = peer_id
+        self.name = name
+        self.lane = request.lane
+        self.request = request
+        self.received = start
+        self.processed = start
+        self.beyond = RangeSet()
+        self.away_since: float | None = None
+        self.progress_at = now
+
+    def __repr__(self) -> str:
+        away = "" if self.away_since is None else " away"
+        return f"<Reader {self.name} lane={self.lane} received={self.received} processed={self.processed}{away}>"
 
 
 class Outbox:
     """One topic that this node publishes.
 
-    The publisher appends to `writer` and the driver calls `seal()` once per turn of the event loop. `remote`
-    are the peers whose subscriptions are in place, `local` the matching subscriptions of this very node.
+    The publisher appends to `writer` and the driver calls `seal()` once per turn of the event loop. `remote` are the
+    subscriptions of peers that are in place, `readers` those of them (and of peers away) that acknowledge, `local`
+    the matching subscriptions of this very node.
     """
 
-    __slots__ = ("base", "delivery", "epoch", "listeners", "local", "remote", "skipped", "topic", "writer")
+    # fmt: off
+    __slots__ = (
+        "_config", "_floor", "_history", "_history_bytes", "_history_max", "_unacked", "ack_now", "base", "delivery",
+        "epoch", "evicted", "failures", "full", "full_since", "listeners", "local", "local_full", "position_at", "position_pause",
+        "readers", "reliable", "remote", "skipped", "topic", "waiting_bytes", "window_bytes", "writer",
+    )
+    # fmt: on
 
-    def __init__(self, topic: str, producer: bytes, epoch: int, delivery: str, *, with_crc: bool) -> None:
+    def __init__(
+        self,
+        topic: str,
+        producer: bytes,
+        epoch: int,
+        delivery: str,
+        config: Config,
+        *,
+        with_crc: bool,
+        window_bytes: int | None = None,
+        history: int = 0,
+    ) -> None:
         self.topic = topic
         self.epoch = epoch
         self.delivery = delivery
+        self.reliable = delivery != "at-most-once"
         self.writer = BatchWriter(topic, producer, epoch, with_crc=with_crc)
         self.base = 0
         self.skipped = 0
-        self.remote: set[bytes] = set()
-        self.local: list[object] = []
+        self.remote: dict[tuple[bytes, int], PatternRequest] = {}
+        self.readers: dict[tuple[bytes, int], Reader] = {}
+        self.evicted: set[tuple[bytes, int]] = set()
+        self.local: list[Lane] = []
         self.listeners = 0
+        self.window_bytes = config.window_bytes if window_bytes is None else window_bytes
+        self.waiting_bytes = 0
+        self.full = False
+        self.local_full = False
+        self.failures: list[tuple[str, int, int, str]] = []
+        self.full_since = inf
+        self.ack_now = False
+        self.position_at = inf
+        self.position_pause = config.position_interval_s
+        self._config = config
+        self._floor = 0
+        self._unacked: deque[Sealed] = deque()
+        self._history: deque[Sealed] = deque()
+        self._history_bytes = 0
+        self._history_max = history
 
     def __repr__(self) -> str:
         return f"<Outbox {self.topic} epoch={self.epoch} next={self.next_seq} listeners={self.listeners}>"
@@ -35,9 +117,24 @@ class Outbox:
         """The number that the next message gets."""
         return self.base + self.writer.count
 
+    @property
+    def first_kept(self) -> int:
+        """The oldest message that can still be sent again."""
+        for batches in (self._history, self._unacked):
+            if batches:
+                return batches[0].base
+        return self.base
+
+    @property
+    def subscribers(self) -> int:
+        """Subscriptions in place: of peers, and this node's own."""
+        return len(self.remote) + len(self.local)
+
     def count_listeners(self) -> None:
-        """Call after any change to `remote` or `local`."""
-        self.listeners = len(self.remote) + len(self.local)
+        """Call after any change to `remote`, `readers` or `local`."""
+        self.listeners = self.subscribers
+        if self.reliable and not self.listeners and (self.readers or self._history_max):
+            self.listeners = 1  # somebody may come, or come back, for what is published now
 
     def skip(self) -> int:
         """Number a message that nobody listens to."""
@@ -46,8 +143,133 @@ class Outbox:
         self.skipped += 1
         return seq
 
-    def seal(self, published_ns: int) -> list[Buffer]:
+    def seal(self, published_ns: int, now: float) -> list[Buffer]:
         """Finish the open batch."""
-        base = self.base
-        self.base = base + self.writer.count
-        return self.writer.seal(base, published_ns)
+        base, count = self.base, self.writer.count
+        self.base = end = base + count
+        if not self.reliable:
+            if self.remote:
+                self._expect_positions(now)
+            return self.writer.seal(base, published_ns)
+        flags = FLAG_RELIABLE
+        if self.ack_now or self.waiting_bytes * 2 > self.window_bytes:
+            flags |= FLAG_ACK_NOW
+        self.ack_now = False
+        frames = self.writer.seal(base, published_ns, flags)
+        nbytes = sum(map(len, frames))
+        self._unacked.append(Sealed(base, end, frames, nbytes, published_ns))
+        self.waiting_bytes += nbytes
+        if self.readers:
+            self._expect_positions(now)
+        self._settle(now)
+        return frames
+
+    def _expect_positions(self, now: float) -> None:
+        self.position_pause = self._config.position_interval_s
+        self.position_at = now + self.position_pause
+
+    # -- readers -------------------------------------------------------------------------------
+
+    def start_of(self, start: Start, now_ns: int) -> int:
+        """The sequence number that a subscription begins at."""
+        if start.kind == "earliest":
+            return self.first_kept
+        if start.kind == "seq":
+            return max(0, int(start.value))
+        if start.kind == "last":
+            return max(self.first_kept, self.next_seq - int(start.value))
+        if start.kind == "since":
+            oldest = now_ns - int(start.value * 1e9)
+            return next((sealed.base for sealed in self._kept() if sealed.published_ns >= oldest), self.base)
+        return self.base
+
+    def returning(self, peer_id: bytes, name: str, request: PatternRequest) -> Reader | None:
+        """A reader away that this subscription continues: of the same node, or of one that was started again."""
+        same = self.readers.get((peer_id, request.lane))
+        if same is not None:
+            return same
+        for reader in self.readers.values():
+            if reader.away_since is not None and (reader.name, reader.request.pattern) == (name, request.pattern):
+                return reader
+        return None
+
+    def acknowledge(self, reader: Reader, ack: Ack, now: float) -> bool:
+        """Take in an ack; False if it claims what was never sent. Old and repeated acks change nothing."""
+        if ack.received > self.base or ack.processed > ack.received:
+            return False
+        if ack.received > reader.received or ack.processed > reader.processed:
+            reader.progress_at = now
+            self.position_pause = self._config.position_interval_s
+        reader.received = max(reader.received, ack.received)
+        reader.processed = max(reader.processed, ack.processed)
+        reader.beyond = RangeSet(r for r in ack.ranges if reader.received < r[0] < r[1] <= self.base)
+        self._settle(now)
+        return True
+
+    def drop_reader(self, reader: Reader, now: float) -> tuple[int, int] | None:
+        """No longer wait for a reader. Returns the range (first, stop) that it never acknowledged, if any."""
+        self.readers.pop((reader.peer_id, reader.lane), None)
+        missed = (reader.received, self.base) if reader.received < self.base else None
+        self.count_listeners()
+        self._settle(now)
+        return missed
+
+    def received_by_all(self, *, processed: bool = False) -> int:
+        """Every reader has received (or processed) all messages before this one."""
+        positions = (reader.processed if processed else reader.received for reader in self.readers.values())
+        return min(positions, default=self.base)
+
+    def slowest(self) -> Iterator[Reader]:
+        """The readers that hold the window up."""
+        return (reader for reader in self.readers.values() if reader.received <= self._floor)
+
+    def _settle(self, now: float) -> None:
+        """Move what everybody has into history, and history beyond its bounds out; then judge the window."""
+        floor = self._floor = self.received_by_all()
+        unacked, history = self._unacked, self._history
+        while unacked and unacked[0].end <= floor:
+            sealed = unacked.popleft()
+            self.waiting_bytes -= sealed.nbytes
+            if self._history_max:
+                history.append(sealed)
+                self._history_bytes += sealed.nbytes
+        oldest = self.base - self._history_max
+        while history and (history[0].end <= oldest or self._history_bytes > self._config.history_bytes_max):
+            self._history_bytes -= history.popleft().nbytes
+        full = (
+            self.local_full
+            or self.waiting_bytes >= self.window_bytes
+            or self.base - floor >= self._config.window_messages_max
+        )
+        if full != self.full:
+            self.full = full
+            self.full_since = now if full else inf
+
+    def set_local_full(self, full: bool, now: float) -> None:  # noqa: FBT001
+        """A subscription of this very node is full, or has room again."""
+        if full != self.local_full:
+            self.local_full = full
+            self._settle(now)
+
+    def timer(self) -> float:
+        """When somebody must be told how far this stream has come, or somebody has waited long enough."""
+        due = self.position_at
+        if self.full:
+            due = min(due, self.full_since + self._config.grace_s)
+        for reader in self.readers.values():
+            if reader.away_since is not None:
+                due = min(due, reader.away_since + self._config.grace_s)
+        return due
+
+    # -- repair --------------------------------------------------------------------------------
+
+    def _kept(self) -> Iterator[Sealed]:
+        return chain(self._history, self._unacked)
+
+    def kept_between(self, start: int, stop: int) -> Iterator[Sealed]:
+        """The batches that hold messages from `start` to before `stop`, in order."""
+        for sealed in self._kept():
+            if sealed.base >= stop:
+                return
+            if sealed.end > start:
+                yield sealed

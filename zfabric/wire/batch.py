@@ -19,10 +19,14 @@ import msgspec
 
 from zfabric.errors import RemoteProtocolError
 
-__all__ = ["VERSION", "Batch", "BatchWriter", "Buffer", "Meta", "parse_batch"]
+__all__ = ["FLAG_ACK_NOW", "FLAG_RELIABLE", "VERSION", "Batch", "BatchWriter", "Buffer", "Meta", "parse_batch"]
 
 VERSION = 1
 FLAG_CRC = 1
+FLAG_RELIABLE = 2
+"The stream can be repaired: sequence numbers are acknowledged."
+FLAG_ACK_NOW = 4
+"Somebody waits for the acknowledgement."
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -69,6 +73,14 @@ class Batch(msgspec.Struct):
     meta: Meta | None
     buffers: Sequence[Buffer]
     nbytes: int
+    flags: int = 0
+    skip: int = 0
+    "Messages at the front that the subscription has had already."
+
+    @property
+    def reliable(self) -> bool:
+        """Whether the stream can be repaired."""
+        return bool(self.flags & FLAG_RELIABLE)
 
     @property
     def end(self) -> int:
@@ -121,7 +133,7 @@ class BatchWriter:
         if ttl_ms is not None:
             meta.ttl_ms[self.count] = ttl_ms
 
-    def seal(self, base: int, published_ns: int) -> list[Buffer]:
+    def seal(self, base: int, published_ns: int, flags: int = 0) -> list[Buffer]:
         """Return the frames of the finished batch, which starts at sequence number `base`; start a new one."""
         buffer, offset = self.buffer, self._offset
         body_start = offset + _WRAP.size + _HEADER.size
@@ -135,7 +147,7 @@ class BatchWriter:
         _HEADER.pack_into(
             buffer, offset + _WRAP.size,
             0x99, 0xCC, VERSION, 0xC4, 16, self._producer, 0xCE, self._epoch, 0xCF, base, 0xCE, self.count,
-            0xCF, published_ns, 0xCC, FLAG_CRC if self.with_crc else 0, 0xCE, body_bytes, 0xCE, crc,
+            0xCF, published_ns, 0xCC, flags | (FLAG_CRC if self.with_crc else 0), 0xCE, body_bytes, 0xCE, crc,
         )
         # fmt: on
         frames: list[Buffer] = [buffer, *self.buffers]
@@ -179,6 +191,7 @@ def parse_batch(frames: Sequence[Buffer], *, messages_max: int, buffers_max: int
     nbytes = len(frame) + sum(len(b) for b in buffers)
     # fmt: off
     return Batch(
-        topic, header.producer, header.epoch, header.base, header.count, header.published_ns, body, meta, buffers, nbytes
+        topic, header.producer, header.epoch, header.base, header.count, header.published_ns, body, meta, buffers, nbytes,
+        header.flags,
     )
     # fmt: on

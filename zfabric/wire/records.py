@@ -7,7 +7,7 @@ envelope keep their shape in all versions, so that two versions can tell each ot
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
@@ -15,20 +15,31 @@ from zfabric.errors import RemoteProtocolError
 from zfabric.wire.batch import VERSION
 
 __all__ = [
+    "RANGES_MAX",
+    "Ack",
     "Attached",
+    "Data",
+    "Evicted",
     "Goodbye",
     "Heartbeat",
     "Hello",
     "Identity",
+    "Incompatible",
     "Interest",
+    "Missing",
     "PatternRequest",
     "PeerAddress",
     "Peers",
     "Position",
+    "Positions",
     "Record",
     "Refuse",
+    "Repair",
+    "Resume",
+    "Start",
     "TopicOffer",
     "Unknown",
+    "VersionMismatch",
     "Welcome",
     "decode_envelope",
     "encode_envelope",
@@ -39,6 +50,9 @@ Name = Annotated[str, msgspec.Meta(max_length=255)]
 Endpoint = Annotated[str, msgspec.Meta(max_length=255)]
 Endpoints = Annotated[tuple[Endpoint, ...], msgspec.Meta(max_length=64)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
+RANGES_MAX = 64
+Ranges = Annotated[list[tuple[Count, Count]], msgspec.Meta(max_length=RANGES_MAX)]
+"Half-open ranges of sequence numbers."
 
 
 class Identity(msgspec.Struct, array_like=True, frozen=True):
@@ -85,11 +99,22 @@ class TopicOffer(msgspec.Struct, array_like=True, frozen=True):
     delivery: Name
 
 
-class PatternRequest(msgspec.Struct, array_like=True, frozen=True):
-    """A pattern that the sender subscribes to."""
+class Start(msgspec.Struct, array_like=True, frozen=True):
+    """Where a subscription begins in a stream that has history."""
 
+    kind: Literal["latest", "earliest", "seq", "last", "since"] = "latest"
+    value: float | int = 0
+    "The sequence number, the count of messages, or the age in seconds."
+
+
+class PatternRequest(msgspec.Struct, array_like=True, frozen=True):
+    """One subscription of the sender. Its lane is how both sides name it from then on."""
+
+    lane: Count
     pattern: Name
     delivery: Name
+    "What it needs at least; empty for whatever is offered."
+    start: Start = Start()
 
 
 class Interest(msgspec.Struct, array_like=True, tag=5, frozen=True):
@@ -100,25 +125,93 @@ class Interest(msgspec.Struct, array_like=True, tag=5, frozen=True):
     """
 
     full: bool
+    more: bool
+    "Further INTEREST records belong to the same change."
     generation: Count
     topics: list[TopicOffer] = []
     topics_gone: list[Name] = []
     patterns: list[PatternRequest] = []
-    patterns_gone: list[Name] = []
+    patterns_gone: list[Count] = []
+    "Lanes."
 
 
 class Position(msgspec.Struct, array_like=True, frozen=True):
-    """The next sequence number of one stream."""
+    """Where a subscription stands in one stream."""
 
+    lane: Count
     topic: Name
     epoch: Count
+    first_kept: Count
+    "The oldest message that can still be repaired."
     next_seq: Count
 
 
 class Attached(msgspec.Struct, array_like=True, tag=6, frozen=True):
-    """The receiver's subscriptions are in place at the sender: from these positions on it is sent everything."""
+    """The receiver's subscriptions are in place: from `next_seq` on each gets everything."""
 
     positions: list[Position]
+
+
+class Positions(msgspec.Struct, array_like=True, tag=10, frozen=True):
+    """How far each stream has come, so that the loss of a last message is noticed."""
+
+    positions: list[Position]
+
+
+class Ack(msgspec.Struct, array_like=True, tag=11, frozen=True):
+    """All messages before `received` have arrived, and those in `ranges`; all before `processed` are dealt with."""
+
+    lane: Count
+    topic: Name
+    epoch: Count
+    received: Count
+    processed: Count
+    ranges: Ranges = []
+
+
+class Repair(msgspec.Struct, array_like=True, tag=12, frozen=True):
+    """Send these messages again, or say that they are gone."""
+
+    lane: Count
+    topic: Name
+    epoch: Count
+    ranges: Ranges
+
+
+class Data(msgspec.Struct, array_like=True, tag=13, frozen=True):
+    """The frames of a batch that was asked for again."""
+
+    lane: Count
+    frames: list[bytes]
+
+
+class Missing(msgspec.Struct, array_like=True, tag=14, frozen=True):
+    """These messages will not come."""
+
+    lane: Count
+    topic: Name
+    epoch: Count
+    start: Count
+    stop: Count
+    reason: Name
+
+
+class Evicted(msgspec.Struct, array_like=True, tag=15, frozen=True):
+    """The publisher no longer waits for this subscription, which held everybody up."""
+
+    lane: Count
+    topic: Name
+    epoch: Count
+    reason: Name
+
+
+class Incompatible(msgspec.Struct, array_like=True, tag=16, frozen=True):
+    """The subscription asks for more than the topic offers, and gets nothing."""
+
+    lane: Count
+    topic: Name
+    offered: Name
+    requested: Name
 
 
 class Heartbeat(msgspec.Struct, array_like=True, tag=7, frozen=True):
@@ -144,7 +237,32 @@ class Goodbye(msgspec.Struct, array_like=True, tag=9, frozen=True):
     """The sender closes; its id will never be used again."""
 
 
-Record: TypeAlias = Hello | Welcome | Refuse | Unknown | Interest | Attached | Heartbeat | Peers | Goodbye
+class Resume(msgspec.Struct, array_like=True, tag=17, frozen=True):
+    """An evicted subscription has room again."""
+
+    lane: Count
+    topic: Name
+
+
+Record: TypeAlias = (
+    Hello
+    | Welcome
+    | Refuse
+    | Unknown
+    | Interest
+    | Attached
+    | Heartbeat
+    | Peers
+    | Goodbye
+    | Positions
+    | Ack
+    | Repair
+    | Data
+    | Missing
+    | Evicted
+    | Incompatible
+    | Resume
+)
 
 
 class Envelope(msgspec.Struct, array_like=True, frozen=True):

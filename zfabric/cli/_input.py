@@ -1,0 +1,94 @@
+"""What `pub` sends: its argument, or what stands on stdin, read without holding the event loop up."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from zfabric.cli._exits import Exit, Stop
+
+__all__ = ["Form", "lines", "parse", "whole"]
+
+_CHUNK_BYTES = 64 * 1024
+_CHUNKS_AHEAD = 4
+
+
+class Form:
+    """How text becomes a value."""
+
+    AUTO = "auto"
+    TEXT = "text"
+    RAW = "raw"
+
+
+def parse(data: bytes, form: str, where: str = "VALUE") -> Any:
+    """The value that `data` stands for: bytes, text, or JSON and failing that text."""
+    if form == Form.RAW:
+        return data
+    if form == Form.AUTO:
+        try:
+            return msgspec.json.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            pass
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise Stop(Exit.FAILED, f"{where} is not UTF-8 text: send it as bytes with --raw") from None
+
+
+async def lines() -> AsyncIterator[bytes]:
+    """The lines of stdin without their ends; empty ones are left out."""
+    rest = b""
+    async for chunk in _chunks():
+        *whole_lines, rest = (rest + chunk).split(b"\n")
+        for line in whole_lines:
+            if line := line.rstrip(b"\r"):
+                yield line
+    if rest:
+        yield rest
+
+
+async def whole(bytes_max: int) -> bytes:
+    """All of stdin."""
+    found = bytearray()
+    async for chunk in _chunks():
+        found += chunk
+        if len(found) > bytes_max:
+            raise Stop(Exit.FAILED, f"stdin is longer than one message may be ({bytes_max} bytes): send it in parts")
+    return bytes(found)
+
+
+async def _chunks() -> AsyncIterator[bytes]:
+    """Stdin as it comes, read by a daemon thread: whoever ends the command does not wait for the next line.
+
+    The descriptor is read directly, because a thread that waits inside of `sys.stdin` would block Python's exit.
+    """
+    loop = asyncio.get_running_loop()
+    chunks: asyncio.Queue[bytes | OSError] = asyncio.Queue(_CHUNKS_AHEAD)
+    descriptor = sys.stdin.fileno()
+
+    def read() -> None:
+        chunk: bytes | OSError
+        while True:
+            try:
+                chunk = os.read(descriptor, _CHUNK_BYTES)
+            except OSError as error:
+                chunk = error
+            try:
+                asyncio.run_coroutine_threadsafe(chunks.put(chunk), loop).result()
+            except (RuntimeError, asyncio.CancelledError):
+                return
+            if not chunk or isinstance(chunk, OSError):
+                return
+
+    threading.Thread(target=read, name="zfabric-stdin", daemon=True).start()
+    while chunk := await chunks.get():
+        if isinstance(chunk, OSError):
+            raise chunk
+        yield chunk

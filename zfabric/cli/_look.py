@@ -1,0 +1,133 @@
+"""Opening a command's node, and knowing when it has seen who is there."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import os
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+
+from zfabric.cli._exits import Exit, Stop
+from zfabric.cli._options import Options
+from zfabric.config import Config
+from zfabric.events import PeerRefused
+from zfabric.model import Peer
+from zfabric.node.eventhub import EventStream
+from zfabric.node.node import Node
+from zfabric.wire.topics import Pattern
+
+__all__ = ["Sighting", "look_around", "nearest", "open_node", "poll", "settle"]
+
+POLL_S = 0.02
+LOOK_S = 3.0
+"How long to look at most, unless --timeout says otherwise."
+
+
+@asynccontextmanager
+async def open_node(options: Options, verb: str) -> AsyncIterator[Node]:
+    """The command's own node, named after the verb."""
+    node = Node(
+        options.name or f"{verb}-{os.getpid()}",
+        fabric=options.fabric,
+        interface=options.interface,
+        seeds=options.seeds,
+        insecure=options.insecure,
+        config=Config(mdns=options.mdns),
+    )
+    async with node:
+        yield node
+
+
+async def poll(condition: Callable[[], bool], timeout: float | None) -> bool:
+    """Whether the condition came true within `timeout` seconds; None waits for ever."""
+    loop = asyncio.get_running_loop()
+    deadline = None if timeout is None else loop.time() + timeout
+    while not condition():
+        if deadline is not None and loop.time() >= deadline:
+            return False
+        await asyncio.sleep(POLL_S)
+    return True
+
+
+async def settle(
+    node: Node,
+    *,
+    quiet_s: float,
+    least_s: float,
+    most_s: float,
+    enough: Callable[[tuple[Peer, ...]], bool] = lambda peers: False,
+) -> tuple[Peer, ...]:
+    """The peers, once nothing has changed for `quiet_s` and `least_s` have passed, or `enough` holds; or too late."""
+    loop = asyncio.get_running_loop()
+    began = changed = loop.time()
+    peers = node.peers
+    while True:
+        await asyncio.sleep(POLL_S)
+        now, seen = loop.time(), node.peers
+        if seen != peers:
+            changed, peers = now, seen
+        settled = now - changed >= quiet_s and now - began >= least_s
+        if settled or enough(peers) or now - began >= most_s:
+            return peers
+
+
+class Sighting:
+    """What a look around found: the peers, and why others are none."""
+
+    def __init__(self, peers: tuple[Peer, ...], refusals: tuple[PeerRefused, ...]) -> None:
+        self.peers = peers
+        self.refusals = refusals
+
+    def require(self, count: int, options: Options) -> None:
+        """End the command unless there are `count` peers; 0 means any at all."""
+        if len(self.peers) >= max(1, count):
+            return
+        if self.refusals:
+            reasons = "; ".join(sorted({f"{r.address}: {r.detail or r.reason}" for r in self.refusals}))
+            raise Stop(Exit.REFUSED, f"refused: {reasons}")
+        if count:
+            raise Stop(Exit.TIMED_OUT, f"only {len(self.peers)} of {count} nodes came; give it longer with --timeout")
+        raise Stop(Exit.NOBODY, nobody(options))
+
+
+def nobody(options: Options) -> str:
+    """That no node is there, and what to try."""
+    place = "this machine" if options.interface == "loopback" else f"the network of {options.interface!r}"
+    cures = ["another --fabric"]
+    if options.interface == "loopback":
+        cures.append("`--interface lan --insecure` to look beyond it")
+    cures.append("`zfabric doctor`")
+    return f"no node of fabric {options.fabric!r} on {place}; try {', '.join(cures[:-1])} or {cures[-1]}"
+
+
+async def look_around(options: Options, verb: str, wait: int = 0) -> Sighting:
+    """Open a node, wait until discovery has settled or `wait` nodes are there, and say what it sees."""
+    async with open_node(options, verb) as node:
+        events = node.events()
+        least_s = 0.3 if not options.mdns else 0.8 if options.interface == "loopback" else 1.5
+        peers = await settle(
+            node,
+            quiet_s=0.25,
+            least_s=float("inf") if wait else least_s,
+            most_s=options.timeout or (10.0 if wait else LOOK_S),
+            enough=lambda peers: bool(wait) and len(peers) >= wait,
+        )
+        if wait and len(peers) >= wait:
+            # The last one to come has only just begun to tell what it does.
+            peers = await settle(node, quiet_s=0.1, least_s=0.1, most_s=1.0)
+        return Sighting(peers, await _refusals(events))
+
+
+async def _refusals(events: EventStream) -> tuple[PeerRefused, ...]:
+    events.close()
+    return tuple([event async for event in events if isinstance(event, PeerRefused)])
+
+
+def nearest(pattern: str, peers: Iterable[Peer], *, published: bool) -> list[str]:
+    """What peers publish (or subscribe to), the most similar to `pattern` first, as a hint at a misspelt name."""
+    names = sorted({name for peer in peers for name in (peer.topics if published else peer.patterns)})
+    matching = Pattern(pattern).matches
+    others = [name for name in names if not (published and matching(name))]
+    close = difflib.get_close_matches(pattern, others, 3)
+    return [*close, *(name for name in others if name not in close)][:5]

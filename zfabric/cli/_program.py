@@ -1,0 +1,123 @@
+"""The `zfabric` program: a group of verbs that loads none of them before it is called."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import click
+
+from zfabric.cli._exits import EXITS, Exit
+
+__all__ = ["PROGRAM_NAME", "SECTIONS", "main", "program"]
+
+PROGRAM_NAME = "zfabric"
+
+SECTIONS = {
+    "See what is there": {
+        "nodes": "Who is there.",
+        "topics": "What is published, by whom and for whom.",
+        "hz": "How often messages come, topic by topic.",
+        "bw": "How many bytes a second, topic by topic.",
+    },
+    "Send and receive": {
+        "pub": "Publish on a topic.",
+        "sub": "Show what is published.",
+    },
+    "This machine": {
+        "doctor": "Check that a node works here, and say what to do where it does not.",
+        "demo": "Watch this machine's telemetry fan out between processes.",
+        "completion": "Make the Tab key complete verbs, options and topics.",
+    },
+}
+"The verbs, each a module of its name in this package with a click command `command`."
+
+HELP = """A messaging fabric without a broker: nodes find each other and talk directly.
+
+Data goes to stdout, everything else to stderr. With --json every verb prints one JSON object a line.
+"""
+
+
+class Program(click.Group):
+    """Shows the verbs without loading them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every verb, as the help lists them."""
+        return [name for verbs in SECTIONS.values() for name in verbs]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Load one verb."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command = import_module(f"zfabric.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb; a misspelt one gets a suggestion."""
+        known = self.list_commands(ctx)
+        name = args[0]
+        if name not in known and not name.startswith("-") and not ctx.resilient_parsing:
+            close = difflib.get_close_matches(name, known, 1)
+            suggestion = f"did you mean `{close[0]}`?" if close else f"there are: {', '.join(known)}"
+            ctx.fail(f"no verb {name!r}; {suggestion}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The verbs in their sections."""
+        width = max(map(len, self.list_commands(ctx)))
+        for title, verbs in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), text) for name, text in verbs.items()])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The exit codes."""
+        with formatter.section("Exit codes"):
+            formatter.write_dl([(f"{code:>3}", text) for code, text in EXITS.items()])
+
+
+def _print_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:  # noqa: FBT001
+    if wanted and not ctx.resilient_parsing:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            click.echo(f"{PROGRAM_NAME} {version('zfabric')}")
+        except PackageNotFoundError:
+            click.echo(f"{PROGRAM_NAME} (a checkout that is not installed)")
+        ctx.exit()
+
+
+@click.group(
+    cls=Program, help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version."
+)
+def program() -> None:
+    """See HELP."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    try:
+        outcome: Any = program.main(
+            args=list(sys.argv[1:] if arguments is None else arguments), prog_name=PROGRAM_NAME, standalone_mode=False
+        )
+    except click.Abort:
+        return Exit.INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        from zfabric.cli._output import abandon_stdout
+
+        abandon_stdout()
+        return Exit.OK
+    return int(outcome or Exit.OK)

@@ -1,0 +1,93 @@
+"""Tells on stderr what a node's events say: losses summed up, the rest as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from types import TracebackType
+from typing import Self
+
+from zfabric.cli._output import Output, count
+from zfabric.events import (
+    DecodeError,
+    DiscoveryFailed,
+    DuplicateId,
+    Event,
+    Gap,
+    PeerJoined,
+    PeerLeft,
+    PeerRefused,
+    ProtocolError,
+)
+from zfabric.node.node import Node
+
+__all__ = ["Warnings"]
+
+_SUM_UP_S = 1.0
+"Losses of this time make one line."
+
+_CAUSES = {
+    "overflow": "a queue on the way was full",
+    "buffer": "this command was too slow",
+    "link": "the connection broke",
+}
+
+
+class Warnings:
+    """Reports events while the block runs, and what is left of them at its end."""
+
+    def __init__(self, output: Output, node: Node) -> None:
+        self._output = output
+        self._events = node.events()
+        self._lost: Counter[tuple[str, str, str]] = Counter()
+        self._undecodable: Counter[tuple[str, str, str]] = Counter()
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._sum_up())]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self._events.close()
+        async for event in self._events:
+            self._tell(event)
+        self._flush()
+
+    async def _follow(self) -> None:
+        async for event in self._events:
+            self._tell(event)
+
+    async def _sum_up(self) -> None:
+        while True:
+            await asyncio.sleep(_SUM_UP_S)
+            self._flush()
+
+    def _flush(self) -> None:
+        for (topic, source, cause), number in self._lost.items():
+            why = _CAUSES.get(cause, cause)
+            self._output.warn(f"lost {count(number, 'message')} of {topic} from {source}: {why}")
+        for (topic, source, reason), number in self._undecodable.items():
+            self._output.warn(f"{count(number, 'message')} of {topic} from {source} did not decode: {reason}")
+        self._lost.clear()
+        self._undecodable.clear()
+
+    def _tell(self, event: Event) -> None:
+        output = self._output
+        match event:
+            case Gap():
+                self._lost[event.topic, event.source.name, event.cause] += event.count
+            case DecodeError():
+                self._undecodable[event.topic, event.source.name, event.reason] += 1
+            case PeerRefused():
+                output.warn(f"no connection with {event.address}: {event.detail or event.reason}")
+            case DuplicateId() | ProtocolError():
+                output.warn(f"{event.address} does not speak our protocol: {getattr(event, 'reason', 'duplicate id')}")
+            case DiscoveryFailed():
+                output.note(f"discovery by {event.name} does not work here: {event.reason}", verbose=1)
+            case PeerJoined():
+                output.note(f"{event.peer.name} joined", verbose=1)
+            case PeerLeft():
+                output.note(f"{event.peer.name} left ({event.reason})", verbose=1)

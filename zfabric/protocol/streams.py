@@ -1,0 +1,382 @@
+"""The data plane between outboxes and inboxes: acks, repair, positions, gaps and evictions.
+
+Everything here concerns one peer and one stream at a time; who is matched with whom is decided in `interests.py`.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+from zfabric.config import Config
+from zfabric.events import Evicted, Gap, Undelivered
+from zfabric.model import Source
+from zfabric.protocol.effects import Effects
+from zfabric.protocol.inbox import Inbox, Jitter, ReliableInbox
+from zfabric.protocol.interests import Interests
+from zfabric.protocol.lanes import Lane
+from zfabric.protocol.outbox import Outbox, Reader
+from zfabric.protocol.peers import PeerRecord, PeerTable
+from zfabric.wire.batch import Batch
+from zfabric.wire.records import Ack, Data, Missing, Position, Positions, Repair, Resume
+from zfabric.wire.records import Evicted as EvictedRecord
+from zfabric.wire.topics import check_topic
+
+__all__ = ["Streams"]
+
+Key = tuple[bytes, str]
+REPAIR_MERGE_S = 0.005
+"Equal repair requests of one peer within this time are answered once."
+
+
+class Streams:
+    """All streams of one node, in both directions."""
+
+    def __init__(self, config: Config, effects: Effects, peers: PeerTable, interests: Interests, jitter: Jitter) -> None:
+        self._config = config
+        self._effects = effects
+        self._peers = peers
+        self._interests = interests
+        self._jitter = jitter
+        self._inboxes: dict[Key, Inbox] = {}
+        self._busy: dict[tuple[int, bytes, str], tuple[Lane, ReliableInbox]] = {}
+        self._settling: dict[Key, Inbox] = {}
+        self._due = inf
+        self._budgets: dict[bytes, tuple[float, float]] = {}
+        self._answered: dict[tuple[bytes, int, str], tuple[float, Repair]] = {}
+        self.received: dict[str, int] = {}
+        self.lost: dict[str, int] = {}
+        self.duplicates = 0
+        self.repaired = 0
+
+    # -- receiving -----------------------------------------------------------------------------
+
+    def take(self, peer: PeerRecord, batch: Batch, lanes: tuple[Lane, ...], now: float) -> None:
+        """A batch from the feed. Raises TopicError for a stream with an impossible name."""
+        best_effort = [lane for lane in lanes if lane.best_effort or not batch.reliable]
+        if best_effort:
+            self._take_best_effort(peer, batch, best_effort)
+        for lane in lanes:
+            if batch.reliable and not lane.best_effort:
+                inbox = self._reliable_inbox(lane, peer.id, batch.topic, batch.epoch)
+                if batch.epoch >= inbox.epoch:
+                    self._renew(peer, inbox, batch.epoch)
+                    self._accept(lane, peer, inbox, batch, now)
+
+    def _take_best_effort(self, peer: PeerRecord, batch: Batch, lanes: list[Lane]) -> None:
+        new, gap = self._inbox(peer.id, batch.topic, batch.epoch).accept(batch)
+        if gap is not None:
+            self.count_lost(Gap(peer.source, batch.topic, *gap, cause="overflow"))
+        if new:
+            self._count(batch, 0)
+            for lane in lanes:
+                lane.sink.deliver(batch, peer.source)
+        else:
+            self.duplicates += 1
+
+    def _accept(self, lane: Lane, peer: PeerRecord, inbox: ReliableInbox, batch: Batch, now: float) -> None:
+        before = inbox.duplicates
+        inbox.accept(batch, now)
+        self.duplicates += inbox.duplicates - before
+        self._drain(lane, peer, inbox, now)
+
+    def _drain(self, lane: Lane, peer: PeerRecord, inbox: ReliableInbox, now: float) -> None:
+        """Hand on what is in order, as long as there is room."""
+        progressed = False
+        while not lane.sink.full:
+            gap = inbox.next_gap()
+            if gap is not None:
+                first, stop, reason = gap
+                self.count_lost(Gap(peer.source, inbox.topic, first, stop - 1, cause=reason))
+            elif (batch := inbox.next_batch()) is not None:
+                self._count(batch, batch.skip)
+                lane.sink.deliver(batch, peer.source)
+            else:
+                break
+            progressed = True
+        if progressed:
+            inbox.delivered(now)
+        self._watch(lane, peer.id, inbox)
+
+    def deliver_local(self, outbox: Outbox, batch: Batch, source: Source, now: float) -> None:
+        """A batch of this node's own for its own subscriptions."""
+        self._count(batch, 0)
+        for lane in outbox.local:
+            lane.sink.deliver(batch, source)
+        if outbox.reliable:
+            outbox.set_local_full(any(lane.sink.full for lane in outbox.local), now)
+
+    def has_room(self, lane: Lane, now: float) -> None:
+        """A full subscription was read: go on where its streams stopped, or were stopped."""
+        for (producer, topic), inbox in lane.inboxes.items():
+            peer = self._peers.known.get(producer)
+            if peer is not None:
+                self._drain(lane, peer, inbox, now)
+                if inbox.ended and not lane.sink.full:
+                    self._peers.tell(peer, Resume(lane.request.lane, topic), now=now)
+        for outbox in self._interests.outboxes.values():
+            if outbox.local_full:
+                outbox.set_local_full(any(other.sink.full for other in outbox.local), now)
+
+    def processed(self, lane: Lane, producer: bytes, topic: str, epoch: int, before: int, now: float) -> None:
+        """A subscription is done with all messages of a stream before `before`."""
+        inbox = lane.inboxes.get((producer, topic))
+        if inbox is not None and inbox.epoch == epoch:
+            inbox.was_processed(before, now)
+            self._watch(lane, producer, inbox)
+
+    def _count(self, batch: Batch, skipped: int) -> None:
+        self.received[batch.topic] = self.received.get(batch.topic, 0) + batch.count - skipped
+
+    def count_lost(self, gap: Gap) -> None:
+        """Count and report messages that will not arrive."""
+        self.lost[gap.topic] = self.lost.get(gap.topic, 0) + gap.count
+        self._effects.emit(gap)
+
+    # -- where streams stand -------------------------------------------------------------------
+
+    def attached(self, peer: PeerRecord, position: Position, now: float) -> None:
+        """A publisher has one of our subscriptions in place."""
+        lane = self._interests.lanes.get(position.lane)
+        offer = self._interests.remote[peer.id].topics.get(position.topic)
+        if lane is None or offer is None or not lane.pattern.matches(position.topic):
+            return
+        lane.attached.add((peer.id, position.topic))
+        if offer.delivery == "at-most-once" or lane.best_effort:
+            self._inbox(peer.id, position.topic, position.epoch).anchor(position.epoch, position.next_seq)
+            return
+        inbox = self._reliable_inbox(lane, peer.id, position.topic, position.epoch)
+        if position.epoch >= inbox.epoch:
+            self._renew(peer, inbox, position.epoch)
+            inbox.ended = False
+            inbox.anchor(position.next_seq, now)
+            self._drain(lane, peer, inbox, now)
+
+    def heard(self, peer: PeerRecord, position: Position, now: float) -> None:
+        """A publisher tells how far a stream has come."""
+        key = peer.id, position.topic
+        lane = self._interests.lanes.get(position.lane)
+        if lane is None:
+            return
+        inbox = lane.inboxes.get(key)
+        if inbox is not None and inbox.epoch == position.epoch:
+            inbox.heard(position.first_kept, position.next_seq, now)
+            self._drain(lane, peer, inbox, now)
+        best_effort = self._inboxes.get(key)
+        if best_effort is not None and inbox is None:
+            best_effort.heard(position.epoch, position.next_seq, now)
+            self._settling[key] = best_effort
+            self._due = min(self._due, best_effort.timer(self._config))
+
+    def repaired_batch(self, peer: PeerRecord, lane_id: int, batch: Batch, now: float) -> None:
+        """A batch that we had asked for again."""
+        lane = self._interests.lanes.get(lane_id)
+        inbox = lane.inboxes.get((peer.id, batch.topic)) if lane is not None else None
+        if lane is not None and inbox is not None and inbox.epoch == batch.epoch:
+            self.repaired += 1
+            self._accept(lane, peer, inbox, batch, now)
+
+    def missing(self, peer: PeerRecord, record: Missing, now: float) -> None:
+        """A publisher cannot repair a range."""
+        lane = self._interests.lanes.get(record.lane)
+        inbox = lane.inboxes.get((peer.id, record.topic)) if lane is not None else None
+        if lane is not None and inbox is not None and inbox.epoch == record.epoch:
+            inbox.missing(record.start, record.stop, record.reason, now)
+            self._drain(lane, peer, inbox, now)
+
+    def evicted(self, peer: PeerRecord, record: EvictedRecord) -> None:
+        """A publisher gave one of our subscriptions up: what is on its way still counts, then the stream ends."""
+        lane = self._interests.lanes.get(record.lane)
+        inbox = lane.inboxes.get((peer.id, record.topic)) if lane is not None else None
+        if lane is not None and inbox is not None and inbox.epoch == record.epoch:
+            inbox.ended = True
+            lane.attached.discard((peer.id, record.topic))
+            self._effects.emit(Evicted(record.topic, peer.source, record.reason, here=True))
+
+    def _inbox(self, producer: bytes, topic: str, epoch: int) -> Inbox:
+        key = producer, topic
+        inbox = self._inboxes.get(key)
+        if inbox is None:
+            check_topic(topic, reserved=True, bytes_max=self._config.topic_bytes_max)
+            if len(self._inboxes) >= self._config.inboxes_max:
+                del self._inboxes[next(iter(self._inboxes))]
+            inbox = self._inboxes[key] = Inbox(epoch)
+        return inbox
+
+    def _reliable_inbox(self, lane: Lane, producer: bytes, topic: str, epoch: int) -> ReliableInbox:
+        key = producer, topic
+        inbox = lane.inboxes.get(key)
+        if inbox is None:
+            check_topic(topic, reserved=True, bytes_max=self._config.topic_bytes_max)
+            if len(lane.inboxes) >= self._config.inboxes_max:
+                del lane.inboxes[next(iter(lane.inboxes))]
+            inbox = lane.inboxes[key] = ReliableInbox(lane.request.lane, topic, epoch, self._config, self._jitter)
+        return inbox
+
+    def _renew(self, peer: PeerRecord, inbox: ReliableInbox, epoch: int) -> None:
+        if epoch > inbox.epoch:
+            missing = inbox.renew(epoch)
+            if missing is not None:
+                self.count_lost(Gap(peer.source, inbox.topic, *missing, cause="epoch"))
+
+    def forget(self, producer: bytes | None = None) -> None:
+        """Drop positions in a producer's streams, or in all streams that nobody here listens to any more."""
+        for key in list(self._inboxes):
+            if key[0] == producer or (producer is None and not self._interests.local.match(key[1])):
+                del self._inboxes[key]
+                self._settling.pop(key, None)
+        if producer is not None:
+            for lane in self._interests.lanes.values():
+                for key in [key for key in lane.inboxes if key[0] == producer]:
+                    del lane.inboxes[key]
+        for busy in list(self._busy):
+            lane_now = self._interests.lanes.get(busy[0])
+            if lane_now is None or busy[1:] not in lane_now.inboxes:
+                del self._busy[busy]
+
+    # -- sending -------------------------------------------------------------------------------
+
+    def acked(self, peer: PeerRecord, ack: Ack, now: float) -> bool:
+        """A subscriber acknowledges. Returns False if the ack is impossible."""
+        outbox = self._interests.outboxes.get(ack.topic)
+        reader = outbox.readers.get((peer.id, ack.lane)) if outbox is not None else None
+        if outbox is None or reader is None or outbox.epoch != ack.epoch:
+            return True
+        return outbox.acknowledge(reader, ack, now)
+
+    def repair(self, peer: PeerRecord, repair: Repair, now: float) -> None:
+        """A subscriber misses messages: send them, or say that they are gone, within the peer's budget."""
+        outbox = self._interests.outboxes.get(repair.topic)
+        reader = outbox.readers.get((peer.id, repair.lane)) if outbox is not None else None
+        if outbox is None or outbox.epoch != repair.epoch or reader is None:
+            for start, stop in repair.ranges:
+                reason = "closed" if outbox is None or outbox.epoch != repair.epoch else "evicted"
+                self._tell(peer, Missing(repair.lane, repair.topic, repair.epoch, start, stop, reason), now)
+            return
+        key = peer.id, repair.lane, repair.topic
+        answered_at, last = self._answered.get(key, (-inf, None))
+        if last == repair and now - answered_at < REPAIR_MERGE_S:
+            return
+        self._answered[key] = now, repair
+        budget = min(self._budget(peer.id, now), self._config.repair_reply_bytes)
+        spent = 0
+        for start, stop in repair.ranges:
+            if start < outbox.first_kept:
+                gone = min(stop, outbox.first_kept)
+                self._tell(peer, Missing(repair.lane, repair.topic, repair.epoch, start, gone, "expired"), now)
+            for sealed in outbox.kept_between(start, min(stop, outbox.base)):
+                if sealed.base in reader.beyond:
+                    continue
+                if spent >= budget:
+                    break
+                spent += sealed.nbytes
+                self._tell(peer, Data(repair.lane, [bytes(frame) for frame in sealed.frames]), now)
+        level, at = self._budgets[peer.id]
+        self._budgets[peer.id] = level - spent, at
+
+    def _budget(self, peer_id: bytes, now: float) -> float:
+        rate = self._config.repair_bytes_per_s
+        level, at = self._budgets.get(peer_id, (float(rate), now))
+        level = min(rate, level + (now - at) * rate)
+        self._budgets[peer_id] = level, now
+        return level
+
+    def _tell(self, peer: PeerRecord, record: Data | Missing, now: float) -> None:
+        self._peers.tell(peer, record, now=now)
+
+    def sent(self, outbox: Outbox) -> None:
+        """A batch left: its outbox may need the timer."""
+        self._due = min(self._due, outbox.timer())
+
+    # -- time ----------------------------------------------------------------------------------
+
+    def _watch(self, lane: Lane, producer: bytes, inbox: ReliableInbox) -> None:
+        due = inbox.timer()
+        if due < inf:
+            self._busy[lane.request.lane, producer, inbox.topic] = lane, inbox
+            self._due = min(self._due, due)
+
+    def timer(self) -> float:
+        """When `handle_timer` has something to do."""
+        return self._due
+
+    def handle_timer(self, now: float) -> None:
+        """Send the acks, repair requests and positions that are due; end waits that were long enough."""
+        if now < self._due:
+            return
+        self._due = inf
+        for key, (lane, inbox) in list(self._busy.items()):
+            peer = self._peers.known.get(key[1])
+            if peer is not None and peer.routes:
+                self._tend(lane, peer, inbox, now)
+            if peer is None or inbox.timer() == inf:
+                self._busy.pop(key, None)
+            else:
+                self._due = min(self._due, max(inbox.timer(), now + 0.001))
+        for stream, best_effort in list(self._settling.items()):
+            peer = self._peers.known.get(stream[0])
+            lost = best_effort.overdue(self._config, now)
+            if lost is not None and peer is not None:
+                self.count_lost(Gap(peer.source, stream[1], *lost, cause="overflow"))
+            if best_effort.timer(self._config) == inf:
+                del self._settling[stream]
+            else:
+                self._due = min(self._due, best_effort.timer(self._config))
+        for outbox in self._interests.outboxes.values():
+            if outbox.timer() <= now:
+                self._tend_outbox(outbox, now)
+            self._due = min(self._due, outbox.timer())
+
+    def _tend(self, lane: Lane, peer: PeerRecord, inbox: ReliableInbox, now: float) -> None:
+        ack = inbox.take_ack(now)
+        if ack is not None:
+            self._peers.tell(peer, ack, now=now)
+        repair = inbox.take_repair(now, has_room=not lane.sink.full)
+        if repair is not None and inbox.give_up(now):
+            self._drain(lane, peer, inbox, now)
+        elif repair is not None:
+            self._peers.tell(peer, repair, now=now)
+
+    def _tend_outbox(self, outbox: Outbox, now: float) -> None:
+        if outbox.position_at <= now:
+            self._tell_positions(outbox, now)
+        grace = self._config.grace_s
+        for reader in list(outbox.readers.values()):
+            if reader.away_since is not None and now - reader.away_since >= grace:
+                self.give_up_reader(outbox, reader, "away", now)
+        if outbox.full and now - outbox.full_since >= grace:
+            for reader in list(outbox.slowest()):
+                if self._config.evict_slow or now - reader.progress_at >= grace:
+                    self._evict(outbox, reader, now)
+            outbox.full_since = now if outbox.full else inf
+
+    def _tell_positions(self, outbox: Outbox, now: float) -> None:
+        waiting = False
+        for (peer_id, lane), _ in outbox.remote.items():
+            reader = outbox.readers.get((peer_id, lane))
+            peer = self._peers.known.get(peer_id)
+            if peer is None or (reader is not None and reader.received >= outbox.base):
+                continue
+            waiting = True
+            position = Position(lane, outbox.topic, outbox.epoch, outbox.first_kept, outbox.base)
+            self._peers.tell(peer, Positions([position]), now=now)
+        faded = not outbox.reliable and outbox.position_pause >= self._config.position_interval_s_max
+        outbox.position_pause = min(outbox.position_pause * 2, self._config.position_interval_s_max)
+        outbox.position_at = now + outbox.position_pause if waiting and not faded else inf
+
+    def _evict(self, outbox: Outbox, reader: Reader, now: float) -> None:
+        peer = self._peers.known.get(reader.peer_id)
+        reason = f"the window was full for {self._config.grace_s:g} s"
+        if peer is not None:
+            self._peers.tell(peer, EvictedRecord(reader.lane, outbox.topic, outbox.epoch, reason), now=now)
+        outbox.remote.pop((reader.peer_id, reader.lane), None)
+        outbox.evicted.add((reader.peer_id, reader.lane))
+        self._effects.emit(Evicted(outbox.topic, Source(reader.peer_id.hex(), reader.name), reason, here=False))
+        self.give_up_reader(outbox, reader, "evicted", now)
+
+    def give_up_reader(self, outbox: Outbox, reader: Reader, reason: str, now: float) -> None:
+        """Stop to wait for a reader; what it did not acknowledge is reported."""
+        missed = outbox.drop_reader(reader, now)
+        if missed is not None:
+            source = Source(reader.peer_id.hex(), reader.name)
+            outbox.failures.append((reader.name, missed[0], missed[1] - 1, reason))
+            self._effects.emit(Undelivered(source, outbox.topic, missed[0], missed[1] - 1, reason))

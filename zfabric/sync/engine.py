@@ -1,0 +1,60 @@
+"""The asyncio node behind a blocking one: everything here runs in the loop's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from zfabric.model import Statistics
+from zfabric.node.node import Node
+from zfabric.node.publisher import Publisher
+from zfabric.node.subscription import Subscription
+from zfabric.sync.stage import Stage
+
+__all__ = ["Engine"]
+
+
+class Engine(Node):
+    """A node whose topics have stages, which are drained before anything that could tell the difference."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._stages: dict[str, Stage] = {}
+
+    def staged(
+        self, post: Callable[[Callable[[], object]], None], *arguments: Any, **options: Any
+    ) -> tuple[Publisher, Stage]:
+        """`publisher(...)`, and the stage of its topic."""
+        publisher = self.publisher(*arguments, **options)
+        shared = self._topics[publisher.topic]
+        stage = self._stages.get(publisher.topic)
+        if stage is None or stage.outbox is not shared.outbox:
+            stage = self._stages[publisher.topic] = Stage(
+                self._opened(), shared.outbox, shared.codec, self._config, post
+            )
+        return publisher, stage
+
+    def subscribe(self, *arguments: Any, **options: Any) -> Subscription:
+        """As zfabric.Node; what was published before does not reach the new subscription."""
+        self.drain()
+        return super().subscribe(*arguments, **options)
+
+    def statistics(self) -> Statistics:
+        """As zfabric.Node."""
+        self.drain()
+        return super().statistics()
+
+    async def close(self, timeout: float | None = None) -> None:
+        """As zfabric.Node."""
+        self.drain()
+        await super().close(timeout)
+
+    def drain(self) -> None:
+        """Send what every stage holds."""
+        for stage in self._stages.values():
+            stage.drain()
+
+    @property
+    def close_timeout_s(self) -> float:
+        """How long `close()` may take by default."""
+        return self._config.close_timeout_s

@@ -1,0 +1,121 @@
+"""The publishing end of a topic, for threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any
+
+from zfabric.errors import NodeClosed, NodeForked, NoSubscribers, WindowFull
+from zfabric.node import publisher as asynchronous
+from zfabric.sync.loop import LoopThread, refuse_in_loop
+from zfabric.sync.stage import Stage
+
+__all__ = ["Publisher"]
+
+
+class Publisher:
+    """Publishes on one topic; `node.publisher(topic)` makes it. Any number of threads may share it.
+
+    Values are encoded and numbered in the calling thread; what was published until the node's loop looks leaves as
+    one batch. The messages of one thread stay in order.
+    """
+
+    def __init__(
+        self, thread: LoopThread, publisher: asynchronous.Publisher, stage: Stage, *, mandatory: bool = False
+    ) -> None:
+        self._thread = thread
+        self._publisher = publisher
+        self._stage = stage
+        self._outbox = stage.outbox
+        self._driver = stage.driver
+        self._mandatory = mandatory
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<sync.Publisher {self.topic} [{'closed' if self._closed else f'{self.subscribers} subscribers'}]>"
+
+    def __enter__(self) -> Publisher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def topic(self) -> str:
+        """The topic's name."""
+        return self._publisher.topic
+
+    @property
+    def subscribers(self) -> int:
+        """How many subscriptions are in place: peers that receive the topic, and this node's own."""
+        return self._publisher.subscribers
+
+    def wait_for(self, subscribers: int = 1, timeout: float | None = None) -> None:
+        """Return once that many subscriptions are in place: the next message reaches them.
+
+        Raises TimeoutError after `timeout` seconds, NodeClosed if the node closes meanwhile.
+        """
+        self._thread.run(self._publisher.wait_for, subscribers, timeout)
+
+    def publish_nowait(
+        self, value: Any, *, key: Any = None, headers: dict[str, Any] | None = None, ttl: float | None = None
+    ) -> int:
+        """Publish one value and return its sequence number. Never blocks, so coroutines may call it too.
+
+        Options and errors as for zfabric.Publisher; WindowFull also when Config.outlet_queue_bytes wait for the loop.
+        """
+        if self._closed or self._driver.open_state != "open":
+            self._refuse()
+        if self._mandatory and not self._outbox.listeners:
+            raise NoSubscribers(self._outbox.topic)
+        return self._stage.put(value, key, headers, ttl)
+
+    def publish(
+        self, value: Any, *, key: Any = None, headers: dict[str, Any] | None = None, ttl: float | None = None
+    ) -> int:
+        """Publish one value and return its sequence number; blocks while the window is full."""
+        refuse_in_loop()
+        while True:
+            try:
+                return self.publish_nowait(value, key=key, headers=headers, ttl=ttl)
+            except WindowFull:
+                self._thread.run(self._stage.make_room)
+
+    def publish_many(self, values: Iterable[Any]) -> int:
+        """Publish many values and return the last one's sequence number (-1 if none); `publish` in a loop.
+
+        Each value leaves as soon as the iterable yields it: it may block.
+        """
+        last = -1
+        for value in values:
+            last = self.publish(value)
+        return last
+
+    def flush(self) -> None:
+        """Return once everything published is confirmed as `delivery` promises (at-most-once: handed to libzmq)."""
+
+        async def flush() -> None:
+            self._stage.drain()
+            await self._publisher.flush()
+
+        self._thread.run(flush)
+
+    def close(self) -> None:
+        """Send what is open and stop to publish. The topic can be opened again."""
+
+        async def close() -> None:
+            self._stage.drain()
+            await self._publisher.close()
+
+        if not self._closed:
+            self._closed = True
+            with suppress(NodeClosed, NodeForked):
+                self._thread.run(close)
+
+    def _refuse(self) -> None:
+        self._driver.check_open()
+        raise NodeClosed(f"the publisher of {self.topic!r} is closed")
