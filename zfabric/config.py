@@ -83,7 +83,7 @@ class Config:
     gap_settle_s: float = 1.0
     "How long the last messages of an at-most-once stream may be late before they count as lost."
     unsettled_max: int = 10_000
-    "Messages that a subscription with `ack=\"manual\"` may hold before it must settle some."
+    'Messages that a subscription with `ack="manual"` may hold before it must settle some.'
     grace_s: float = 10.0
     "How long a reliable publisher waits for a subscriber that is stuck or gone before it is given up."
     evict_slow: bool = False

@@ -173,11 +173,11 @@ def test_loopback_does_not_answer_the_network(hosts: tuple[Namespace, ...]) -> N
 
 
 def ask(host: Namespace, address: str) -> str:
-    """Ask for nodes by unicast."""
+    """Ask for nodes by unicast, each time with another id: repeated packets are not answered."""
     code = f"""
-import socket
+import os, socket
 from zeroconf import DNSOutgoing, DNSQuestion
-query = DNSOutgoing(0)
+query = DNSOutgoing(0, multicast=False, id_=os.getpid() % 65536)
 query.add_question(DNSQuestion("_zfabric._tcp.local.", 12, 1))
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
     asking.settimeout(0.5)

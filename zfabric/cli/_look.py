@@ -56,7 +56,7 @@ async def settle(
     quiet_s: float,
     least_s: float,
     most_s: float,
-    enough: Callable[[tuple[Peer, ...]], bool] = lambda peers: False,
+    enough: Callable[[tuple[Peer, ...]], bool] = lambda _: False,
 ) -> tuple[Peer, ...]:
     """The peers, once nothing has changed for `quiet_s` and `least_s` have passed, or `enough` holds; or too late."""
     loop = asyncio.get_running_loop()

@@ -111,7 +111,7 @@ def drawn(titles: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: int 
 
 
 class StreamWriter:
-    """Writes to stdout without ever holding the event loop up: behind a slow pager or a stopped terminal the node lives.
+    """Writes to stdout without holding the event loop up: behind a slow pager or a stopped terminal the node lives.
 
     A daemon thread writes; nobody waits for it at the end of a process that was told to stop.
     """
@@ -138,7 +138,7 @@ class StreamWriter:
             self._loop.remove_reader(self._descriptor)
 
     def _watch(self) -> None:
-        """A pipe whose reader has gone becomes readable at its writing end: `| head -1` ends us without a next message."""
+        """A pipe without a reader becomes readable at its writing end: `| head -1` ends us without a next message."""
         try:
             if stat.S_ISFIFO(os.fstat(self._descriptor).st_mode):
                 self._loop.add_reader(self._descriptor, self._hung_up)

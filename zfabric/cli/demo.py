@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
+from zfabric.cli._exits import Exit, Stop
 from zfabric.cli._options import Options
 from zfabric.cli._output import Output
-from zfabric.cli._exits import Exit, Stop
 from zfabric.cli._running import guard
 
 __all__ = ["command"]

@@ -17,7 +17,7 @@ __all__ = ["command"]
 
 @click.command()
 @networked(timeout="How long to look at most. [3; 10 with --wait]")
-@click.option("--wait", type=click.IntRange(min=1), metavar="N", help="Until N nodes are there; 75 if they do not come.")
+@click.option("--wait", type=click.IntRange(min=1), metavar="N", help="Wait for N nodes; 75 if they do not come.")
 def command(options: Options, wait: int | None) -> int:
     """Show the nodes of the fabric, without this command's own.
 

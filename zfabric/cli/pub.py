@@ -78,7 +78,7 @@ def _headers(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...
 @click.option("--wait", type=click.IntRange(min=1), metavar="N", help="First wait for N subscribers, or exit with 75.")
 @click.option("--require-match", is_flag=True, help="Send nothing and exit with 69 when nobody subscribes.")
 @networked(timeout=f"How long --wait waits. [{WAIT_S:g}]")
-def command(  # noqa: PLR0917
+def command(
     options: Options,
     topic: str,
     value: str | None,

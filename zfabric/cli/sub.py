@@ -50,7 +50,7 @@ def command(options: Options, patterns: tuple[str, ...], wanted: int | None, fie
 class _Listening:
     """One run of the command."""
 
-    def __init__(  # noqa: PLR0917
+    def __init__(
         self,
         options: Options,
         output: Output,
@@ -73,18 +73,19 @@ class _Listening:
         ended = asyncio.Event()
         writer = StreamWriter(ended.set)
         try:
-            async with open_node(self._options, "sub") as node, Warnings(self._output, node):
-                async with asyncio.TaskGroup() as group:
-                    subscriptions = [node.subscribe(pattern.text) for pattern in self._patterns]
-                    self._greet(node)
-                    readers = [
-                        group.create_task(self._read(index, subscription, writer, ended))
-                        for index, subscription in enumerate(subscriptions)
-                    ]
-                    hints = group.create_task(self._give_hints(node, subscriptions))
-                    in_time = await _within(ended, self._options.timeout)
-                    for task in (*readers, hints):
-                        task.cancel()
+            async with (
+                open_node(self._options, "sub") as node,
+                Warnings(self._output, node),
+                asyncio.TaskGroup() as group,
+            ):
+                subscriptions = [node.subscribe(pattern.text) for pattern in self._patterns]
+                self._greet(node)
+                tasks = [group.create_task(self._give_hints(node, subscriptions))]
+                for index, subscription in enumerate(subscriptions):
+                    tasks.append(group.create_task(self._read(index, subscription, writer, ended)))
+                in_time = await _within(ended, self._options.timeout)
+                for task in tasks:
+                    task.cancel()
         finally:
             writer.close()
         self._check(in_time=in_time)

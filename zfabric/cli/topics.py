@@ -26,7 +26,7 @@ class _Topic:
 @click.command()
 @click.argument("pattern", type=PatternParameter(), default="#")
 @networked(timeout="How long to look at most. [3; 10 with --wait]")
-@click.option("--wait", type=click.IntRange(min=1), metavar="N", help="Until N nodes are there; 75 if they do not come.")
+@click.option("--wait", type=click.IntRange(min=1), metavar="N", help="Wait for N nodes; 75 if they do not come.")
 def command(options: Options, pattern: str, wait: int | None) -> int:
     """Show the topics that match PATTERN (all of them by default), with publishers and subscribers.
 

@@ -20,20 +20,16 @@ Lost = Callable[[Source, str, int, int], None]
 """Called with (source, topic, first, last) for messages that the buffer dropped."""
 
 
-def decode_batch(
-    batch: Batch, source: Source, codec: Codec, now: float, bad: BadMessage
-) -> tuple[list[Message], int]:
+def decode_batch(batch: Batch, source: Source, codec: Codec, now: float, bad: BadMessage) -> tuple[list[Message], int]:
     """The messages of a batch that decode and have not expired, and how many had."""
     timestamp = batch.published_ns / 1e9
     try:
         values = codec.decode_many(batch.body, batch.buffers)
         if len(values) != batch.count:
             raise DecodeFailed(f"batch of {len(values)} values says that it has {batch.count}")
-        messages = list(
-            map(Message, values, count(batch.base), repeat(batch.topic), repeat(timestamp), repeat(source))
-        )
-    except DecodeFailed as error:
-        return list(_salvage(batch, source, codec, timestamp, bad, error)), 0
+        messages = list(map(Message, values, count(batch.base), repeat(batch.topic), repeat(timestamp), repeat(source)))
+    except DecodeFailed:
+        return list(_salvage(batch, source, codec, timestamp, bad)), 0
     expired = 0
     if batch.meta is not None:
         messages, expired = _annotate(messages, batch, now)
@@ -60,9 +56,7 @@ def _annotate(messages: list[Message], batch: Batch, now: float) -> tuple[list[M
     return [message for index, message in enumerate(messages) if index not in expired], len(expired)
 
 
-def _salvage(
-    batch: Batch, source: Source, codec: Codec, timestamp: float, bad: BadMessage, error: DecodeFailed
-) -> Iterator[Message]:
+def _salvage(batch: Batch, source: Source, codec: Codec, timestamp: float, bad: BadMessage) -> Iterator[Message]:
     """Message by message: the good ones, while the bad ones are reported."""
     meta = batch.meta
     try:
@@ -88,10 +82,12 @@ class MessageBuffer(Protocol):
 
     nbytes: int
     "Bytes waiting."
-    pending: int
-    "Messages waiting."
-    taken: list[Batch]
-    "Reliable batches that left since the owner last emptied this list."
+    taken: dict[tuple[bytes, str], Batch]
+    "The last batch of each reliable stream that left since the owner emptied this."
+
+    @property
+    def pending(self) -> int:
+        """Messages waiting."""
 
     def push(self, batch: Batch, source: Source) -> None:
         """Take a batch."""
@@ -114,16 +110,21 @@ class BatchQueue:
         self._decode = decode
         self._lost = lost
         self._droppable = droppable
-        self.taken: list[Batch] = []
+        self.taken: dict[tuple[bytes, str], Batch] = {}
         self._batches: deque[tuple[Batch, Source]] = deque()
         self.nbytes = 0
-        self.pending = 0
+        self._pending = 0
+
+    @property
+    def pending(self) -> int:
+        """Messages waiting."""
+        return self._pending
 
     def push(self, batch: Batch, source: Source) -> None:
         """Take a batch; the newest always fits."""
         self._batches.append((batch, source))
         self.nbytes += batch.nbytes
-        self.pending += batch.count - batch.skip
+        self._pending += batch.count - batch.skip
         while self.nbytes > self._bytes_max and len(self._batches) > 1 and self._drop_one():
             pass
 
@@ -148,16 +149,16 @@ class BatchQueue:
 
     def _account(self, batch: Batch) -> None:
         self.nbytes -= batch.nbytes
-        self.pending -= batch.count - batch.skip
+        self._pending -= batch.count - batch.skip
         if batch.reliable:
-            self.taken.append(batch)
+            self.taken[batch.producer, batch.topic] = batch
 
 
 class LatestSlots:
     """One slot for each topic and key, holding the newest message; older ones are replaced."""
 
     def __init__(self, bytes_max: int, decode: Callable[[Batch, Source], list[Message]], lost: Lost) -> None:
-        self.taken: list[Batch] = []
+        self.taken: dict[tuple[bytes, str], Batch] = {}
         self._bytes_max = bytes_max
         self._decode = decode
         self._lost = lost
@@ -173,7 +174,7 @@ class LatestSlots:
         """Decode at once: keys decide."""
         messages = self._decode(batch, source)
         if batch.reliable:
-            self.taken.append(batch)
+            self.taken[batch.producer, batch.topic] = batch
         size = batch.nbytes // max(1, len(messages)) + 1
         for message in messages:
             key = message.key if message.key.__hash__ is not None else repr(message.key)

@@ -1,7 +1,7 @@
 """Joins the protocol core to a transport, discovery and the event loop. It moves things and decides nothing.
 
-    transport --frames--> core --actions--> transport
-    publishers --open batches--> flush(), once a turn --> transport (and the node's own subscriptions)
+transport --frames--> core --actions--> transport
+publishers --open batches--> flush(), once a turn --> transport (and the node's own subscriptions)
 """
 
 from __future__ import annotations

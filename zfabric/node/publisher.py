@@ -16,6 +16,7 @@ from zfabric.wire.codec import SPECIAL_TYPES, Codec
 
 __all__ = ["Publisher"]
 
+
 class Publisher:
     """Publishes on one topic; `node.publisher(topic)` makes it.
 

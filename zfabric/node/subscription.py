@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from operator import length_hint
 from types import TracebackType
 
 from zfabric.errors import LocalProtocolError, NodeClosed
@@ -83,7 +84,7 @@ class Subscription:
     @property
     def pending(self) -> int:
         """Messages that arrived and were not read yet, about."""
-        return self._buffer.pending + self._current.__length_hint__()  # type: ignore[attr-defined]
+        return self._buffer.pending + length_hint(self._current)
 
     @property
     def publishers(self) -> int:
@@ -162,7 +163,7 @@ class Subscription:
             self._acknowledge()
         if self._manual is not None:
             for message in messages:
-                message._settlement = self._manual
+                message._settlement = self._manual  # noqa: SLF001 - hidden from users, not from us
         if (self.full or self._holding) and self._has_room():
             self._holding = self.full = False
             self._driver.hold_feed(self, full=False)
@@ -171,8 +172,8 @@ class Subscription:
 
     def _acknowledge(self) -> None:
         """What was handed out before is processed, now that the reader asks for more."""
-        taken, self._buffer.taken = self._buffer.taken, []
-        for batch in taken:
+        taken, self._buffer.taken = self._buffer.taken, {}
+        for batch in taken.values():
             if self._manual is None:
                 self._processed(batch.producer, batch.topic, batch.epoch, batch.end)
 

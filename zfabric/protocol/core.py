@@ -7,6 +7,7 @@ feeds it and carries out `actions()`; tests and the simulator do the same withou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from zfabric.config import Config
 from zfabric.errors import RemoteProtocolError, TopicError
@@ -61,6 +62,20 @@ class Core:
         self.peers = PeerTable(me, config, self._effects, usable, self._on_step)
         self.interests = Interests(me, config, self._effects, self.peers, usable, wall_offset)
         self.streams = Streams(config, self._effects, self.peers, self.interests, jitter)
+        self._dispatch: dict[type[Record], Callable[[PeerRecord, Any, float], None]] = {
+            Ack: self._on_ack,
+            Attached: self.streams.attached,
+            Data: self._on_data,
+            Evicted: self.streams.evicted,
+            Heartbeat: self.peers.heartbeat,
+            Incompatible: self.interests.incompatible,
+            Interest: self.interests.received,
+            Missing: self.streams.missing,
+            Peers: self._on_peers,
+            Positions: self.streams.heard,
+            Repair: self.streams.repair,
+            Resume: self.interests.resume,
+        }
         self._now = 0.0
         self.protocol_errors = 0
         self.strangers = 0
@@ -131,42 +146,22 @@ class Core:
         peer = self.peers.traffic(route, sender, now)
         if peer is None:
             return False
-        self._dispatch(peer, record, now)
+        self._dispatch[type(record)](peer, record, now)
         return True
 
-    def _dispatch(self, peer: PeerRecord, record: Record, now: float) -> None:
-        match record:
-            case Ack():
-                if not self.streams.acked(peer, record, now):
-                    self._not_protocol(str(peer.source), RemoteProtocolError("acknowledges what was never sent"))
-            case Data(lane, frames):
-                try:
-                    self.streams.repaired_batch(peer, lane, self._parse(frames), now)
-                except RemoteProtocolError as error:
-                    self._not_protocol(str(peer.source), error)
-            case Repair():
-                self.streams.repair(peer, record, now)
-            case Missing():
-                self.streams.missing(peer, record, now)
-            case Positions(positions):
-                for position in positions:
-                    self.streams.heard(peer, position, now)
-            case Attached(positions):
-                for position in positions:
-                    self.streams.attached(peer, position, now)
-            case Interest():
-                self.interests.received(peer, record, now)
-            case Heartbeat():
-                self.peers.heartbeat(peer, record, now)
-            case Evicted():
-                self.streams.evicted(peer, record)
-            case Resume(lane, topic):
-                self.interests.resume(peer, lane, topic, now)
-            case Incompatible():
-                self.interests.incompatible(peer, record)
-            case Peers(peers):
-                for other in peers:
-                    self.found(other.id, other.inbox, now)
+    def _on_ack(self, peer: PeerRecord, ack: Ack, now: float) -> None:
+        if not self.streams.acked(peer, ack, now):
+            self._not_protocol(str(peer.source), RemoteProtocolError("acknowledges what was never sent"))
+
+    def _on_data(self, peer: PeerRecord, data: Data, now: float) -> None:
+        try:
+            self.streams.repaired_batch(peer, data.lane, self._parse(data.frames), now)
+        except RemoteProtocolError as error:
+            self._not_protocol(str(peer.source), error)
+
+    def _on_peers(self, _: PeerRecord, peers: Peers, now: float) -> None:
+        for other in peers.peers:
+            self.found(other.id, other.inbox, now)
 
     def route_lost(self, route: Route, now: float) -> None:
         """The transport could not send on a route."""
@@ -180,9 +175,9 @@ class Core:
         if step is Step.LEAVE:
             self._effects.emit(PeerLeft(self.describe(peer), reason))
             self.interests.peer_left(peer, self._now, for_good=reason == "goodbye")
-            if reason == "goodbye":
-                self.streams.forget(peer.id)
+            self.streams.peer_left(peer.id, self._now, for_good=reason == "goodbye")
             return
+        self.streams.peer_joined(peer.id)
         self.interests.peer_joined(peer, self._now)
         if step is Step.JOIN:
             self._effects.emit(PeerJoined(self.describe(peer)))

@@ -94,8 +94,9 @@ class ReliableInbox:
 
     # fmt: off
     __slots__ = (
-        "_ack_at", "_attempts", "_config", "_have", "_jitter", "_known", "_lost", "_pending", "_pending_bytes", "_repair_at",
-        "_unacked_bytes", "_urgent_before", "duplicates", "ended", "epoch", "expected", "lane", "processed", "topic",
+        "_ack_at", "_attempts", "_config", "_have", "_jitter", "_known", "_lost", "_pending", "_pending_bytes",
+        "_repair_at", "_unacked_bytes", "_urgent_before", "duplicates", "ended", "epoch", "expected", "lane",
+        "processed", "topic",
     )
     # fmt: on
 

@@ -24,6 +24,7 @@ from zfabric.wire.records import (
     PatternRequest,
     Position,
     Positions,
+    Resume,
     Start,
     TopicOffer,
 )
@@ -70,7 +71,12 @@ class Interests:
     """The node's own topics and subscriptions, and those of its peers."""
 
     def __init__(
-        self, me: bytes, config: Config, effects: Effects, peers: PeerTable, usable: Callable[[str], bool],
+        self,
+        me: bytes,
+        config: Config,
+        effects: Effects,
+        peers: PeerTable,
+        usable: Callable[[str], bool],
         wall_offset: float,
     ) -> None:
         self._me = me
@@ -105,8 +111,14 @@ class Interests:
         if len(self.outboxes) >= self._config.topics_max:
             raise LimitExceeded("topics_max", len(self.outboxes) + 1, self._config.topics_max)
         outbox = Outbox(
-            topic, self._me, self._next_epoch, delivery, self._config,
-            with_crc=with_crc, window_bytes=window_bytes, history=history,
+            topic,
+            self._me,
+            self._next_epoch,
+            delivery,
+            self._config,
+            with_crc=with_crc,
+            window_bytes=window_bytes,
+            history=history,
         )
         self._next_epoch += 1
         self.outboxes[topic] = outbox
@@ -172,7 +184,7 @@ class Interests:
         requests = [lane.request for lane in self.lanes.values()]
         self._peers.tell(peer, *self._interests(full=True, topics=topics, patterns=requests), now=now)
         for outbox in self.outboxes.values():
-            for (peer_id, lane), _ in outbox.remote.items():
+            for peer_id, lane in outbox.remote:
                 if peer_id == peer.id:
                     reader = outbox.readers.get((peer_id, lane))
                     self._tell_attached(peer, outbox, lane, outbox.base if reader is None else reader.received, now)
@@ -232,7 +244,7 @@ class Interests:
             remote.patterns[request.lane] = request, interest.generation
             remote.table.add(request.pattern, request.lane)
 
-    def marked(self, subscribed: bool, node_id: bytes, generation: int, now: float) -> None:  # noqa: FBT001
+    def marked(self, subscribed: bool, node_id: bytes, generation: int, now: float) -> None:
         """Our outlet saw a marker come or go."""
         markers = self._markers.get(node_id)
         if subscribed:
@@ -250,14 +262,14 @@ class Interests:
         if peer is not None and node_id in self.remote:
             self._evaluate(peer, now)
 
-    def resume(self, peer: PeerRecord, lane: int, topic: str, now: float) -> None:
+    def resume(self, peer: PeerRecord, record: Resume, now: float) -> None:
         """An evicted subscription has room again."""
-        outbox = self.outboxes.get(topic)
-        if outbox is not None and (peer.id, lane) in outbox.evicted:
-            outbox.evicted.discard((peer.id, lane))
+        outbox = self.outboxes.get(record.topic)
+        if outbox is not None and (peer.id, record.lane) in outbox.evicted:
+            outbox.evicted.discard((peer.id, record.lane))
             self._evaluate(peer, now)
 
-    def incompatible(self, peer: PeerRecord, record: Incompatible) -> None:
+    def incompatible(self, peer: PeerRecord, record: Incompatible, _now: float) -> None:
         """A publisher offers less than one of our subscriptions asks for."""
         self._effects.emit(IncompatibleDelivery(record.topic, peer.source, record.offered, record.requested))
 
@@ -331,9 +343,7 @@ class Interests:
             so_far = Position(lane, outbox.topic, outbox.epoch, outbox.first_kept, outbox.base)
             self._peers.tell(peer, Positions([so_far]), now=now)
 
-    def _detach(
-        self, peer: PeerRecord, outbox: Outbox, key: tuple[bytes, int], now: float, *, for_good: bool
-    ) -> None:
+    def _detach(self, peer: PeerRecord, outbox: Outbox, key: tuple[bytes, int], now: float, *, for_good: bool) -> None:
         if outbox.remote.pop(key, None) is not None:
             self._effects.emit(SubscriberLeft(outbox.topic, peer.source))
         reader = outbox.readers.get(key)

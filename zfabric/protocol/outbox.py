@@ -64,8 +64,9 @@ class Outbox:
     # fmt: off
     __slots__ = (
         "_config", "_floor", "_history", "_history_bytes", "_history_max", "_unacked", "ack_now", "base", "delivery",
-        "epoch", "evicted", "failures", "full", "full_since", "listeners", "local", "local_full", "position_at", "position_pause",
-        "readers", "reliable", "remote", "skipped", "topic", "waiting_bytes", "window_bytes", "writer",
+        "epoch", "evicted", "failures", "full", "full_since", "listeners", "local", "local_full", "position_at",
+        "position_pause", "readers", "reliable", "remote", "skipped", "topic", "waiting_bytes", "window_bytes",
+        "writer",
     )
     # fmt: on
 
@@ -245,11 +246,16 @@ class Outbox:
             self.full = full
             self.full_since = now if full else inf
 
-    def set_local_full(self, full: bool, now: float) -> None:  # noqa: FBT001
+    def set_local_full(self, full: bool, now: float) -> None:
         """A subscription of this very node is full, or has room again."""
         if full != self.local_full:
             self.local_full = full
             self._settle(now)
+
+    def restart_grace(self, now: float) -> None:
+        """Somebody made progress, or was given up: who holds the window up now has as long again."""
+        if self.full:
+            self.full_since = now
 
     def timer(self) -> float:
         """When somebody must be told how far this stream has come, or somebody has waited long enough."""

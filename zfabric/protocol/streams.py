@@ -17,7 +17,7 @@ from zfabric.protocol.lanes import Lane
 from zfabric.protocol.outbox import Outbox, Reader
 from zfabric.protocol.peers import PeerRecord, PeerTable
 from zfabric.wire.batch import Batch
-from zfabric.wire.records import Ack, Data, Missing, Position, Positions, Repair, Resume
+from zfabric.wire.records import Ack, Attached, Data, Missing, Position, Positions, Repair, Resume
 from zfabric.wire.records import Evicted as EvictedRecord
 from zfabric.wire.topics import check_topic
 
@@ -31,7 +31,9 @@ REPAIR_MERGE_S = 0.005
 class Streams:
     """All streams of one node, in both directions."""
 
-    def __init__(self, config: Config, effects: Effects, peers: PeerTable, interests: Interests, jitter: Jitter) -> None:
+    def __init__(
+        self, config: Config, effects: Effects, peers: PeerTable, interests: Interests, jitter: Jitter
+    ) -> None:
         self._config = config
         self._effects = effects
         self._peers = peers
@@ -41,6 +43,7 @@ class Streams:
         self._busy: dict[tuple[int, bytes, str], tuple[Lane, ReliableInbox]] = {}
         self._settling: dict[Key, Inbox] = {}
         self._due = inf
+        self._departed: dict[bytes, float] = {}
         self._budgets: dict[bytes, tuple[float, float]] = {}
         self._answered: dict[tuple[bytes, int, str], tuple[float, Repair]] = {}
         self.received: dict[str, int] = {}
@@ -134,8 +137,12 @@ class Streams:
 
     # -- where streams stand -------------------------------------------------------------------
 
-    def attached(self, peer: PeerRecord, position: Position, now: float) -> None:
-        """A publisher has one of our subscriptions in place."""
+    def attached(self, peer: PeerRecord, record: Attached, now: float) -> None:
+        """A publisher has subscriptions of ours in place."""
+        for position in record.positions:
+            self._attached(peer, position, now)
+
+    def _attached(self, peer: PeerRecord, position: Position, now: float) -> None:
         lane = self._interests.lanes.get(position.lane)
         offer = self._interests.remote[peer.id].topics.get(position.topic)
         if lane is None or offer is None or not lane.pattern.matches(position.topic):
@@ -151,8 +158,12 @@ class Streams:
             inbox.anchor(position.next_seq, now)
             self._drain(lane, peer, inbox, now)
 
-    def heard(self, peer: PeerRecord, position: Position, now: float) -> None:
-        """A publisher tells how far a stream has come."""
+    def heard(self, peer: PeerRecord, record: Positions, now: float) -> None:
+        """A publisher tells how far its streams have come."""
+        for position in record.positions:
+            self._heard(peer, position, now)
+
+    def _heard(self, peer: PeerRecord, position: Position, now: float) -> None:
         key = peer.id, position.topic
         lane = self._interests.lanes.get(position.lane)
         if lane is None:
@@ -183,7 +194,7 @@ class Streams:
             inbox.missing(record.start, record.stop, record.reason, now)
             self._drain(lane, peer, inbox, now)
 
-    def evicted(self, peer: PeerRecord, record: EvictedRecord) -> None:
+    def evicted(self, peer: PeerRecord, record: EvictedRecord, _now: float) -> None:
         """A publisher gave one of our subscriptions up: what is on its way still counts, then the stream ends."""
         lane = self._interests.lanes.get(record.lane)
         inbox = lane.inboxes.get((peer.id, record.topic)) if lane is not None else None
@@ -217,6 +228,21 @@ class Streams:
             missing = inbox.renew(epoch)
             if missing is not None:
                 self.count_lost(Gap(peer.source, inbox.topic, *missing, cause="epoch"))
+
+    def peer_joined(self, peer_id: bytes) -> None:
+        """A producer is there, perhaps again: its streams go on where they stopped."""
+        self._departed.pop(peer_id, None)
+
+    def peer_left(self, peer_id: bytes, now: float, *, for_good: bool) -> None:
+        """A producer or subscriber is gone; positions are kept as long as it may come back."""
+        self._budgets.pop(peer_id, None)
+        for key in [key for key in self._answered if key[0] == peer_id]:
+            del self._answered[key]
+        if for_good:
+            self.forget(peer_id)
+        else:
+            self._departed[peer_id] = now + self._config.rejoin_s
+            self._due = min(self._due, self._departed[peer_id])
 
     def forget(self, producer: bytes | None = None) -> None:
         """Drop positions in a producer's streams, or in all streams that nobody here listens to any more."""
@@ -321,6 +347,12 @@ class Streams:
                 del self._settling[stream]
             else:
                 self._due = min(self._due, best_effort.timer(self._config))
+        for peer_id, until in list(self._departed.items()):
+            if now >= until:
+                del self._departed[peer_id]
+                self.forget(peer_id)
+            else:
+                self._due = min(self._due, until)
         for outbox in self._interests.outboxes.values():
             if outbox.timer() <= now:
                 self._tend_outbox(outbox, now)
@@ -347,11 +379,11 @@ class Streams:
             for reader in list(outbox.slowest()):
                 if self._config.evict_slow or now - reader.progress_at >= grace:
                     self._evict(outbox, reader, now)
-            outbox.full_since = now if outbox.full else inf
+            outbox.restart_grace(now)
 
     def _tell_positions(self, outbox: Outbox, now: float) -> None:
         waiting = False
-        for (peer_id, lane), _ in outbox.remote.items():
+        for peer_id, lane in outbox.remote:
             reader = outbox.readers.get((peer_id, lane))
             peer = self._peers.known.get(peer_id)
             if peer is None or (reader is not None and reader.received >= outbox.base):

@@ -154,5 +154,3 @@ class LoopThread:
             self._accepting = False
         self._thread.join(timeout)
         return not self._thread.is_alive()
-
-

@@ -12,6 +12,8 @@
                 ...
 
         run(scenario())
+
+The pytest plugin adds the fixtures `fabric`, `fabric_pair` and `real_fabric`.
 """
 
 from zfabric.testing.loop import Deadlock, VirtualClockLoop, eventually, run

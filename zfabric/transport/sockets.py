@@ -1,10 +1,10 @@
 """The four ZeroMQ sockets of a node, with every option that `docs/zeromq.md` asks for.
 
-    inbox    ROUTER, bound       control frames of those who dialled us, and our answers to them
-    dialler  ROUTER, connects    control frames to those whom we dialled; one socket for all peers, each
-                                 connection named by CONNECT_ROUTING_ID
-    outlet   XPUB, bound         our batches; its subscriptions come back as frames
-    feed     SUB, connects       our peers' batches
+inbox    ROUTER, bound       control frames of those who dialled us, and our answers to them
+dialler  ROUTER, connects    control frames to those whom we dialled; one socket for all peers, each
+                             connection named by CONNECT_ROUTING_ID
+outlet   XPUB, bound         our batches; its subscriptions come back as frames
+feed     SUB, connects       our peers' batches
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class ZmqTransport:
             self._feed: self._drain_feed,
         }
         for socket, drain in self._drains.items():
-            self._readiness.watch(socket.get(zmq.FD), drain)
+            self._readiness.watch(socket.fileno(), drain)
             self._touch(socket)
 
     def _socket(self, kind: int) -> zmq.Socket[bytes]:
@@ -129,12 +129,12 @@ class ZmqTransport:
             socket.set(zmq.IPV6, ":" in address)
         try:
             self._inbox.bind(f"tcp://{host}:{port}")
-            inbox = self._inbox.get(zmq.LAST_ENDPOINT)
+            inbox = self._inbox.get_string(zmq.LAST_ENDPOINT)
             self._outlet.bind(f"tcp://{host}:*")
-            outlet = self._outlet.get(zmq.LAST_ENDPOINT)
+            outlet = self._outlet.get_string(zmq.LAST_ENDPOINT)
         except zmq.ZMQError as error:
             raise OSError(error.errno or errno.EADDRNOTAVAIL, f"cannot listen on {host}:{port}: {error}") from error
-        self._tcp[address] = (inbox.rstrip(b"\0").decode(), outlet.rstrip(b"\0").decode())
+        self._tcp[address] = (inbox.rstrip("\0"), outlet.rstrip("\0"))
 
     def _collect_endpoints(self) -> None:
         ipc = self._ipc_stem is not None
@@ -251,7 +251,7 @@ class ZmqTransport:
     def _look_again(self) -> None:
         touched, self._touched = self._touched, {}
         for socket, drain in touched.items():
-            if not socket.closed and socket.get(zmq.EVENTS) & zmq.POLLIN:
+            if not socket.closed and int(socket.get(zmq.EVENTS)) & zmq.POLLIN:
                 drain()
 
     def _drain_control(self, socket: zmq.Socket[bytes]) -> None:
@@ -303,7 +303,7 @@ class ZmqTransport:
     async def close(self, timeout: float) -> None:
         """Send what is queued for at most `timeout` seconds, then close."""
         for socket in self._drains:
-            self._readiness.forget(socket.get(zmq.FD))
+            self._readiness.forget(socket.fileno())
         self._readiness.close()
         for socket in self._drains:
             socket.close(linger=_ms(timeout))

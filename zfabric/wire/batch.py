@@ -191,7 +191,7 @@ def parse_batch(frames: Sequence[Buffer], *, messages_max: int, buffers_max: int
     nbytes = len(frame) + sum(len(b) for b in buffers)
     # fmt: off
     return Batch(
-        topic, header.producer, header.epoch, header.base, header.count, header.published_ns, body, meta, buffers, nbytes,
-        header.flags,
+        topic, header.producer, header.epoch, header.base, header.count, header.published_ns, body, meta, buffers,
+        nbytes, header.flags,
     )
     # fmt: on

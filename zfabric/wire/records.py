@@ -314,5 +314,7 @@ def decode_envelope(frame: bytes, records_max: int) -> tuple[bytes, list[Record]
     if envelope.version != VERSION and not any(isinstance(record, Refuse) for record in envelope.records):
         raise VersionMismatch(envelope.version)
     if len(envelope.records) > records_max:
-        raise RemoteProtocolError(f"{len(envelope.records)} records in a frame; Config.control_records_max is {records_max}")
+        raise RemoteProtocolError(
+            f"{len(envelope.records)} records in a frame; Config.control_records_max is {records_max}"
+        )
     return envelope.sender, envelope.records
