@@ -318,19 +318,6 @@ async def test_where_mdns_cannot_work_starting_is_an_os_error(addresses: tuple[s
     await wait_until_async(lambda: thread_count() == 0)
 
 
-async def test_a_port_that_somebody_will_not_share_is_an_os_error(fabric: str) -> None:
-    """Some programs take 5353 for themselves; mDNS works again when they end."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as selfish:
-        try:
-            selfish.bind(("0.0.0.0", 5353))
-        except OSError:
-            pytest.skip("another program of this machine uses port 5353 already")
-        with pytest.raises(OSError, match="in use"):
-            await Started(announcement(fabric)).start()
-    started = await Started(announcement(fabric)).start()
-    await started.discovery.close()
-
-
 async def test_a_fabric_name_that_does_not_fit_is_an_os_error(start: Start) -> None:
     """And the node that fails does not disturb the one that runs."""
     running = await start()

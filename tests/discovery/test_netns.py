@@ -190,3 +190,29 @@ print("somebody" if b"_zfabric" in answer else "nobody")
 """
     answer, _ = host.run(sys.executable, "-c", code).communicate(timeout=20)
     return str(answer)
+
+
+def test_a_port_that_somebody_will_not_share_is_an_os_error(hosts: tuple[Namespace, ...]) -> None:
+    """Some programs take 5353 for themselves: no socket is left open, and mDNS works again when they end."""
+    code = """
+import asyncio, os, socket
+from zfabric.config import Config
+from zfabric.discovery import Announcement, MdnsDiscovery, resolve
+async def start():
+    discovery = MdnsDiscovery(resolve("loopback"), Config())
+    await discovery.start(Announcement(os.urandom(16), "test", ("tcp://127.0.0.1:1",)), print)
+    await discovery.close()
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as selfish:
+    selfish.bind(("0.0.0.0", 5353))
+    try:
+        asyncio.run(start())
+    except OSError as error:
+        print(error.strerror)
+asyncio.run(start())
+print("works")
+"""
+    process = hosts[0].run(sys.executable, "-W", "error", "-c", code, cwd=ROOT)
+    output, _ = process.communicate(timeout=20)
+
+    assert output == "Address already in use\nworks\n"
+    assert process.returncode == 0

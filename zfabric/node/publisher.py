@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from itertools import islice
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +16,9 @@ from zfabric.protocol.outbox import Outbox
 from zfabric.wire.codec import SPECIAL_TYPES, Codec
 
 __all__ = ["Publisher"]
+
+CHUNK_MAX = 4096
+"Values that `publish_many` encodes in one call, at most."
 
 
 class Publisher:
@@ -46,6 +50,7 @@ class Publisher:
         self._mandatory = mandatory
         self._confirm = confirm
         self._closed = False
+        self._chunk_size = 64
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self.subscribers} subscribers"
@@ -141,15 +146,43 @@ class Publisher:
         """Publish many values, faster than one by one, and return the last one's sequence number (-1 if none)."""
         seq = -1
         outbox = self._outbox
-        for value in values:
+        rest = iter(values)
+        while chunk := list(islice(rest, self._chunk_size)):
             if outbox.full:
                 await self._room()
-            seq = self.publish_nowait(value)
+            if self._publish_chunk(chunk):
+                seq = outbox.next_seq - 1
+            else:
+                for value in chunk:
+                    seq = await self.publish(value)
             if not outbox.writer.count:
                 await asyncio.sleep(0)
         if self._confirm is not None and seq >= 0:
             await self.confirmed(seq)
         return seq
+
+    def _publish_chunk(self, chunk: list[Any]) -> bool:
+        """Publish values that can be encoded in one call; False if they must go one by one."""
+        outbox = self._outbox
+        if self._closed or self._mandatory or outbox.full or not outbox.listeners:
+            return False
+        if outbox.writer.count + len(chunk) > self._config.batch_messages_max:
+            self._driver.send(outbox)
+        writer = outbox.writer
+        if not writer.count:
+            self._codec.buffers = writer.buffers
+        before = len(writer.buffer)
+        if not self._codec.encode_many(chunk, writer.buffer):
+            self._chunk_size = max(1, len(chunk) // 2)
+            return False
+        if not writer.count:
+            self._driver.dirty(outbox)
+        writer.count += len(chunk)
+        grown = len(writer.buffer) - before
+        self._chunk_size = min(max(1, self._batch_bytes * len(chunk) // (2 * grown)), CHUNK_MAX)
+        if len(writer.buffer) >= self._batch_bytes:
+            self._driver.send(outbox)
+        return True
 
     async def confirmed(self, seq: int) -> None:
         """Return once message `seq` is confirmed at the level of `confirm` (default: received by every subscriber).

@@ -66,6 +66,8 @@ class _Array(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=Fal
     data: _Index | bytes
 
 
+_type = type
+_UNCHECKED: Final = frozenset({msgspec.Raw, Ext})
 _encode = Encoder().encode
 _decode_index = Decoder(_Index).decode
 _decode_array = Decoder(_Array).decode
@@ -142,6 +144,26 @@ class Codec:
                 buffer += data
         except BaseException as error:  # noqa: BLE001 - it is raised again
             self.fail(error, buffer, length, frames)
+
+    def encode_many(self, values: list[Any], buffer: bytearray) -> bool:
+        """Append many values in one call. False, with nothing appended, if they must be encoded one by one.
+
+        That is so if one of them does not encode, or may have to travel out of band.
+        """
+        if not _UNCHECKED.isdisjoint(map(_type, values)):
+            return False
+        frames = len(self.buffers)
+        try:
+            data = self._encode(values)
+            if self.encode_plain is None:
+                self._decode_many(data)
+        except Exception:  # noqa: BLE001 - one by one, the culprit is found and reported
+            data = b""
+        if not data or len(data) >= self.inline_bytes or len(self.buffers) > frames:
+            del self.buffers[frames:]
+            return False
+        buffer += memoryview(data)[1 if len(values) < 16 else 3 if len(values) < 65_536 else 5 :]
+        return True
 
     def fail(self, error: BaseException, buffer: bytearray, length: int, frames: int, topic: str = "") -> NoReturn:
         """Undo a failed encoding and raise EncodeFailed, or `error` again if no value is to blame for it.
