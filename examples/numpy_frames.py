@@ -30,9 +30,8 @@ async def watch(frames: zfabric.Subscription) -> None:
         picture = message.value["picture"]
         latencies_ms.append((time.time() - message.timestamp) * 1000)
         assert picture.mean() == message.value["number"] == message.seq
-    print(
-        f"{FRAMES} frames of {picture.shape} {picture.dtype}, none lost, {statistics.median(latencies_ms):.2f} ms each"
-    )
+    median_ms = statistics.median(latencies_ms)
+    print(f"{FRAMES} frames of {picture.shape} {picture.dtype}, none lost, {median_ms:.2f} ms each")
 
 
 async def main(fabric: str = "frames") -> None:

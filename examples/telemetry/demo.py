@@ -253,7 +253,8 @@ async def run_demo(options: argparse.Namespace) -> Summary:
                 f"{name} waited in vain for {part.waits_for}" for name, part in matched.items() if part.waits_for
             ]
             if len(matched) == len(PARTS) and not problems:
-                _say(f"all have found each other; publishing for {options.seconds:g} s on fabric {options.fabric}")
+                _say(f"all have found each other; publishing for {options.seconds:g} s")
+                _say(f"to look in from another terminal: zfabric sub 'telemetry.#' --fabric {options.fabric}")
                 seconds = await _publish(children, options.seconds, stop)
                 reports = await _balance(children, problems)
             elif stop.is_set():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import netns
 from tests.discovery.peer import PeerProcess, argv
 from tests.netns import Namespace, namespaces
 from tests.waiting import wait_until
@@ -216,3 +217,15 @@ print("works")
 
     assert output == "Address already in use\nworks\n"
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize(("environment", "outcome"), [("", pytest.skip.Exception), ("1", pytest.fail.Exception)])
+def test_missing_namespaces_are_a_failure_in_ci(
+    monkeypatch: pytest.MonkeyPatch, environment: str, outcome: type[BaseException]
+) -> None:
+    """Elsewhere these tests are skipped; either way the reason is told."""
+    monkeypatch.setenv("CI", environment)
+    monkeypatch.setattr(netns, "_missing", lambda: "needs root")
+
+    with pytest.raises(outcome, match="needs root"), namespaces(2):
+        raise AssertionError("unreachable")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -32,6 +33,14 @@ def install(monkeypatch: pytest.MonkeyPatch, *plugins: tuple[str, str]) -> None:
     """Pretend that distributions with these entry points are installed."""
     points = [EntryPoint(name, value, discovery.ENTRY_POINTS) for name, value in plugins]
     monkeypatch.setattr(discovery, "entry_points", lambda group: [p for p in points if p.group == group])
+    discovery._plugins.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def forget_plugins() -> Iterator[None]:
+    """Other tests see what is really installed."""
+    yield
+    discovery._plugins.cache_clear()
 
 
 def test_all_ways_by_default(monkeypatch: pytest.MonkeyPatch) -> None:

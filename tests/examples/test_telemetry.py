@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -24,12 +26,22 @@ COMMAND = [sys.executable, "-m", "zfabric.examples.telemetry"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a demo to its end."""
+    command = [*COMMAND, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=90, check=False)
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """Start a demo, or a part of it."""
+    command = [*COMMAND, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+
+
 @contextlib.contextmanager
 def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A demo that publishes by now; it is killed when the block is left."""
-    process = subprocess.Popen(
-        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
-    )
+    process = start(*arguments)
     try:
         assert process.stderr is not None
         said = []
@@ -49,14 +61,7 @@ def test_everybody_is_found_and_nothing_is_lost(tmp_path: Path) -> None:
     """All processes find each other, and every message is in the books of every receiver and in the file."""
     record = tmp_path / "telemetry.jsonl"
 
-    outcome = subprocess.run(
-        [*COMMAND, "--seconds", "2", "--json", "--record", str(record)],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=90,
-        check=False,
-    )
+    outcome = run("--seconds", "2", "--json", "--record", str(record))
 
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     summary = json.loads(outcome.stdout)
@@ -91,14 +96,7 @@ def check_recording(record: Path, summary: dict[str, Any]) -> None:
 
 def test_registry_works_where_mdns_does_not() -> None:
     """Without mDNS the same-host registry is enough."""
-    outcome = subprocess.run(
-        [*COMMAND, "--seconds", "0.5", "--discovery", "registry", "--quiet"],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=90,
-        check=False,
-    )
+    outcome = run("--seconds", "0.5", "--discovery", "registry", "--quiet")
 
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     assert f"found     {len(PARTS)} of {len(PARTS)} processes" in outcome.stdout
@@ -128,6 +126,27 @@ def test_parts_end_with_their_parent() -> None:
         _, alive = psutil.wait_procs(parts, timeout=20)
 
     assert alive == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of another process group")
+def test_parts_run_alone() -> None:
+    """Without the demo around them, parts are programs that meet on a fabric, and Ctrl-C ends them quietly."""
+    fabric = f"test-{secrets.token_hex(4)}"
+    table, source = start("table", "--fabric", fabric), start("disk", "--fabric", fabric)
+    try:
+        assert table.stderr is not None
+        shown = next(line for line in table.stderr if re.search(r" [1-9]\d* msg/s  lost 0 ", line))
+        for process in (source, table):
+            process.send_signal(signal.SIGINT)
+        output = [process.communicate(timeout=20) for process in (source, table)]
+    finally:
+        for process in (source, table):
+            process.kill()
+            process.communicate()
+
+    assert "p50" in shown
+    assert "Traceback" not in str(output)
+    assert (source.returncode, table.returncode) == (0, 0)
 
 
 def test_part_that_dies_fails_the_demo() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 
 from zfabric.config import Config
 from zfabric.discovery.base import Announcement, Discovery, Found
@@ -39,9 +40,15 @@ def ways(scope: Scope, config: Config) -> list[Discovery]:
         found.append(RegistryDiscovery(config))
     if config.mdns:
         found.append(MdnsDiscovery(scope, config))
-    for plugin in entry_points(group=ENTRY_POINTS):
+    for plugin in _plugins():
         try:
             found.append(plugin.load()(scope, config))
         except Exception:
             logger.exception("discovery plugin %r failed and is left out", plugin.name)
     return found
+
+
+@cache
+def _plugins() -> tuple[EntryPoint, ...]:
+    """Looked up once: it reads a file of every installed distribution, which takes milliseconds."""
+    return tuple(entry_points(group=ENTRY_POINTS))

@@ -400,7 +400,7 @@ def _forked() -> None:
         if driver is not None and driver.open_state == "open":
             driver.open_state = "forked"
             for shared in node._topics.values():  # noqa: SLF001 - our own
-                shared.outbox.listeners = 0
+                shared.outbox.ready = False
 
 
 if hasattr(os, "register_at_fork"):

@@ -50,6 +50,7 @@ class Publisher:
         self._mandatory = mandatory
         self._confirm = confirm
         self._closed = False
+        self._plain = not mandatory
         self._chunk_size = 64
 
     def __repr__(self) -> str:
@@ -94,7 +95,7 @@ class Publisher:
         if a reliable publisher would have to wait.
         """
         outbox = self._outbox
-        if self._closed or not outbox.listeners or outbox.full or self._mandatory:
+        if not (outbox.ready and self._plain):
             unheard = self._check_first()
             if unheard is not None:
                 return unheard
@@ -103,8 +104,11 @@ class Publisher:
         if not count:
             self._codec.buffers = writer.buffers
         length = len(buffer)
+        kind = value.__class__
         try:
-            if self._encode is None or value.__class__ in SPECIAL_TYPES:
+            if self._encode is None or (
+                kind in SPECIAL_TYPES and (kind is not bytes or len(value) >= self._config.inline_bytes)
+            ):
                 self._codec.encode_into(value, buffer)
             else:
                 self._encode(value, buffer, -1)
@@ -164,7 +168,7 @@ class Publisher:
     def _publish_chunk(self, chunk: list[Any]) -> bool:
         """Publish values that can be encoded in one call; False if they must go one by one."""
         outbox = self._outbox
-        if self._closed or self._mandatory or outbox.full or not outbox.listeners:
+        if not (outbox.ready and self._plain):
             return False
         if outbox.writer.count + len(chunk) > self._config.batch_messages_max:
             self._driver.send(outbox)
@@ -227,6 +231,7 @@ class Publisher:
             with suppress(DeliveryFailed, NodeClosed):
                 await self.flush()
         self._closed = True
+        self._plain = False
         self._driver.send(self._outbox)
         self._release(self._outbox.topic)
 

@@ -128,7 +128,7 @@ class Interests:
         # Peers that are in place already get the first message, too; they are told with the next INTEREST.
         if any(self._receivers(peer.id, topic) for peer in self._peers.up()):
             self._attach_soon.add(topic)
-            outbox.listeners += 1
+            outbox.ready = True
         return outbox
 
     def close_topic(self, topic: str) -> None:
@@ -188,6 +188,7 @@ class Interests:
                 if peer_id == peer.id:
                     reader = outbox.readers.get((peer_id, lane))
                     self._tell_attached(peer, outbox, lane, outbox.base if reader is None else reader.received, now)
+        self._follow(peer, now)
 
     def peer_left(self, peer: PeerRecord, now: float, *, for_good: bool) -> None:
         """A peer is gone: stop sending to it and following it; reliable readers may still come back."""

@@ -65,7 +65,7 @@ class Outbox:
     __slots__ = (
         "_config", "_floor", "_history", "_history_bytes", "_history_max", "_unacked", "ack_now", "base", "delivery",
         "epoch", "evicted", "failures", "full", "full_since", "listeners", "local", "local_full", "position_at",
-        "position_pause", "readers", "reliable", "remote", "skipped", "topic", "waiting_bytes", "window_bytes",
+        "position_pause", "readers", "ready", "reliable", "remote", "skipped", "topic", "waiting_bytes", "window_bytes",
         "writer",
     )
     # fmt: on
@@ -97,6 +97,8 @@ class Outbox:
         self.window_bytes = config.window_bytes if window_bytes is None else window_bytes
         self.waiting_bytes = 0
         self.full = False
+        self.ready = False
+        "Somebody listens, and there is room: the one thing to look at before each message."
         self.local_full = False
         self.failures: list[tuple[str, int, int, str]] = []
         self.full_since = inf
@@ -136,6 +138,7 @@ class Outbox:
         self.listeners = self.subscribers
         if self.reliable and not self.listeners and (self.readers or self._history_max):
             self.listeners = 1  # somebody may come, or come back, for what is published now
+        self.ready = self.listeners > 0 and not self.full
 
     def skip(self) -> int:
         """Number a message that nobody listens to."""
@@ -245,6 +248,7 @@ class Outbox:
         if full != self.full:
             self.full = full
             self.full_since = now if full else inf
+            self.ready = self.listeners > 0 and not full
 
     def set_local_full(self, full: bool, now: float) -> None:
         """A subscription of this very node is full, or has room again."""

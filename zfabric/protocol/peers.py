@@ -197,7 +197,7 @@ class PeerTable:
         """A record other than a greeting: the peer it counts for, or None (the sender is asked to greet)."""
         peer = self.known.get(sender)
         if peer is None or route not in peer.routes:
-            if not (isinstance(route, int) and self.dialler.pending(route)):
+            if not isinstance(route, int):  # on those that we dialled and hung up nobody need greet again
                 self._effects.tell(route, Unknown())
             return None
         peer.last_heard = now

@@ -8,6 +8,7 @@ Waiting is done in `SimpleQueue.get`, which is C: Ctrl-C interrupts it at once a
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import threading
@@ -21,6 +22,8 @@ from typing import Final, ParamSpec, TypeVar
 from zfabric.errors import LocalProtocolError, NodeClosed, NodeForked
 
 __all__ = ["LoopThread", "acquire_within", "get_within", "refuse_in_loop"]
+
+log = logging.getLogger("zfabric")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -59,16 +62,17 @@ def acquire_within(lock: threading.Lock, timeout: float | None) -> bool:
 
 
 class LoopThread:
-    """Runs coroutines for other threads, from `start()` to `stop()`."""
+    """Runs coroutines for other threads, until `finish()`."""
 
     def __init__(self, name: str) -> None:
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may publish while its thread is in here
         self._accepting = True
         self._pid = os.getpid()
         # The selector loop on every system: ZeroMQ's descriptors need `add_reader`.
         self._loop = asyncio.SelectorEventLoop()
         self._stopped = self._loop.create_future()
+        self._tasks: list[asyncio.Task[None]] = []
         self._thread.start()
 
     def _main(self) -> None:
@@ -91,20 +95,14 @@ class LoopThread:
     def post(self, callback: Callable[[], object]) -> None:
         """Call a function in the loop's thread, soon. Raises NodeClosed or NodeForked."""
         self.check()
-        with self._lock:  # whatever was accepted is called: `stop` is the last in the queue
+        with self._lock:  # what is accepted will be called: whoever stops the loop refuses first
             if not self._accepting:
                 raise NodeClosed("the node is closed")
             self._loop.call_soon_threadsafe(callback)
 
     def run(self, function: Callable[P, Awaitable[T]], *arguments: P.args, **options: P.kwargs) -> T:
         """Run a coroutine function in the loop and return its result; an interrupt cancels it."""
-        return self._run(None, lambda: function(*arguments, **options))
-
-    def run_within(
-        self, timeout: float, function: Callable[P, Awaitable[T]], *arguments: P.args, **options: P.kwargs
-    ) -> T:
-        """`run`, but raise queue.Empty if the loop takes longer than `timeout` seconds."""
-        return self._run(timeout, lambda: function(*arguments, **options))
+        return self._run(lambda: function(*arguments, **options))
 
     def call(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         """Call a plain function in the loop's thread and return its result."""
@@ -112,9 +110,9 @@ class LoopThread:
         async def call() -> T:
             return function(*arguments, **options)
 
-        return self._run(None, call)
+        return self._run(call)
 
-    def _run(self, timeout: float | None, call: Callable[[], Awaitable[T]]) -> T:
+    def _run(self, call: Callable[[], Awaitable[T]]) -> T:
         refuse_in_loop()
         finished: SimpleQueue[asyncio.Task[T]] = SimpleQueue()
         started: list[asyncio.Task[T]] = []
@@ -132,7 +130,7 @@ class LoopThread:
 
         self.post(start)
         try:
-            task = get_within(finished, timeout)
+            task = get_within(finished, None)
         except BaseException:
             with suppress(NodeClosed):
                 self.post(cancel)
@@ -141,16 +139,27 @@ class LoopThread:
             raise NodeClosed("the node was closed meanwhile")
         return task.result()
 
-    def stop(self, timeout: float) -> bool:
-        """Cancel what still runs and end the thread. Returns whether it ended within `timeout` seconds."""
+    def finish(self, last: Callable[[], Awaitable[None]], timeout: float) -> bool:
+        """Run one more coroutine function, then end the thread, and let nothing new in.
 
-        def stop() -> None:
-            if not self._stopped.done():
+        Returns whether that was done within `timeout` seconds; if not, it goes on by itself.
+        """
+        refuse_in_loop()
+
+        async def work() -> None:
+            try:
+                await last()
+            except Exception:
+                log.exception("the node did not close in order")
+            finally:
+                self._refuse()
                 self._stopped.set_result(None)
 
-        with suppress(NodeClosed):
-            self.post(stop)
+        self.post(lambda: self._tasks.append(self._loop.create_task(work())))
+        self._thread.join(timeout)
+        self._refuse()
+        return not self._thread.is_alive()
+
+    def _refuse(self) -> None:
         with self._lock:
             self._accepting = False
-        self._thread.join(timeout)
-        return not self._thread.is_alive()

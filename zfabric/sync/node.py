@@ -9,7 +9,6 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from queue import Empty
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakSet
@@ -118,16 +117,12 @@ class Node:
         with self._lock:  # a second caller returns when the first has closed the node
             if self._closed:
                 return
-            try:
-                thread.run_within(timeout + STOP_S, self._close, timeout)
-            except Empty:
+            self._closed = True
+            _open_nodes.discard(self)
+            if not thread.finish(lambda: self._close(timeout), timeout + STOP_S):
                 log.warning("the loop of %r has been blocked for %.1f s: it is left behind", self, timeout + STOP_S)
-            finally:
-                self._closed = True
-                _open_nodes.discard(self)
-                thread.stop(STOP_S)
-                for reader in list(self._readers):
-                    reader.abandon()
+            for reader in list(self._readers):
+                reader.abandon()
 
     async def _close(self, timeout: float) -> None:
         await self._engine.close(timeout)

@@ -111,6 +111,7 @@ class Publisher:
             self._stage.drain()
             await self._publisher.close()
 
+        refuse_in_loop()
         if not self._closed:
             self._closed = True
             with suppress(NodeClosed, NodeForked):

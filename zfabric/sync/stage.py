@@ -38,8 +38,7 @@ class Stage:
         self._batch_bytes = config.batch_bytes
         self._messages_max = config.batch_messages_max
         self._post = post
-        # Reentrant, so that a signal handler may publish while this thread is publishing.
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # a signal handler may publish while its thread is in here
         self._open = self._writer()
         self._full: list[BatchWriter] = []
         self._full_bytes = 0
@@ -59,12 +58,12 @@ class Stage:
     def put(self, value: Any, key: Any, headers: dict[str, Any] | None, ttl: float | None) -> int:
         """Encode a value and return its number. Raises EncodeFailed or WindowFull."""
         with self._lock:
-            if self._full_bytes >= self._full_bytes_max:
-                raise WindowFull(self.outbox.topic, self._full_bytes, self._full_bytes_max)
             writer = self._open
             buffer = writer.buffer
             length = len(buffer)
             if not writer.count:
+                if self._full_bytes >= self._full_bytes_max:
+                    raise WindowFull(self.outbox.topic, self._full_bytes, self._full_bytes_max)
                 self._codec.buffers = writer.buffers
             try:
                 if self._encode is None or value.__class__ in SPECIAL_TYPES:

@@ -305,7 +305,8 @@ class ZmqTransport:
         for socket in self._drains:
             self._readiness.forget(socket.fileno())
         self._readiness.close()
-        for socket in self._drains:
+        self._feed.close(linger=0)  # its subscriptions to outlets that are gone would wait for nothing
+        for socket in (self._inbox, self._dialler, self._outlet):
             socket.close(linger=_ms(timeout))
         done = asyncio.Event()
         loop = self._loop

@@ -1,0 +1,221 @@
+"""The test's end of the child processes: starts them, tells them what to do, reads their histories."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tests.faults.options import Options
+from tests.faults.oracle import Line, Verdict, judge, read
+from tests.netns import Namespace
+from tests.waiting import wait_until
+
+__all__ = ["FAST", "Child", "Crew", "crew", "hold", "memory_kb"]
+
+ROOT = Path(__file__).parents[2]
+FAST: dict[str, Any] = {
+    "heartbeat_interval_s": 0.2,
+    "peer_timeout_s": 1.0,
+    "zmtp_heartbeat_interval_s": 0.3,
+    "handshake_timeout_s": 0.5,
+    "reconnect_interval_s": 0.05,
+    "reconnect_interval_s_max": 0.3,
+    "registry_poll_s": 0.05,
+}
+"Timeouts that make a fault of a second long enough."
+
+
+def hold(seconds: float, reason: str) -> None:
+    """Let a fault last: the one thing that has to be waited for by the clock. `reason` names the fault."""
+    deadline = time.monotonic() + seconds
+    wait_until(lambda: time.monotonic() >= deadline, seconds + 5)
+
+
+def memory_kb(pid: int) -> int:
+    """Resident memory of a process."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    return 0
+
+
+class Child:
+    """One program, running."""
+
+    def __init__(self, options: Options, namespace: Namespace | None, environment: dict[str, str]) -> None:
+        self.options = options
+        self.path = Path(options.history)
+        self._read = 0
+        self._lines: list[Line] = []
+        argv = [sys.executable, "-m", "tests.faults.program", msgspec.json.encode(options).decode()]
+        if namespace is not None:
+            # `ip netns exec` replaces itself, so signals reach the program.
+            argv = ["ip", "netns", "exec", namespace.name, *argv]
+        self.errors = self.path.with_suffix(".err")
+        with self.errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                argv, stdin=subprocess.PIPE, stdout=errors, stderr=errors, cwd=ROOT, env=environment
+            )
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self.process.pid
+
+    def lines(self) -> list[Line]:
+        """Its history so far."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                file.seek(self._read)
+                data = file.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            self._read += len(whole)
+            self._lines.extend(msgspec.json.decode(line) for line in whole.splitlines())
+        return self._lines
+
+    def all(self, word: str) -> list[Any]:
+        """The value of every line with this word."""
+        return [line[word] for line in self.lines() if word in line]
+
+    def last(self, word: str) -> Any:
+        """The value of the newest line with this word, None if there is none."""
+        return next((line[word] for line in reversed(self.lines()) if word in line), None)
+
+    def events(self, name: str) -> list[Line]:
+        """The events of one kind."""
+        return [line for line in self.lines() if line.get("event") == name]
+
+    def position(self, topic: str = "") -> int:
+        """Number of the newest message that it got (any topic, unless one is named); -1 before."""
+        for line in reversed(self.lines()):
+            if "got" in line and line["got"][2] == (topic or line["got"][2]):
+                return int(line["got"][4])
+        return -1
+
+    @property
+    def endpoints(self) -> list[str]:
+        """Its addresses: inbox, then outlet."""
+        line = self.until("endpoints")
+        return list(line)
+
+    def until(self, word: str, timeout: float = 15.0) -> Any:
+        """Wait for a line with this word, and return its value; fails at once when the program ends before."""
+
+        def there() -> Any:
+            value = self.last(word)
+            assert value is not None or self.process.poll() is None, f"{self} ended: {self.errors.read_text()[-2000:]}"
+            return [value] if value is not None else None
+
+        return wait_until(there, timeout)[0]
+
+    def until_event(self, name: str, timeout: float = 15.0) -> Line:
+        """Wait for an event of one kind."""
+        return wait_until(lambda: self.events(name), timeout)[-1]
+
+    def until_position(self, number: int, timeout: float = 20.0) -> None:
+        """Wait until it got this message."""
+        wait_until(lambda: self.position() >= number, timeout)
+
+    def command(self, line: str) -> None:
+        """Tell it something, and wait until it has done so."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n".encode())
+        self.process.stdin.flush()
+        if line != "close":
+            wait_until(lambda: self.last("did") == line)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        self.process.kill()
+        self.process.wait(10)
+
+    def close(self, timeout: float = 15.0) -> int:
+        """Ask it to close; returns its exit status."""
+        if self.process.poll() is None:
+            self.command("close")
+        return self.wait(timeout)
+
+    def wait(self, timeout: float = 15.0) -> int:
+        """Its exit status."""
+        return self.process.wait(timeout)
+
+    def __str__(self) -> str:
+        return f"{self.options.name}.{self.options.incarnation}"
+
+
+class Crew:
+    """The children of one test."""
+
+    def __init__(self, folder: Path, runtime_dir: Path) -> None:
+        self.folder = folder
+        self.children: list[Child] = []
+        self._environment = {**os.environ, "ZFABRIC_RUNTIME_DIR": str(runtime_dir)}
+        self._environment.pop("PYTHONWARNINGS", None)
+
+    def start(self, role: str, name: str, *, on: Namespace | None = None, **options: Any) -> Child:
+        """Start a program; an incarnation of a name that existed before gets the next number."""
+        incarnation = sum(child.options.name == name for child in self.children)
+        path = self.folder / f"{name}.{incarnation}.jsonl"
+        config = {**FAST, **options.pop("config", {})}
+        if on is not None:
+            options.setdefault("interface", on.interface)
+        told = Options(role=role, name=name, incarnation=incarnation, history=str(path), config=config, **options)
+        child = Child(told, on, self._environment)
+        self.children.append(child)
+        return child
+
+    def publisher(self, name: str = "pub", **options: Any) -> Child:
+        """Start a publisher."""
+        return self.start("publish", name, **options)
+
+    def subscriber(self, name: str = "sub", **options: Any) -> Child:
+        """Start a subscriber."""
+        return self.start("subscribe", name, **options)
+
+    def verdict(self, **options: Any) -> Verdict:
+        """Judge everything that happened."""
+        return judge([read(child.path) for child in self.children], **options)
+
+    def finish(self, children: Sequence[Child] | None = None) -> None:
+        """Close the children (publishers first) and see that they end well."""
+        chosen = [c for c in (self.children if children is None else children) if c.process.poll() is None]
+        for child in sorted(chosen, key=lambda child: child.options.role):
+            assert child.close() == 0, child.errors.read_text()[-2000:]
+        for child in chosen:
+            assert "Traceback" not in child.errors.read_text(), child.errors.read_text()[-2000:]
+
+    def end(self) -> None:
+        """Kill what is left."""
+        for child in self.children:
+            if child.process.poll() is None:
+                child.process.send_signal(signal.SIGCONT)
+                child.process.kill()
+            child.process.wait(10)
+            if child.process.stdin is not None:
+                try:
+                    child.process.stdin.close()
+                except BrokenPipeError:
+                    continue
+
+
+@contextmanager
+def crew(folder: Path, runtime_dir: Path) -> Iterator[Crew]:
+    """Children that end with the block."""
+    those = Crew(folder, runtime_dir)
+    try:
+        yield those
+    finally:
+        those.end()

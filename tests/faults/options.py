@@ -1,0 +1,63 @@
+"""What a child process is told to do: one JSON object on its command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+__all__ = ["Options"]
+
+
+class Options(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Everything about one node and the one thing that it does."""
+
+    role: str
+    "`publish`, `subscribe` or `idle`."
+    name: str
+    incarnation: int = 0
+    "Counts the processes of one name: payloads carry it."
+    history: str = ""
+    "The file that everything is written to."
+    fabric: str = "faults"
+    interface: str = "loopback"
+    seeds: list[str] = []
+    config: dict[str, Any] = {}
+    outlet_port: int = 0
+    "Fixed port of the outlet, as `Config.port` is that of the inbox."
+    via: str = ""
+    "Connect to this IP address instead of 127.0.0.1, at the same ports: a proxy listens there."
+    checksums: bool = False
+    "Protect frames by checksums although the interface is loopback, as on every other interface."
+    files_max: int = 0
+    "RLIMIT_NOFILE."
+    handicap: str = ""
+    "A mechanism to switch off, to see that the tests notice; see `program.HANDICAPS`."
+
+    topic: str = "t"
+    topics: int = 1
+    "Publish `topic.0` ... or subscribe to each of them by itself; 1 means just `topic`."
+    delivery: str = ""
+    count: int = 0
+    "Messages to publish on each topic."
+    rate: float = 0.0
+    "Messages a second; 0 is as fast as possible."
+    chunk: int = 100
+    "Messages published in one turn of the event loop, at most."
+    flush_every: int = 1000
+    "Messages after which a flush confirms what was published."
+    pad: int = 0
+    "Bytes added to every payload."
+    window_bytes: int = 0
+    kept: int = 0
+    "Messages of history for late joiners."
+    confirm: str = ""
+    subscribers: int = 1
+    "Subscriptions to wait for before the first message."
+
+    start: str | int = "latest"
+    ack: str = "auto"
+    overflow: str = ""
+    buffer_bytes: int = 0
+    pause_s: float = 0.0
+    "Time that the subscriber takes for each batch."
