@@ -114,7 +114,11 @@ class Driver:
         self.core.reintroduce(self.loop.time())
         self.pump()
         for way in self._ways:
-            await way.update(self._announcement())
+            try:
+                await way.update(self._announcement())
+            except OSError as error:
+                log.warning("discovery by %s cannot announce the new addresses: %s", way.name, error)
+                self.events.put(DiscoveryFailed(way.name, str(error)))
 
     async def close(self, timeout: float) -> None:
         """Send what is open, say goodbye, stop. Always returns within about `timeout` seconds."""

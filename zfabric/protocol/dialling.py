@@ -74,6 +74,12 @@ class Dialler:
         if target is not None:
             self._drop_routes(target)
 
+    def stop(self) -> None:
+        """Try nobody any more: connections that never answered would hold the closing up."""
+        for target in self._targets.values():
+            self._drop_routes(target)
+        self._targets.clear()
+
     def release(self, peer_id: bytes, now: float) -> None:
         """The peer behind a seed left: try the seed again."""
         for target in self._targets.values():

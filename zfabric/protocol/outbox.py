@@ -225,11 +225,12 @@ class Outbox:
 
     def slowest(self) -> Iterator[Reader]:
         """The readers that hold the window up."""
-        return (reader for reader in self.readers.values() if reader.received <= self._floor)
+        return (reader for reader in self.readers.values() if reader.processed <= self._floor)
 
     def _settle(self, now: float) -> None:
         """Move what everybody has into history, and history beyond its bounds out; then judge the window."""
-        floor = self._floor = self.received_by_all()
+        # A subscriber that crashes and returns needs again what it had received and not processed.
+        floor = self._floor = self.received_by_all(processed=True)
         unacked, history = self._unacked, self._history
         while unacked and unacked[0].end <= floor:
             sealed = unacked.popleft()
