@@ -92,6 +92,28 @@ def test_readme_block_runs(block: Block, tmp_path: Path) -> None:
     assert outcome.returncode == 0, f"{block.code}\n{outcome.stdout}\n{outcome.stderr}"
 
 
+@pytest.mark.slow
+def test_readme_publisher_and_subscriber_meet(tmp_path: Path) -> None:
+    """The README's first two programs, typed into two terminals, exchange their messages."""
+    programs = [block.code for block in readme_blocks() if block.language == "python"][:2]
+    for name, code in zip(("publisher", "subscriber"), programs, strict=True):
+        apart = re.sub(r'Node\("([\w-]+)"\)', rf'Node("\1", fabric="readme-{os.getpid()}")', code)
+        assert apart != code, "other nodes of this machine must not take part"
+        (tmp_path / f"{name}.py").write_text(apart, encoding="utf-8")
+    subscriber = subprocess.Popen(
+        [sys.executable, "-u", "subscriber.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        subprocess.run([sys.executable, "publisher.py"], cwd=tmp_path, timeout=TIMEOUT_S, check=True)
+        assert subscriber.stdout is not None
+        lines = [subscriber.stdout.readline() for _ in range(3)]
+    finally:
+        subscriber.kill()
+        subscriber.communicate()
+
+    assert lines == [f"sensor-1 plant.line1.temp {{'c': {celsius}}}\n" for celsius in (21.5, 21.7, 21.4)]
+
+
 @pytest.mark.skipif(not README.exists(), reason="there is no README yet")
 def test_readme_has_blocks_of_both_languages() -> None:
     """The README shows commands and programs, and some of each run."""

@@ -53,7 +53,7 @@ class Config:
 
     # -- delivery ------------------------------------------------------------------------------
     window_bytes: int = 16 * 1024 * 1024
-    "Default of a reliable publisher's window: sent and not yet received by everybody."
+    "Default of a reliable publisher's window: sent and not yet processed by everybody."
     window_messages_max: int = 1_000_000
     "Messages in a window, at most."
     history_bytes_max: int = 64 * 1024 * 1024

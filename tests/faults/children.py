@@ -19,7 +19,7 @@ from tests.faults.oracle import Line, Verdict, judge, read
 from tests.netns import Namespace
 from tests.waiting import wait_until
 
-__all__ = ["FAST", "Child", "Crew", "crew", "hold", "memory_kb"]
+__all__ = ["FAST", "Child", "Crew", "crew", "hold", "memory_kb", "open_files"]
 
 ROOT = Path(__file__).parents[2]
 FAST: dict[str, Any] = {
@@ -46,6 +46,11 @@ def memory_kb(pid: int) -> int:
         if line.startswith("VmRSS:"):
             return int(line.split()[1])
     return 0
+
+
+def open_files(pid: int) -> int:
+    """File descriptors of a process."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 class Child:

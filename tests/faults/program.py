@@ -259,6 +259,7 @@ class Program:
         values = (payload(options.name, options.incarnation, topic, number, pad) for number in numbers)
         try:
             await publisher.publish_many(values)
+            self.history.write(sent=[topic, numbers[-1]])
             if options.confirm in ("received", "processed"):
                 self.history.write(ok=[topic, numbers[-1]])
         except DeliveryFailed as error:

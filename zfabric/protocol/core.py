@@ -101,7 +101,8 @@ class Core:
         self.peers.dialler.seek_seed(endpoint, now)
 
     def goodbye(self) -> None:
-        """Tell every peer that this node closes."""
+        """Tell every peer that this node closes, and look for no others."""
+        self.peers.dialler.stop()
         for peer in self.peers.known.values():
             self.peers.tell(peer, Goodbye(), now=self._now)
 

@@ -172,7 +172,9 @@ class _Link:
         for stalled in self._stalled:
             stalled.clear()
         self.disconnected(far)
-        if self.near.alive and not self.closed:
+        if self.closed or not self.near.alive:
+            self.network.forget(self)
+        else:
             self.network.agenda.after(self.network.random.uniform(0.01, RETRY_S), self._attempt)
 
     def close(self) -> None:
@@ -445,3 +447,5 @@ class Network:
         """A closed connection needs no place any more."""
         if isinstance(link, Control):
             self.controls.pop((link.near.id, link.route), None)
+        elif self.feeds.get((link.near.id, link.address)) is link:
+            del self.feeds[link.near.id, link.address]

@@ -1,0 +1,187 @@
+"""Hosts that cannot reach each other for a while: network namespaces, nftables and tbf."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.children import Child, Crew, hold, open_files
+from tests.faults.firewall import Firewall, hosts_with_firewalls
+from tests.netns import Namespace
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.slow
+PORT = 7400
+CUT_S = 2.0
+"How long links are cut: twice the peer timeout of these tests."
+CATCH_UP_S = 10.0
+
+Hosts = list[tuple[Namespace, Firewall]]
+
+
+@pytest.fixture
+def two() -> Iterator[Hosts]:
+    """Two hosts."""
+    with hosts_with_firewalls(2) as hosts:
+        yield hosts
+
+
+@pytest.fixture
+def three() -> Iterator[Hosts]:
+    """Three hosts."""
+    with hosts_with_firewalls(3) as hosts:
+        yield hosts
+
+
+def start(team: Crew, hosts: Hosts, **publishing: object) -> tuple[Child, list[Child]]:
+    """A publisher on the first host and a subscriber on each of the others, connected."""
+    a = hosts[0][0]
+    publisher = team.publisher(on=a, config={"port": PORT}, subscribers=len(hosts) - 1, **publishing)
+    seeds = [f"tcp://{a.ipv4}:{PORT}"]
+    subscribers = [team.subscriber(f"sub-{n}", on=host, seeds=seeds) for n, (host, _) in enumerate(hosts[1:])]
+    publisher.until("began")
+    return publisher, subscribers
+
+
+def caught_up(team: Crew, publisher: Child, subscribers: list[Child], count: int) -> None:
+    """After the fault everything arrives soon: once, in order, nothing lost."""
+    for subscriber in subscribers:
+        subscriber.until_position(count - 1, CATCH_UP_S)
+    publisher.until("done", CATCH_UP_S)
+    team.finish()
+    team.verdict().check()
+
+
+@pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
+def test_a_full_partition_heals(team: Crew, two: Hosts, delivery: str) -> None:
+    """Both sides notice that the other is silent, and afterwards nothing is missing and nothing came twice."""
+    publisher, subscribers = start(team, two, delivery=delivery, count=20_000, rate=6_000)
+    subscribers[0].until_position(3_000)
+    two[1][1].cut(two[0][0].ipv4)
+    for child in (publisher, *subscribers):
+        assert child.until_event("PeerLeft")["reason"] == "silent"
+    hold(CUT_S / 2, "partition")
+    two[1][1].clear()
+
+    caught_up(team, publisher, subscribers, 20_000)
+
+
+def test_a_partition_longer_than_the_grace_is_told(team: Crew, two: Hosts) -> None:
+    """The publisher gives its subscriber up and says so; later the subscriber is told what it missed."""
+    a, b = two
+    grace = {"grace_s": 1.5, "port": PORT}
+    publisher = team.publisher(on=a[0], config=grace, count=20_000, rate=5_000)
+    subscriber = team.subscriber(on=b[0], seeds=[f"tcp://{a[0].ipv4}:{PORT}"])
+    subscriber.until_position(2_000)
+    b[1].cut(a[0].ipv4)
+    undelivered = publisher.until_event("Undelivered")
+    publisher.until("failed")
+    b[1].clear()
+    publisher.until("done")
+    subscriber.until_position(19_999)
+    team.finish()
+
+    verdict = team.verdict(excused=["sub"], to_end=True).check(gaps=True)
+    gaps = subscriber.events("Gap")
+    assert undelivered["reason"] == "away"
+    assert [gap["cause"] for gap in gaps] == ["expired"]
+    assert gaps[0]["first"] <= undelivered["first"] + 100 and gaps[0]["last"] >= undelivered["last"]
+    assert verdict.delivered + verdict.announced == 20_000
+
+
+@pytest.mark.parametrize("direction", ["from", "to"])
+def test_a_one_way_partition_is_noticed_by_both(team: Crew, two: Hosts, direction: str) -> None:
+    """Packets pass in one direction only: heartbeats of the application tell both sides."""
+    publisher, subscribers = start(team, two, count=15_000, rate=5_000)
+    subscribers[0].until_position(3_000)
+    firewall, address = two[1][1], two[0][0].ipv4
+    (firewall.drop_from if direction == "from" else firewall.drop_to)(address)
+    for child in (publisher, *subscribers):
+        assert child.until_event("PeerLeft", 8.0)["reason"] == "silent"
+    firewall.clear()
+
+    caught_up(team, publisher, subscribers, 15_000)
+
+
+def test_a_partial_partition_harms_nobody_else(team: Crew, three: Hosts) -> None:
+    """One of two subscribers is cut off from the publisher, though not from the other one."""
+    publisher, subscribers = start(team, three, count=20_000, rate=5_000)
+    near, far = subscribers
+    far.until_position(3_000)
+    three[2][1].cut(three[0][0].ipv4)
+    publisher.until_event("PeerLeft")
+    before = near.position()
+    hold(CUT_S / 2, "partial partition")
+    assert near.position() > before + 2_000
+    assert not near.events("PeerLeft")
+    three[2][1].clear()
+
+    caught_up(team, publisher, subscribers, 20_000)
+
+
+def test_a_flapping_link_wears_nothing_out(team: Crew, two: Hosts) -> None:
+    """Up and down every half second: no descriptors leak, and little is sent twice."""
+    publisher, subscribers = start(team, two, count=25_000, rate=5_000)
+    subscribers[0].until_position(1_000)
+    children = [publisher, *subscribers]
+    files = [open_files(child.pid) for child in children]
+    firewall, address = two[1][1], two[0][0].ipv4
+    for _ in range(4):
+        firewall.cut(address)
+        hold(0.5, "link down")
+        firewall.clear()
+        hold(0.5, "link up")
+    subscribers[0].until_position(24_999, CATCH_UP_S)
+    wait_until(lambda: all(open_files(c.pid) <= n + 4 for c, n in zip(children, files, strict=True)))
+
+    caught_up(team, publisher, subscribers, 25_000)
+    closed = subscribers[0].last("closed")
+    assert closed["duplicates"] <= publisher.last("closed")["batches_sent"] // 4
+
+
+@pytest.mark.parametrize("percent", [1, 10])
+def test_packet_loss_only_slows(team: Crew, two: Hosts, percent: int) -> None:
+    """Nobody takes the other for dead."""
+    publisher, subscribers = start(team, two, count=8_000, rate=4_000)
+    two[1][1].lose(percent)
+    subscribers[0].until_position(7_999, CATCH_UP_S)
+    two[1][1].clear()
+
+    caught_up(team, publisher, subscribers, 8_000)
+    assert not publisher.events("PeerLeft") and not subscribers[0].events("PeerLeft")
+
+
+def test_a_narrow_link_sees_no_storm_of_repairs(team: Crew, two: Hosts) -> None:
+    """1 Mbit/s: what is still on its way is not asked for again and again."""
+    two[0][1].limit("1mbit")
+    publisher, subscribers = start(team, two, count=2_000, rate=4_000, pad=100)
+
+    subscribers[0].until_position(1_999, 20)
+    caught_up(team, publisher, subscribers, 2_000)
+    closed = subscribers[0].last("closed")
+    assert closed["duplicates"] + closed["repaired"] <= 10, closed
+
+
+def test_a_vanished_host_is_noticed_in_time(team: Crew, two: Hosts) -> None:
+    """A pulled cable sends no FIN: the peer counts as gone after its timeout, and is back with the cable."""
+    publisher, subscribers = start(team, two, count=15_000, rate=5_000)
+    subscribers[0].until_position(2_000)
+    two[1][0].disconnect()
+    event = publisher.until_event("PeerLeft", 4.0)
+    last = max(line["at"] for line in subscribers[0].lines() if "got" in line)
+    assert 0.5 < event["at"] - last < 2.5
+    two[1][0].connect()
+
+    caught_up(team, publisher, subscribers, 15_000)
+
+
+def test_segments_refused_by_reset(team: Crew, two: Hosts) -> None:
+    """A middlebox answers with RST for a while."""
+    publisher, subscribers = start(team, two, count=15_000, rate=5_000)
+    subscribers[0].until_position(3_000)
+    two[1][1].reset_from(two[0][0].ipv4)
+    hold(0.5, "resets")
+    two[1][1].clear()
+
+    caught_up(team, publisher, subscribers, 15_000)

@@ -1,0 +1,123 @@
+"""What really happened in a simulation: streams, subscriptions, and the names of the rules that must hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from zfabric.wire.ranges import RangeSet
+from zfabric.wire.records import Start
+from zfabric.wire.topics import Pattern
+
+__all__ = ["RULES", "LaneStream", "LaneTruth", "StreamKey", "StreamTruth", "Violation", "Watch", "payload"]
+
+RULES: dict[str, tuple[int, str]] = {
+    "invented": (10, "what is delivered was published, word for word"),
+    "duplicate": (11, "no subscription gets a message twice"),
+    "order": (12, "messages of one producer and topic arrive in the order they were published"),
+    "fencing": (13, "nothing of an old epoch arrives after a newer one"),
+    "silent-hole": (14, "every message that a subscription misses is announced by a Gap"),
+    "hole-without-cause": (15, "a reliable subscription misses only what its publisher was allowed to give up"),
+    "false-gap": (16, "a Gap tells of messages that were published and did not arrive"),
+    "confirmed-not-received": (17, "what was confirmed as received has been received"),
+    "confirmed-not-processed": (18, "what was confirmed as processed has been processed"),
+    "window": (19, "a publisher keeps no more than its window"),
+    "memory": (20, "a subscription holds no more than its bounds"),
+    "dropped-unacked": (21, "a publisher keeps what a reader has not received"),
+    "retention": (22, "a publisher keeps its history"),
+    "start": (23, "a subscription begins where it asked to"),
+    "evicted-early": (24, "readers are given up only after the grace period"),
+    "held-up": (25, "a stuck reader holds its publisher up no longer than the grace period"),
+    "incompatible": (26, "a subscription that asks for more than is offered gets nothing"),
+    "restart": (27, "a restarted subscriber goes on at what it had not processed"),
+    "swallowed": (28, "what arrived at a node is delivered or announced, even if its publisher is gone"),
+    "stuck-peers": (30, "in calm, all nodes become peers"),
+    "stuck-attach": (31, "in calm, every subscription is in place at every publisher"),
+    "stuck-delivery": (32, "in calm, reliable subscriptions catch up"),
+    "stuck-acks": (33, "in calm, everything is acknowledged"),
+    "stuck-announcement": (34, "in calm, every lost message is announced, also the last one"),
+    "stuck-reader": (35, "in calm, readers that are gone are given up"),
+    "stuck-flush": (36, "in calm, every flush comes to its end"),
+    "livelock": (37, "quiet nodes send little"),
+    "exception": (38, "the core raises nothing"),
+}
+"""Name of each rule: (exit code of `python -m zfabric.testing.simulate`, what must hold)."""
+
+StreamKey = tuple[bytes, str, int]
+
+
+class Violation(Exception):
+    """A rule does not hold."""
+
+    def __init__(self, rule: str, detail: str) -> None:
+        super().__init__(f"{rule}: {detail}")
+        self.rule = rule
+        self.detail = detail
+
+
+def payload(key: StreamKey, seq: int, size: int) -> list[Any]:
+    """The value of a message: nothing else in a simulation is equal to it."""
+    producer, topic, epoch = key
+    return [producer[:8].hex(), topic, epoch, seq, bytes([(seq * 31 + epoch) & 255]) * size]
+
+
+class Watch(msgspec.Struct):
+    """One reader, as seen from outside its publisher's outbox."""
+
+    received: int
+    processed: int
+    progress_at: float
+    kept_from: int
+    away_since: float | None = None
+
+
+class StreamTruth(msgspec.Struct):
+    """One publisher's messages on one topic."""
+
+    key: StreamKey
+    delivery: str
+    history: int
+    sizes: list[int] = []
+    "Payload bytes by number; -1 where nobody listened."
+    times: list[float] = []
+    alive: bool = True
+    readers: dict[tuple[bytes, int], Watch] = {}
+    full_since: float | None = None
+    burst_bytes: int = 0
+
+
+class LaneStream(msgspec.Struct):
+    """One subscription's part of one stream."""
+
+    key: StreamKey
+    reliable: bool
+    start: int | None = None
+    delivered: RangeSet = msgspec.field(default_factory=RangeSet)
+    last: int = -1
+    next: int = 0
+    processed: int = 0
+    excused: RangeSet = msgspec.field(default_factory=RangeSet)
+    "What the publisher was allowed to give up."
+    arrived: int = 0
+    "Everything that came to the node lies before this number."
+
+
+class LaneTruth:
+    """One subscription."""
+
+    def __init__(self, node_id: bytes, node: str, lane: int, pattern: Pattern, delivery: str, start: Start) -> None:
+        self.node_id = node_id
+        self.node = node
+        self.lane = lane
+        self.pattern = pattern
+        self.delivery = delivery
+        self.start = start
+        self.closed = False
+        self.alive = True
+        self.full = False
+        self.streams: dict[StreamKey, LaneStream] = {}
+        self.epochs: dict[tuple[bytes, str], int] = {}
+
+    def __repr__(self) -> str:
+        return f"{self.node}/{self.lane}({self.pattern.text})"
