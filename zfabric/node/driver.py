@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from math import inf
 
@@ -48,6 +49,8 @@ class Driver:
         self.events = EventHub(config.events_max)
         self.batches_sent = self.batches_received = 0
         self.bytes_sent = self.bytes_received = 0
+        self.undecodable: Counter[str] = Counter()
+        self.expired: Counter[str] = Counter()
         self._transport = transport
         self._ways = ways
         self._config = config
@@ -128,6 +131,8 @@ class Driver:
         self.core.goodbye()
         self.pump()
         self.open_state = "closed"
+        for outbox in self.core.interests.outboxes.values():
+            outbox.ready = False  # publishers look there first
         if self._timer is not None:
             self._timer.cancel()
         for task in self._tasks:

@@ -144,10 +144,24 @@ class Node:
         for subscription in list(self._subscriptions):
             subscription.end()
         await handlers.close(timeout / 2)
+        await self._confirm_all(driver, (deadline - driver.loop.time()) / 2)
         await driver.close(max(0.05, deadline - driver.loop.time()))
         for subscription in list(self._subscriptions):
             subscription.end()
         _open_nodes.discard(self)
+
+    async def _confirm_all(self, driver: Driver, timeout: float) -> None:
+        """Reliable topics: wait for what subscribers have not confirmed yet, for at most `timeout` seconds."""
+        driver.flush()
+        waits = [
+            driver.loop.create_task(driver.confirmed(topic.outbox, topic.outbox.base, processed=False))
+            for topic in self._topics.values()
+            if topic.outbox.received_by_all() < topic.outbox.base
+        ]
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=timeout)
+            for wait in late:
+                wait.cancel()
 
     async def __aenter__(self) -> Node:
         await self.open()

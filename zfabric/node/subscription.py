@@ -61,8 +61,6 @@ class Subscription:
         self._reading = False
         self._holding = False
         self._closed = False
-        self.undecodable: dict[str, int] = {}
-        self.expired: dict[str, int] = {}
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self.publishers} publishers, {self.pending} messages waiting"
@@ -239,11 +237,11 @@ class Subscription:
     def _decode(self, batch: Batch, source: Source) -> list[Message]:
         messages, expired = decode_batch(batch, source, self._codec, time.time(), self._bad)
         if expired:
-            self.expired[batch.topic] = self.expired.get(batch.topic, 0) + expired
+            self._driver.expired[batch.topic] += expired
         return messages
 
     def _bad(self, source: Source, topic: str, seq: int, reason: str) -> None:
-        self.undecodable[topic] = self.undecodable.get(topic, 0) + 1
+        self._driver.undecodable[topic] += 1
         self._driver.emit(DecodeError(source, topic, seq, reason))
 
     def _lost(self, source: Source, topic: str, first: int, last: int) -> None:

@@ -278,12 +278,12 @@ class PeerTable:
         elif todo is Step.RESYNC:
             self._on_step(todo, peer, "")
         elif todo in (Step.LEAVE, Step.FORGET):
-            self._remove(peer, happened, now)
+            self._remove(peer, happened, todo, now)
             if todo is Step.LEAVE:
                 self._digest ^= int.from_bytes(peer.id[:8], "big")
                 self._on_step(todo, peer, happened.name.lower())
 
-    def _remove(self, peer: PeerRecord, happened: Input, now: float) -> None:
+    def _remove(self, peer: PeerRecord, happened: Input, todo: Step, now: float) -> None:
         for route in peer.routes:
             self._by_route.pop(route, None)
             if isinstance(route, int):
@@ -292,7 +292,7 @@ class PeerTable:
         peer.endpoint = None
         del self.known[peer.id]
         self.dialler.release(peer.id, now)
-        if happened is not Input.GOODBYE:
+        if todo is Step.LEAVE and happened is not Input.GOODBYE:
             self.dial_again(peer, now)
 
     def dial_again(self, peer: PeerRecord, now: float) -> None:

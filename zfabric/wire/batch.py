@@ -17,9 +17,9 @@ from zlib import crc32
 
 import msgspec
 
-from zfabric.errors import RemoteProtocolError
+from zfabric.errors import EncodeFailed, RemoteProtocolError
 
-__all__ = ["FLAG_ACK_NOW", "FLAG_RELIABLE", "VERSION", "Batch", "BatchWriter", "Buffer", "Meta", "parse_batch"]
+__all__ = ["FLAG_ACK_NOW", "FLAG_RELIABLE", "VERSION", "Batch", "BatchWriter", "Buffer", "Meta", "parse_batch", "plain_metadata"]
 
 VERSION = 1
 FLAG_CRC = 1
@@ -122,7 +122,7 @@ class BatchWriter:
         return len(self.buffer) - len(self._prefix) + sum(map(len, self.buffers))
 
     def annotate(self, key: Any, headers: dict[str, Any] | None, ttl_ms: int | None) -> None:
-        """Attach metadata to the message about to be counted."""
+        """Attach metadata, as `plain_metadata` gave it, to the message about to be counted."""
         meta = self.meta
         if meta is None:
             meta = self.meta = Meta({}, {}, {})
@@ -159,6 +159,28 @@ _encode_meta = msgspec.msgpack.Encoder().encode
 _decode_header = msgspec.msgpack.Decoder(Header).decode
 _decode_meta = msgspec.msgpack.Decoder(Meta).decode
 _MALFORMED = (msgspec.MsgspecError, ValueError, RecursionError, TypeError)
+
+
+def plain_metadata(
+    key: Any, headers: dict[str, Any] | None, ttl_s: float | None
+) -> tuple[Any, dict[str, Any] | None, int | None]:
+    """Key, headers and milliseconds as receivers will see them, safe from later changes.
+
+    Raises EncodeFailed without a topic, which the caller fills in: metadata that nobody can decode would take its
+    whole batch with it.
+    """
+    ttl_ms = None
+    if ttl_s is not None:
+        if not isinstance(ttl_s, int | float) or not 0 <= ttl_s <= TTL_S_MAX:
+            raise EncodeFailed("", f"ttl must be 0 to {TTL_S_MAX:.0f} seconds, not {ttl_s!r}")
+        ttl_ms = max(1, round(ttl_s * 1000))
+    if headers is None and (key is None or key.__class__ is int and -(2**63) <= key < 2**63):
+        return key, None, ttl_ms
+    try:
+        plain = _decode_meta(_encode_meta(Meta({} if key is None else {0: key}, {} if headers is None else {0: headers})))
+    except (*_MALFORMED, OverflowError) as error:
+        raise EncodeFailed("", f"its key or headers cannot travel: {error}") from error
+    return plain.keys.get(0), plain.headers.get(0), ttl_ms
 
 
 def parse_batch(frames: Sequence[Buffer], *, messages_max: int, buffers_max: int, topic_bytes_max: int) -> Batch:
