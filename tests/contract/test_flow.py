@@ -228,7 +228,7 @@ async def test_breaking_off_an_iteration_loses_no_message(pair: Pair) -> None:
     publisher, subscription = await connect(a, b, "loops")
     await publisher.publish_many(range(10))
 
-    received = []
+    received: list[int] = []
     async with asyncio.timeout(TIMEOUT):
         while len(received) < 10:
             async for message in subscription:
@@ -409,3 +409,35 @@ async def test_batches_are_split_at_their_limits(make_node: MakeNode) -> None:
     for _ in range(20):
         publisher.publish_nowait("x" * 900)
     assert await values(subscription, 20) == ["x" * 900] * 20
+
+
+async def test_values_that_no_frame_can_hold_are_refused(make_node: MakeNode) -> None:
+    """Rather than to lose its connection, a publisher raises LimitExceeded; what came before still arrives."""
+    limits = {"frame_bytes_max": 200_000}
+    a, b = await make_node("a", **limits), await make_node("b", **limits)
+    publisher, subscription = await connect(a, b, "limited")
+
+    publisher.publish_nowait("before")
+    for value in ("x" * 200_001, b"x" * 200_001, ["x" * 150_000, "x" * 150_000]):
+        with pytest.raises(LimitExceeded) as caught:
+            publisher.publish_nowait(value)
+        assert caught.value.limit == "frame_bytes_max"
+    with pytest.raises(LimitExceeded):
+        publisher.publish_nowait(1, headers={"x": "y" * 200_001})
+    publisher.publish_nowait("after")
+
+    assert await values(subscription, 2) == ["before", "after"]
+
+
+async def test_batches_never_outgrow_a_frame(make_node: MakeNode) -> None:
+    """Many values or headers in one turn, of very uneven sizes, are spread over frames that every peer accepts."""
+    limits = {"frame_bytes_max": 200_000}
+    a, b = await make_node("a", **limits), await make_node("b", **limits)
+    publisher, subscription = await connect(a, b, "uneven")
+    uneven = [n if n < 5000 else "x" * 20_000 for n in range(5100)]
+
+    await publisher.publish_many(uneven)
+    for _ in range(200):
+        publisher.publish_nowait(0, headers={"x": "y" * 2_000})
+
+    assert await values(subscription, len(uneven) + 200) == uneven + [0] * 200

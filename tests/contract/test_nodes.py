@@ -385,7 +385,9 @@ async def test_what_waits_can_be_read_after_close(make_node: MakeNode) -> None:
     """Closing a subscription keeps what had arrived; then it ends."""
     node = await make_node("node")
     subscription = node.subscribe("rest")
-    await node.publisher("rest").publish_many(range(3))
+    publisher = node.publisher("rest")
+    await publisher.publish_many(range(3))
+    await publisher.flush()
     await subscription.close()
     await subscription.close()
 

@@ -314,6 +314,7 @@ async def test_numpy_arrays_arrive_equal_and_read_only(pair: Pair, case: int) ->
     publisher.publish_nowait({"frame": array, "n": [1, array]})
     alone, nested = await values(subscription, 2)
 
+    received: Any
     for received in (alone, nested["frame"], nested["n"][1]):
         assert (received.dtype, received.shape) == (array.dtype, array.shape)
         np.testing.assert_array_equal(received, array)

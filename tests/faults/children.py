@@ -99,6 +99,10 @@ class Child:
         """The events of one kind."""
         return [line for line in self.lines() if line.get("event") == name]
 
+    def silences(self) -> list[Line]:
+        """How often it took another node for dead."""
+        return [event for event in self.events("PeerLeft") if event["reason"] != "goodbye"]
+
     def position(self, topic: str = "") -> int:
         """Number of the newest message that it got (any topic, unless one is named); -1 before."""
         for line in reversed(self.lines()):

@@ -50,6 +50,8 @@ class Line:
         "Connections stay open and nothing comes through any more, in either direction; new ones get no answer."
         self.frames: FrameFilter | None = None
         "Applied to ZMTP frames from the listener to the one who connected."
+        self.inward: FrameFilter | None = None
+        "Applied to those in the other direction."
         self.flipped = 0
         self.accepted = 0
         self.random = random.Random(seed)
@@ -225,7 +227,7 @@ async def _pump(line: Line, reader: asyncio.StreamReader, writer: asyncio.Stream
         data = b"unread"
         while data:
             data = await reader.read(CHUNK)
-            sent = frames.feed(data, line.frames or _unchanged) if outward else data
+            sent = frames.feed(data, (line.frames if outward else line.inward) or _unchanged)
             if outward and carried > HANDSHAKE:
                 sent = line.damage(sent)
             carried += len(data)

@@ -106,7 +106,7 @@ def test_a_one_way_partition_is_noticed_by_both(team: Crew, two: Hosts, directio
 
 def test_a_partial_partition_harms_nobody_else(team: Crew, three: Hosts) -> None:
     """One of two subscribers is cut off from the publisher, though not from the other one."""
-    publisher, subscribers = start(team, three, count=20_000, rate=5_000)
+    publisher, subscribers = start(team, three, count=20_000, rate=5_000, flush_every=20_000)
     near, far = subscribers
     far.until_position(3_000)
     three[2][1].cut(three[0][0].ipv4)
@@ -114,7 +114,7 @@ def test_a_partial_partition_harms_nobody_else(team: Crew, three: Hosts) -> None
     before = near.position()
     hold(CUT_S / 2, "partial partition")
     assert near.position() > before + 2_000
-    assert not near.events("PeerLeft")
+    assert not near.silences()
     three[2][1].clear()
 
     caught_up(team, publisher, subscribers, 20_000)
@@ -149,18 +149,18 @@ def test_packet_loss_only_slows(team: Crew, two: Hosts, percent: int) -> None:
     two[1][1].clear()
 
     caught_up(team, publisher, subscribers, 8_000)
-    assert not publisher.events("PeerLeft") and not subscribers[0].events("PeerLeft")
+    assert not publisher.silences() and not subscribers[0].silences()
 
 
 def test_a_narrow_link_sees_no_storm_of_repairs(team: Crew, two: Hosts) -> None:
-    """1 Mbit/s: what is still on its way is not asked for again and again."""
+    """1 Mbit/s: what is still on its way is asked for again once at most."""
     two[0][1].limit("1mbit")
     publisher, subscribers = start(team, two, count=2_000, rate=4_000, pad=100)
 
     subscribers[0].until_position(1_999, 20)
     caught_up(team, publisher, subscribers, 2_000)
     closed = subscribers[0].last("closed")
-    assert closed["duplicates"] + closed["repaired"] <= 10, closed
+    assert closed["repaired"] <= publisher.last("closed")["batches_sent"]
 
 
 def test_a_vanished_host_is_noticed_in_time(team: Crew, two: Hosts) -> None:

@@ -102,6 +102,12 @@ interrupts, last = 0, -1
 enough = threading.Event()
 main = threading.main_thread().ident
 
+def on_signal(*_):
+    if not enough.is_set():
+        raise KeyboardInterrupt
+
+signal.signal(signal.SIGINT, on_signal)
+
 def interrupt():
     while not enough.wait(0.002):
         signal.pthread_kill(main, signal.SIGINT)
@@ -111,7 +117,10 @@ def publish():
     n = 0
     while not enough.is_set():
         n += 1
-        last = publisher.publish(n, key=n if n % 3 else None)
+        if n % 10:
+            last = publisher.publish(n, key=n if n % 3 else None)
+        else:
+            last = publisher.publish_many([0, 0, 0])
 
 thread = threading.Thread(target=interrupt)
 thread.start()
@@ -122,7 +131,6 @@ while not enough.is_set():
         interrupts += 1
         if interrupts == 100:
             enough.set()
-signal.signal(signal.SIGINT, signal.SIG_IGN)
 thread.join()
 end = publisher.publish("end")
 for seq, message in enumerate(subscription.iterate(TIMEOUT_S)):
@@ -130,6 +138,7 @@ for seq, message in enumerate(subscription.iterate(TIMEOUT_S)):
     if message.value == "end":
         break
     assert message.key == (message.value if message.value % 3 else None), message
+assert not message.key
 assert seq == end >= last
 assert far.statistics().total("undecodable") == far.statistics().total("lost") == 0
 far.close(), near.close()

@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 
 from tests.sync.support import CONFIG, TIMEOUT_S, Work, wired
-from zfabric import Config, EncodeFailed, Message, NodeClosed, NoSubscribers, Topic, TopicError, WindowFull
+from zfabric import (
+    Config,
+    EncodeFailed,
+    LimitExceeded,
+    Message,
+    NodeClosed,
+    NoSubscribers,
+    Topic,
+    TopicError,
+    WindowFull,
+)
 from zfabric.sync import Node
 
 
@@ -102,7 +112,7 @@ def test_a_topic_opens_again_after_it_was_closed(near: Node, far: Node) -> None:
     publisher, subscription = wired(near, far)
     with publisher:
         publisher.publish("old")
-    assert subscription.receive(TIMEOUT_S).value == "old"
+        assert subscription.receive(TIMEOUT_S).value == "old"
 
     again = near.publisher("t")
     again.wait_for(1, TIMEOUT_S)
@@ -185,6 +195,34 @@ def test_what_nobody_hears_is_numbered_and_counted(near: Node, far: Node) -> Non
     assert far.statistics().total("lost") == 0
 
 
+def test_metadata_is_checked_and_copied_at_once(near: Node, far: Node) -> None:
+    """Keys and headers that cannot travel raise in the caller; changing them afterwards changes nothing."""
+    publisher, subscription = wired(near, far)
+    headers = {"unit": "C"}
+
+    for bad in ({"key": object()}, {"headers": {"a": object()}}, {"ttl": -1}):
+        with pytest.raises(EncodeFailed, match="'t'"):
+            publisher.publish(1, **bad)
+    publisher.publish(2, key=["k"], headers=headers)
+    headers["unit"] = "F"
+
+    message = subscription.receive(TIMEOUT_S)
+    assert (message.seq, message.key, message.headers) == (0, ["k"], {"unit": "C"})
+
+
+def test_a_value_too_large_for_a_frame_is_refused(far: Node) -> None:
+    """LimitExceeded names the limit, and the stream goes on as if nothing had been said."""
+    with Node("small", config=Config(mdns=False, frame_bytes_max=100_000)) as node:
+        publisher, subscription = wired(node, far)
+
+        for value in ("x" * 100_000, b"x" * 100_001, ["x" * 60_000, "x" * 60_000]):
+            with pytest.raises(LimitExceeded, match="frame_bytes_max"):
+                publisher.publish(value)
+        publisher.publish_many(["x" * 30_000] * 10)
+
+        assert [subscription.receive(TIMEOUT_S).seq for _ in range(10)] == list(range(10))
+
+
 def test_mandatory_messages_need_a_subscriber(near: Node) -> None:
     """With `mandatory` a message that nobody subscribes to raises NoSubscribers in the caller."""
     publisher = near.publisher("t", mandatory=True)
@@ -193,9 +231,12 @@ def test_mandatory_messages_need_a_subscriber(near: Node) -> None:
         publisher.publish(1)
     with pytest.raises(NoSubscribers, match="'t'"):
         publisher.publish_nowait(1)
+    with pytest.raises(NoSubscribers, match="'t'"):
+        publisher.publish_many([1])
 
     near.subscribe("t")
     assert publisher.publish(1) == 0
+    assert publisher.publish_many([2, 3]) == 2
 
 
 def test_a_node_hears_itself_from_the_moment_it_subscribed(near: Node) -> None:

@@ -368,14 +368,22 @@ class TestLargeBytes:
         assert buffers[1].obj is value
         assert codec.decode_many(body, buffers)[0] is value
 
-    def test_memoryview_frames_stay_views(self) -> None:
-        """A frame that is no bytes object comes back as a read-only view of it, equal to the bytes."""
+    def test_bytes_come_back_as_bytes_whatever_their_size(self) -> None:
+        """A reader without a type sees one type: not another one from some size on."""
         codec = Codec(inline_bytes=INLINE)
+        body, _ = encode(codec, b"x" * INLINE)
+        (value,) = codec.decode_many(body, [memoryview(bytearray(b"x" * INLINE))])
+
+        assert type(value) is bytes
+        assert value == b"x" * INLINE
+
+    def test_a_topic_of_memoryviews_shares_the_frame(self) -> None:
+        """Who wants no copy asks for memoryview, and gets a read-only view of the very frame."""
+        codec = Codec(memoryview, inline_bytes=INLINE)
         body, _ = encode(codec, b"x" * INLINE)
         frame = bytearray(b"x" * INLINE)
         (value,) = codec.decode_many(body, [memoryview(frame)])
 
-        assert value == b"x" * INLINE
         assert value.readonly
         assert value.obj is frame
 

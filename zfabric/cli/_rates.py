@@ -17,7 +17,7 @@ from zfabric.cli._options import Options, PatternParameter, Seconds, networked
 from zfabric.cli._output import Output, drawn
 from zfabric.cli._running import run
 from zfabric.cli._warnings import Warnings
-from zfabric.model import Message
+from zfabric.model import Delivery, Message
 from zfabric.node.subscription import Subscription
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class _Watching:
     async def run(self, reports: int | None, duration: float | None) -> int:
         """Measure and report until enough was reported."""
         async with open_node(self._options, self._verb) as node, Warnings(self._output, node):
-            subscription = node.subscribe(self._pattern, type=self._view.payload)
+            subscription = node.subscribe(self._pattern, delivery=Delivery.AT_MOST_ONCE, type=self._view.payload)
             self._output.note(f"measuring {self._pattern} on fabric {node.fabric!r} as {node.name}")
             with self._live() as live:
                 async with asyncio.TaskGroup() as group:

@@ -13,7 +13,9 @@ from zfabric.events import (
     DiscoveryFailed,
     DuplicateId,
     Event,
+    Evicted,
     Gap,
+    IncompatibleDelivery,
     PeerJoined,
     PeerLeft,
     PeerRefused,
@@ -81,6 +83,11 @@ class Warnings:
                 self._lost[event.topic, event.source.name, event.cause] += event.count
             case DecodeError():
                 self._undecodable[event.topic, event.source.name, event.reason] += 1
+            case Evicted():
+                output.warn(f"{event.peer.name} gave us up on {event.topic}, which goes on with what comes next")
+            case IncompatibleDelivery():
+                promise = f"{event.peer.name} promises only {event.offered}"
+                output.warn(f"nothing of {event.topic}: {promise}; leave out --delivery {event.requested}")
             case PeerRefused():
                 output.warn(f"no connection with {event.address}: {event.detail or event.reason}")
             case DuplicateId() | ProtocolError():

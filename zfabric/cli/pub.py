@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import click
@@ -21,6 +22,7 @@ from zfabric.cli._output import Output, count
 from zfabric.cli._running import run
 from zfabric.config import Config
 from zfabric.events import SubscriberJoined, SubscriberLeft
+from zfabric.model import Delivery
 from zfabric.node.eventhub import EventStream
 from zfabric.node.node import Node
 from zfabric.node.publisher import Publisher
@@ -41,6 +43,7 @@ class Job:
     topic: str
     value: str | None
     form: str
+    delivery: str
     count: int | None
     rate_hz: float | None
     key: str | None
@@ -75,6 +78,12 @@ def _headers(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), metavar="HZ", help="Messages a second.")
 @click.option("--key", metavar="TEXT", help="What the value is about.")
 @click.option("-H", "--header", "headers", multiple=True, callback=_headers, metavar="NAME=VALUE", help="Repeatable.")
+@click.option(
+    "--delivery",
+    type=click.Choice([delivery.value for delivery in Delivery]),
+    default=Delivery.AT_LEAST_ONCE.value,
+    help="The promise. With at-least-once, the default, it ends when every subscriber has everything.",
+)
 @click.option("--wait", type=click.IntRange(min=1), metavar="N", help="First wait for N subscribers, or exit with 75.")
 @click.option("--require-match", is_flag=True, help="Send nothing and exit with 69 when nobody subscribes.")
 @networked(timeout=f"How long --wait waits. [{WAIT_S:g}]")
@@ -88,6 +97,7 @@ def command(
     rate: float | None,
     key: str | None,
     headers: dict[str, Any] | None,
+    delivery: str,
     wait: int | None,
     require_match: bool,
 ) -> int:
@@ -105,6 +115,7 @@ def command(
         topic=topic,
         value=value,
         form=form,
+        delivery=delivery,
         count=count,
         rate_hz=rate,
         key=key,
@@ -145,7 +156,7 @@ async def _publish(options: Options, output: Output, job: Job) -> int:
     audience, sent = _Audience(job.topic), 0
     async with open_node(options, "pub") as node:
         following = asyncio.create_task(audience.follow(node.events()))
-        publisher = node.publisher(job.topic)
+        publisher = node.publisher(job.topic, delivery=job.delivery)
         try:
             await _wait_for_audience(options, node, publisher, job)
             async with aclosing(_values(job)) as values:
@@ -158,6 +169,8 @@ async def _publish(options: Options, output: Output, job: Job) -> int:
             following.cancel()
             if sent:
                 _tell(output, job, sent, audience, node)
+    if not sent:
+        output.warn("stdin was empty: nothing was sent")
     return Exit.OK
 
 
@@ -168,15 +181,10 @@ async def _wait_for_audience(options: Options, node: Node, publisher: Publisher,
             there = f"{publisher.subscribers} of {count(job.wait, 'subscriber')} came within {timeout:g} s"
             raise Stop(Exit.TIMED_OUT, f"only {there}; nothing was sent")
         return
-    matches = Pattern  # compiled once for each pattern that is seen
-    seen: dict[str, Pattern] = {}
 
     def interested() -> int:
         """Peers that ask for the topic; they count as subscribers once their connection is in place."""
-        return sum(
-            any(seen.setdefault(text, matches(text)).matches(job.topic) for text in peer.patterns)
-            for peer in node.peers
-        )
+        return sum(any(_pattern(text).matches(job.topic) for text in peer.patterns) for peer in node.peers)
 
     quiet_s = 0.15 if options.interface == "loopback" else 0.6
     found = await poll(lambda: 0 < interested() <= publisher.subscribers, SETTLE_S)
@@ -185,6 +193,9 @@ async def _wait_for_audience(options: Options, node: Node, publisher: Publisher,
         await poll(lambda: interested() <= publisher.subscribers, SETTLE_S)
     if job.require_match and not publisher.subscribers:
         raise Stop(Exit.NOBODY, f"nobody subscribes to {job.topic!r}; nothing was sent{_hint(node, job.topic)}")
+
+
+_pattern = lru_cache(Pattern)
 
 
 def _hint(node: Node, topic: str) -> str:

@@ -15,7 +15,7 @@ from zfabric.cli._output import Output, StreamWriter, count
 from zfabric.cli._running import run
 from zfabric.cli._values import FieldMissing, json_line, pick, record, safe, short
 from zfabric.cli._warnings import Warnings
-from zfabric.model import Message
+from zfabric.model import Delivery, Message
 from zfabric.node.node import Node
 from zfabric.node.subscription import Subscription
 from zfabric.wire.topics import Pattern
@@ -31,8 +31,15 @@ HINT_S = 2.0
 @click.option("--count", "wanted", type=click.IntRange(min=1), metavar="N", help="End after N messages.")
 @click.option("--field", metavar="A.B", help="Show only this part of each value.")
 @click.option("--raw", is_flag=True, help="Values only: bytes as they are, text and JSON a line each.")
+@click.option(
+    "--delivery",
+    type=click.Choice([delivery.value for delivery in Delivery]),
+    help="What publishers must promise; at-most-once only looks on and never holds them up. [what they do promise]",
+)
 @networked(timeout="End after this long; with 75 if fewer than --count messages came, or none.")
-def command(options: Options, patterns: tuple[str, ...], wanted: int | None, field: str | None, raw: bool) -> int:
+def command(
+    options: Options, patterns: tuple[str, ...], wanted: int | None, field: str | None, raw: bool, delivery: str | None
+) -> int:
     """Show every message on topics that match a PATTERN: `*` stands for one word, `#` for any number.
 
     On a terminal a line shows time, topic and value, else it is a JSON object. Lost messages are told on stderr.
@@ -42,7 +49,7 @@ def command(options: Options, patterns: tuple[str, ...], wanted: int | None, fie
     path = tuple(field.split(".")) if field else ()
 
     async def listen(output: Output) -> int:
-        return await _Listening(options, output, patterns, wanted, path, raw=raw).run()
+        return await _Listening(options, output, patterns, wanted, path, raw=raw, delivery=delivery).run()
 
     return run(options, listen)
 
@@ -59,12 +66,14 @@ class _Listening:
         path: tuple[str, ...],
         *,
         raw: bool,
+        delivery: str | None,
     ) -> None:
         self._options = options
         self._output = output
         self._patterns = [Pattern(text) for text in dict.fromkeys(patterns)]
         self._wanted = wanted
         self._path = path
+        self._delivery = delivery
         self._arrived = self._without_field = 0
         self._format = self._raw if raw else self._pretty if output.on_terminal and not output.json else self._json
 
@@ -78,7 +87,7 @@ class _Listening:
                 Warnings(self._output, node),
                 asyncio.TaskGroup() as group,
             ):
-                subscriptions = [node.subscribe(pattern.text) for pattern in self._patterns]
+                subscriptions = [node.subscribe(pattern.text, delivery=self._delivery) for pattern in self._patterns]
                 self._greet(node)
                 tasks = [group.create_task(self._give_hints(node, subscriptions))]
                 for index, subscription in enumerate(subscriptions):

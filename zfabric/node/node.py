@@ -205,14 +205,12 @@ class Node:
         driver = self._driver
         if driver is None:
             raise LocalProtocolError("open the node first: `async with node:` or `await node.open()`")
-        core, subscriptions = driver.core, list(self._subscriptions)
-        streams = core.streams
+        core, streams = driver.core, driver.core.streams
         names = {*self._topics, *self._ended, *streams.received, *streams.lost}
-        for subscription in subscriptions:
-            names.update(subscription.undecodable, subscription.expired)
+        names.update(driver.undecodable, driver.expired)
         return Statistics(
             peers=len(core.peers.up()),
-            topics={name: self._topic_statistics(name, core, subscriptions) for name in sorted(names)},
+            topics={name: self._topic_statistics(name, driver) for name in sorted(names)},
             batches_sent=driver.batches_sent,
             batches_received=driver.batches_received,
             bytes_sent=driver.bytes_sent,
@@ -223,7 +221,7 @@ class Node:
             strangers=core.strangers,
         )
 
-    def _topic_statistics(self, name: str, core: Core, subscriptions: list[Subscription]) -> TopicStatistics:
+    def _topic_statistics(self, name: str, driver: Driver) -> TopicStatistics:
         published, unmatched = self._ended.get(name, (0, 0))
         if name in self._topics:
             outbox = self._topics[name].outbox
@@ -231,10 +229,10 @@ class Node:
         return TopicStatistics(
             published=published,
             unmatched=unmatched,
-            received=core.streams.received.get(name, 0),
-            lost=core.streams.lost.get(name, 0),
-            undecodable=sum(s.undecodable.get(name, 0) for s in subscriptions),
-            expired=sum(s.expired.get(name, 0) for s in subscriptions),
+            received=driver.core.streams.received.get(name, 0),
+            lost=driver.core.streams.lost.get(name, 0),
+            undecodable=driver.undecodable[name],
+            expired=driver.expired[name],
         )
 
     # -- publish / subscribe -------------------------------------------------------------------

@@ -10,9 +10,10 @@ from types import TracebackType
 from typing import Any
 
 from zfabric.config import Config
-from zfabric.errors import DeliveryFailed, EncodeFailed, NodeClosed, NoSubscribers, WindowFull
+from zfabric.errors import DeliveryFailed, EncodeFailed, LimitExceeded, NodeClosed, NoSubscribers, WindowFull
 from zfabric.node.driver import Driver
 from zfabric.protocol.outbox import Outbox
+from zfabric.wire.batch import plain_metadata
 from zfabric.wire.codec import SPECIAL_TYPES, Codec
 
 __all__ = ["Publisher"]
@@ -99,6 +100,9 @@ class Publisher:
             unheard = self._check_first()
             if unheard is not None:
                 return unheard
+        metadata = None
+        if key is not None or headers is not None or ttl is not None:
+            metadata = self._metadata(key, headers, ttl)
         writer = outbox.writer
         buffer, count = writer.buffer, writer.count
         if not count:
@@ -116,13 +120,16 @@ class Publisher:
             raise EncodeFailed(outbox.topic, error.reason) from error.__cause__
         except BaseException as error:  # noqa: BLE001 - raised again there
             self._codec.fail(error, buffer, length, writer.buffers_counted, outbox.topic)
-        if key is not None or headers is not None or ttl is not None:
-            writer.annotate(key, headers, None if ttl is None else max(1, round(ttl * 1000)))
+        large = len(buffer) >= self._batch_bytes or writer.buffers or metadata is not None
+        if large:
+            self._check_size(length, 0 if metadata is None else metadata[3])
+        if metadata is not None:
+            writer.annotate(*metadata)
         writer.count = count + 1
         seq = outbox.base + count
         if not count:
             self._driver.dirty(outbox)
-        if len(buffer) >= self._batch_bytes or writer.buffers or count >= self._messages_last:
+        if large or count >= self._messages_last:
             self._send_if_full()
         return seq
 
@@ -179,10 +186,14 @@ class Publisher:
         if not self._codec.encode_many(chunk, writer.buffer):
             self._chunk_size = max(1, len(chunk) // 2)
             return False
+        grown = len(writer.buffer) - before
+        if grown > self._config.frame_bytes_max // 2:
+            del writer.buffer[before:]
+            self._chunk_size = 1
+            return False
         if not writer.count:
             self._driver.dirty(outbox)
         writer.count += len(chunk)
-        grown = len(writer.buffer) - before
         self._chunk_size = min(max(1, self._batch_bytes * len(chunk) // (2 * grown)), CHUNK_MAX)
         if len(writer.buffer) >= self._batch_bytes:
             self._driver.send(outbox)
@@ -193,6 +204,7 @@ class Publisher:
 
         Raises DeliveryFailed if a subscriber was given up that had not confirmed it, NodeClosed at the end.
         """
+        self._driver.check_open()
         await self._driver.confirmed(self._outbox, seq + 1, processed=self._confirm == "processed")
         self._driver.check_open()
         self._raise_failures(seq + 1)
@@ -236,6 +248,24 @@ class Publisher:
         self._release(self._outbox.topic)
 
     # -- the less common ways ------------------------------------------------------------------
+
+    def _metadata(
+        self, key: Any, headers: dict[str, Any] | None, ttl: float | None
+    ) -> tuple[Any, dict[str, Any] | None, int | None, int]:
+        try:
+            return plain_metadata(key, headers, ttl)
+        except EncodeFailed as error:
+            raise EncodeFailed(self.topic, error.reason) from error.__cause__
+
+    def _check_size(self, length: int, meta_bytes: int) -> None:
+        """Take back a value that its frame cannot hold: receivers would close the connection."""
+        writer, limit = self._outbox.writer, self._config.frame_bytes_max
+        sizes = [len(frame) for frame in writer.buffers[writer.buffers_counted :]]
+        size = max(len(writer.buffer) + writer.meta_bytes + meta_bytes, *sizes, 0)
+        if size > limit:
+            del writer.buffer[length:]
+            del writer.buffers[writer.buffers_counted :]
+            raise LimitExceeded("frame_bytes_max", size, limit)
 
     def _check_first(self) -> int | None:
         """Whatever keeps a message from being published plainly; the number of one that nobody will hear."""

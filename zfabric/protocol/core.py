@@ -7,11 +7,12 @@ feeds it and carries out `actions()`; tests and the simulator do the same withou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from math import inf
 from typing import Any
 
 from zfabric.config import Config
-from zfabric.errors import RemoteProtocolError, TopicError
-from zfabric.events import PeerJoined, PeerLeft, ProtocolError
+from zfabric.errors import LimitExceeded, RemoteProtocolError, TopicError
+from zfabric.events import PeerJoined, PeerLeft, PeerRefused, ProtocolError
 from zfabric.model import Peer, Source
 from zfabric.protocol.effects import Action, Effects, Route
 from zfabric.protocol.inbox import Jitter
@@ -47,6 +48,9 @@ from zfabric.wire.records import (
 
 __all__ = ["Core"]
 
+HELLOS_PER_FRAME_MAX = 4
+"Each is answered with everything that this node publishes and subscribes to."
+
 
 class Core:
     """All protocol state of one node."""
@@ -69,7 +73,7 @@ class Core:
             Evicted: self.streams.evicted,
             Heartbeat: self.peers.heartbeat,
             Incompatible: self.interests.incompatible,
-            Interest: self.interests.received,
+            Interest: self._on_interest,
             Missing: self.streams.missing,
             Peers: self._on_peers,
             Positions: self.streams.heard,
@@ -103,6 +107,7 @@ class Core:
     def goodbye(self) -> None:
         """Tell every peer that this node closes, and look for no others."""
         self.peers.dialler.stop()
+        self.streams.last_words(self._now)
         for peer in self.peers.known.values():
             self.peers.tell(peer, Goodbye(), now=self._now)
 
@@ -115,14 +120,18 @@ class Core:
             sender, records = decode_envelope(frame, self._config.control_records_max)
         except VersionMismatch as error:
             self._effects.tell(route, Refuse("version", str(error)))
-            self._not_protocol(f"route {route!r}", error)
+            self._effects.emit(PeerRefused(self.peers.address(route), "version", str(error)))
+            self._not_protocol(self.peers.address(route), error)
             return
         except RemoteProtocolError as error:
-            self._not_protocol(f"route {route!r}", error)
+            self._not_protocol(self.peers.address(route), error)
+            return
+        if sum(isinstance(record, Hello) for record in records) > HELLOS_PER_FRAME_MAX:
+            self._not_protocol(self.peers.address(route), RemoteProtocolError("one frame holds too many HELLOs"))
             return
         for record in records:
             if not self._greeting(route, sender, record, now) and not self._session(route, sender, record, now):
-                self.strangers += 1
+                self.strangers += sender not in self.peers.known  # else it came late, by a route that was hung up
                 return
 
     def _greeting(self, route: Route, sender: bytes, record: Record, now: float) -> bool:
@@ -130,7 +139,8 @@ class Core:
         if isinstance(record, Hello):
             self.peers.hello(route, sender, record, now)
         elif isinstance(record, Welcome):
-            self.peers.welcome(route, sender, record, now)
+            if not self.peers.welcome(route, sender, record, now):
+                self.strangers += sender not in self.peers.known
         elif isinstance(record, Refuse):
             self.peers.refused(route, record, now)
         elif isinstance(record, Unknown):
@@ -142,7 +152,8 @@ class Core:
     def _session(self, route: Route, sender: bytes, record: Record, now: float) -> bool:
         """Records of a peer. Returns False if the sender is none."""
         if isinstance(record, Goodbye):
-            self.peers.goodbye(sender, route, now)
+            patience_s = self._config.gap_settle_s if self.streams.awaits(sender) else 0.0
+            self.peers.goodbye(sender, route, patience_s, now)
             return True
         peer = self.peers.traffic(route, sender, now)
         if peer is None:
@@ -152,13 +163,22 @@ class Core:
 
     def _on_ack(self, peer: PeerRecord, ack: Ack, now: float) -> None:
         if not self.streams.acked(peer, ack, now):
-            self._not_protocol(str(peer.source), RemoteProtocolError("acknowledges what was never sent"))
+            self._not_protocol(peer.address, RemoteProtocolError("acknowledges what was never sent"))
+
+    def _on_interest(self, peer: PeerRecord, interest: Interest, now: float) -> None:
+        try:
+            self.interests.received(peer, interest, now)
+        except (TopicError, LimitExceeded) as error:
+            self._not_protocol(peer.address, RemoteProtocolError(str(error)))
 
     def _on_data(self, peer: PeerRecord, data: Data, now: float) -> None:
         try:
-            self.streams.repaired_batch(peer, data.lane, self._parse(data.frames), now)
+            batch = self._parse(data.frames)
+            if batch.producer != peer.id:
+                raise RemoteProtocolError("repairs what another node has published")
+            self.streams.repaired_batch(peer, data.lane, batch, now)
         except RemoteProtocolError as error:
-            self._not_protocol(str(peer.source), error)
+            self._not_protocol(peer.address, error)
 
     def _on_peers(self, _: PeerRecord, peers: Peers, now: float) -> None:
         for other in peers.peers:
@@ -176,7 +196,7 @@ class Core:
         if step is Step.LEAVE:
             self._effects.emit(PeerLeft(self.describe(peer), reason))
             self.interests.peer_left(peer, self._now, for_good=reason == "goodbye")
-            self.streams.peer_left(peer.id, self._now, for_good=reason == "goodbye")
+            self.streams.peer_left(peer, self._now, for_good=reason == "goodbye")
             return
         self.streams.peer_joined(peer.id)
         self.interests.peer_joined(peer, self._now)
@@ -224,8 +244,10 @@ class Core:
         if lanes:
             try:
                 self.streams.take(peer, batch, lanes, now)
-            except TopicError as error:
-                self._not_protocol(str(peer.source), RemoteProtocolError(str(error)))
+            except (TopicError, LimitExceeded) as error:
+                self._not_protocol(peer.address, RemoteProtocolError(str(error)))
+        if peer.leaves_at < inf and not self.streams.awaits(peer.id):
+            self.peers.depart(peer, now)
 
     def _parse(self, frames: Sequence[Buffer]) -> Batch:
         config = self._config

@@ -92,6 +92,11 @@ class Dialler:
         key = self._by_route.get(route)
         return self._targets[key].id if key is not None else None
 
+    def endpoint(self, route: int) -> str | None:
+        """Where a dialled route that has not answered yet leads to."""
+        key = self._by_route.get(route)
+        return self._targets[key].routes[route] if key is not None else None
+
     def pending(self, route: int) -> bool:
         """Whether a dialled route still waits for its answer."""
         return route in self._by_route

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypeAlias
 
 import msgspec
 
 from zfabric.events import Event
-from zfabric.wire.records import Record, encode_envelope
+from zfabric.wire.records import Data, Record, encode_envelope
 
 __all__ = [
     "Action",
@@ -25,6 +26,10 @@ __all__ = [
 
 Route: TypeAlias = int | bytes
 """A way to one peer: an int for a connection that we dialled, bytes for one that it dialled."""
+
+RECORDS_PER_FRAME = 1000
+"What one frame carries, far below what its receiver accepts (Config.control_records_max, frame_bytes_max)."
+REPAIRS_PER_FRAME_BYTES = 4 * 1024 * 1024
 
 
 class Dial(msgspec.Struct, frozen=True):
@@ -106,8 +111,8 @@ class Effects:
         self._actions.append(HangUp(route))
 
     def _send(self, route: Route, records: list[Record]) -> None:
-        if records:
-            self._actions.append(Send(route, encode_envelope(self._me, records)))
+        for some in _frames(records):
+            self._actions.append(Send(route, encode_envelope(self._me, some)))
 
     def take(self) -> list[Action]:
         """Everything to do now, in order."""
@@ -117,3 +122,18 @@ class Effects:
                 self._send(route, records)
         actions, self._actions = self._actions, []
         return actions
+
+
+def _frames(records: list[Record]) -> Iterator[list[Record]]:
+    """Split records so that each frame stays well within its receiver's limits."""
+    some: list[Record] = []
+    nbytes = 0
+    for record in records:
+        size = sum(map(len, record.frames)) if isinstance(record, Data) else 0
+        if len(some) == RECORDS_PER_FRAME or (some and nbytes + size > REPAIRS_PER_FRAME_BYTES):
+            yield some
+            some, nbytes = [], 0
+        some.append(record)
+        nbytes += size
+    if some:
+        yield some

@@ -19,6 +19,8 @@ from zfabric.wire.records import RANGES_MAX, Ack, Repair
 
 __all__ = ["Inbox", "Jitter", "ReliableInbox"]
 
+LOST_RANGES_MAX = 4096
+"Ranges beyond the next message that the publisher cannot repair; it is asked again for what is more."
 UNANCHORED_BYTES_MAX = 4 * 1024 * 1024
 "What may wait for the publisher's ATTACHED."
 
@@ -72,6 +74,19 @@ class Inbox:
         """The producer has come as far as `next_seq`: if that does not arrive soon, it is lost."""
         if epoch == self.epoch and self.expected is not None and next_seq > self.expected:
             self._known, self._since = next_seq, now
+
+    @property
+    def behind(self) -> bool:
+        """Whether the producer told of messages that did not arrive yet."""
+        return self.expected is not None and self._known > self.expected
+
+    def close(self) -> tuple[int, int] | None:
+        """The producer is gone: the range (first, last) that it told of and that did not arrive."""
+        if self.expected is None or self._known <= self.expected:
+            return None
+        lost = self.expected, self._known - 1
+        self.expected = self._known
+        return lost
 
     def timer(self, config: Config) -> float:
         """When `overdue` has something to say."""
@@ -131,6 +146,11 @@ class ReliableInbox:
     def pending_bytes(self) -> int:
         """Bytes that wait for an earlier batch, or for room in the subscription."""
         return self._pending_bytes
+
+    @property
+    def behind(self) -> bool:
+        """Whether the producer told of messages that were not handed on yet."""
+        return self.expected is not None and self._known > self.expected
 
     # -- what arrives --------------------------------------------------------------------------
 
@@ -234,13 +254,18 @@ class ReliableInbox:
 
     def missing(self, start: int, stop: int, reason: str, now: float) -> None:
         """What of a range has not arrived will not come; `next_gap` tells it when its turn comes."""
-        if self.expected is None or start >= stop:
+        if self.expected is None or start >= stop or len(self._lost) >= LOST_RANGES_MAX:
             return
         self._learn(stop, now)
         self._attempts = 0
         for first, end in list(self._have.missing(max(start, self.expected), stop)):
             self._have.add(first, end)
             self._lost.append((first, end, reason))
+
+    def close(self, now: float) -> None:
+        """The producer is gone: what has not arrived will not come."""
+        if self.expected is not None:
+            self.missing(self.expected, self._known, "closed", now)
 
     def _learn(self, known: int, now: float) -> None:
         self._known = max(self._known, known)

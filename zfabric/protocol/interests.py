@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from zfabric.config import Config
 from zfabric.errors import LimitExceeded, LocalProtocolError, TopicError
-from zfabric.events import IncompatibleDelivery, ProtocolError, SubscriberJoined, SubscriberLeft
+from zfabric.events import IncompatibleDelivery, SubscriberJoined, SubscriberLeft
 from zfabric.protocol.effects import AddFilter, ConnectFeed, DisconnectFeed, Effects, RemoveFilter
 from zfabric.protocol.lanes import Lane, Sink
 from zfabric.protocol.outbox import Outbox, Reader
@@ -48,7 +48,7 @@ def marker(node_id: bytes, generation: int) -> bytes:
 
 def parse_marker(data: bytes) -> tuple[bool, bytes, int] | None:
     """(subscribed, node id, generation) of what XPUB received; None for an ordinary subscription."""
-    if len(data) != 22 or data[1:2] != MARKER:
+    if len(data) != 22 or data[0] > 1 or data[1:2] != MARKER:
         return None
     return data[0] == 1, data[2:18], int.from_bytes(data[18:], "big")
 
@@ -206,7 +206,7 @@ class Interests:
             lane.attached = {key for key in lane.attached if key[0] != peer.id}
 
     def received(self, peer: PeerRecord, interest: Interest, now: float) -> None:
-        """A peer's topics or patterns changed."""
+        """A peer's topics or patterns changed. Raises TopicError or LimitExceeded after what could be taken in."""
         remote = self.remote[peer.id]
         if interest.full:
             remote.topics.clear()
@@ -224,10 +224,9 @@ class Interests:
                 remote.table.remove(request.pattern, lane_id)
         try:
             self._learn(remote, interest)
-        except (TopicError, LimitExceeded) as error:
-            self._effects.emit(ProtocolError(str(peer.source), str(error)))
-        if not interest.more:
-            self._evaluate(peer, now)
+        finally:
+            if not interest.more:
+                self._evaluate(peer, now)
 
     def _learn(self, remote: RemoteInterest, interest: Interest) -> None:
         config = self._config
@@ -242,6 +241,9 @@ class Interests:
             if len(remote.patterns) >= config.patterns_max:
                 raise LimitExceeded("patterns_max", len(remote.patterns) + 1, config.patterns_max)
             check_pattern(request.pattern, bytes_max=config.topic_bytes_max)
+            old, _ = remote.patterns.get(request.lane, (None, 0))
+            if old is not None:
+                remote.table.remove(old.pattern, request.lane)
             remote.patterns[request.lane] = request, interest.generation
             remote.table.add(request.pattern, request.lane)
 
@@ -250,11 +252,12 @@ class Interests:
         markers = self._markers.get(node_id)
         if subscribed:
             if markers is None:
-                if len(self._markers) >= self._config.peers_max:
+                if len(self._markers) >= self._config.peers_max and not self._forget_stray_marker():
                     return
                 markers = self._markers[node_id] = set()
-            if len(markers) < _MARKERS_PER_PEER_MAX:
-                markers.add(generation)
+            markers.add(generation)
+            if len(markers) > _MARKERS_PER_PEER_MAX:
+                markers.remove(min(markers))
         elif markers is not None:
             markers.discard(generation)
             if not markers:
@@ -262,6 +265,13 @@ class Interests:
         peer = self._peers.known.get(node_id)
         if peer is not None and node_id in self.remote:
             self._evaluate(peer, now)
+
+    def _forget_stray_marker(self) -> bool:
+        """Make room: markers of nobody that we know go first, the oldest of them."""
+        stray = next((node_id for node_id in self._markers if node_id not in self._peers.known), None)
+        if stray is not None:
+            del self._markers[stray]
+        return stray is not None
 
     def resume(self, peer: PeerRecord, record: Resume, now: float) -> None:
         """An evicted subscription has room again."""

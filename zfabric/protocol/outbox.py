@@ -21,6 +21,9 @@ from zfabric.wire.records import Ack, PatternRequest, Start
 
 __all__ = ["Outbox", "Reader", "Sealed"]
 
+START_MAX = 2**62
+"What a peer asks for beyond it is nonsense."
+
 
 class Sealed(msgspec.Struct, frozen=True, gc=False):
     """A batch that left."""
@@ -176,14 +179,15 @@ class Outbox:
 
     def start_of(self, start: Start, now_ns: int) -> int:
         """The sequence number that a subscription begins at."""
+        value = start.value if 0 <= start.value <= START_MAX else 0  # NaN fails, too
         if start.kind == "earliest":
             return self.first_kept
         if start.kind == "seq":
-            return max(0, int(start.value))
+            return int(value)
         if start.kind == "last":
-            return max(self.first_kept, self.next_seq - int(start.value))
+            return max(self.first_kept, self.next_seq - int(value))
         if start.kind == "since":
-            oldest = now_ns - int(start.value * 1e9)
+            oldest = now_ns - int(value * 1e9)
             return next((sealed.base for sealed in self._kept() if sealed.published_ns >= oldest), self.base)
         return self.base
 

@@ -41,6 +41,7 @@ class PeerRecord:
         "identity",
         "last_heard",
         "last_sent",
+        "leaves_at",
         "routes",
         "since",
         "source",
@@ -55,8 +56,14 @@ class PeerRecord:
         self.routes: list[Route] = []
         self.endpoint: str | None = None
         self.since = self.last_heard = self.last_sent = now
+        self.leaves_at = inf
         self.gossiped_at = -inf
         self.gossip_doublings = 0
+
+    @property
+    def address(self) -> str:
+        """Name and id, for people."""
+        return f"{self.source.name} ({self.source.id})"
 
     def __repr__(self) -> str:
         return f"<PeerRecord {self.identity.name} {self.id.hex()[:8]} {self.state.name} routes={self.routes}>"
@@ -83,8 +90,17 @@ class PeerTable:
         self.known: dict[bytes, PeerRecord] = {}
         self._by_route: dict[Route, PeerRecord] = {}
         self._shunned: dict[bytes, None] = {}
+        self._leaving: dict[bytes, PeerRecord] = {}
         self._digest = int.from_bytes(me[:8], "big")
         self._last_tick = -inf
+
+    def address(self, route: Route) -> str:
+        """What is known of the other end of a route, for people."""
+        peer = self._by_route.get(route)
+        if peer is not None:
+            return peer.address
+        dialled = self.dialler.endpoint(route) if isinstance(route, int) else None
+        return dialled or f"connection {route if isinstance(route, int) else route.hex()}"
 
     def up(self) -> list[PeerRecord]:
         """Peers that both sides have heard of."""
@@ -110,8 +126,11 @@ class PeerTable:
         refusal = self._refusal(sender, hello)
         if refusal is not None:
             self._effects.tell(route, refusal)
+            address = f"{hello.identity.name} on {hello.identity.host}"
             if refusal.code == "duplicate-id":
-                self._effects.emit(DuplicateId(sender.hex(), f"{hello.identity.name} on {hello.identity.host}"))
+                self._effects.emit(DuplicateId(sender.hex(), address))
+            if refusal.code != "self":
+                self._effects.emit(PeerRefused(address, refusal.code, refusal.detail))
             return
         if sender in self._shunned:
             return
@@ -137,30 +156,31 @@ class PeerTable:
             return Refuse("peers-max", f"this node has Config.peers_max = {self._config.peers_max} peers already")
         return None
 
-    def welcome(self, route: Route, sender: bytes, welcome: Welcome, now: float) -> None:
-        """The answer to our HELLO."""
+    def welcome(self, route: Route, sender: bytes, welcome: Welcome, now: float) -> bool:
+        """The answer to our HELLO; False if it is none."""
         identity = welcome.identity
         peer = self.known.get(sender)
         again = peer is not None and route in peer.routes
         if not again and not (isinstance(route, int) and self.dialler.pending(route)):
-            return
+            return False
         if identity.fabric != self.identity.fabric or sender == self._me:
-            return
+            return False
         if peer is None:
             if len(self.known) >= self._config.peers_max:
-                return
+                return False
             peer = PeerRecord(sender, identity, now)
         elif peer.identity.token != identity.token:
-            return
+            return False
         if not again and isinstance(route, int):
             endpoint = self.dialler.answered(route, sender)
             if peer.endpoint is not None:
                 self._effects.hang_up(route)
-                return
+                return True
             peer.endpoint = endpoint
         self.dialler.forget_peer(sender)
         self._adopt(peer, route, identity)
         self._happened(peer, Input.WELCOME, now)
+        return True
 
     def refused(self, route: Route, refuse: Refuse, now: float) -> None:
         """Our HELLO was refused."""
@@ -173,11 +193,12 @@ class PeerTable:
         if refuse.code == "duplicate-id":
             self._effects.emit(DuplicateId(self._me.hex(), refuse.detail))
         if refuse.code != "self":
-            self._effects.emit(PeerRefused(f"route {route}", refuse.code, refuse.detail))
+            self._effects.emit(PeerRefused(self.address(route), refuse.code, refuse.detail))
         if pending:
-            if expected is not None and refuse.code != "stranger":
+            for_good = expected is not None and refuse.code != "peers-max"  # that one may have room later
+            if for_good and expected is not None and refuse.code != "stranger":
                 self._shun(expected)
-            self.dialler.refused(route, final=expected is not None or refuse.code == "self")
+            self.dialler.refused(route, final=for_good or refuse.code == "self")
         elif peer is not None:
             self._effects.hang_up(route)
             self.route_lost(route, now)
@@ -218,13 +239,24 @@ class PeerTable:
             peer.gossip_doublings = min(peer.gossip_doublings + 1, GOSSIP_DOUBLINGS_MAX)
             self.tell(peer, self._addresses(besides=peer.id), now=now)
 
-    def goodbye(self, sender: bytes, route: Route, now: float) -> None:
-        """A peer closes. Its id is never used again, so stale announcements of it are ignored."""
+    def goodbye(self, sender: bytes, route: Route, patience_s: float, now: float) -> None:
+        """A peer closes. Its id is never used again, so stale announcements of it are ignored.
+
+        It counts as there for `patience_s` more, because its last batches come by another connection.
+        """
         peer = self.known.get(sender)
-        if peer is not None and route in peer.routes:
-            self._shun(sender)
-            self.dialler.forget_peer(sender)
-            self._happened(peer, Input.GOODBYE, now)
+        if peer is None or route not in peer.routes:
+            return
+        self._shun(sender)
+        self.dialler.forget_peer(sender)
+        peer.leaves_at = now + patience_s
+        self._leaving[sender] = peer
+        if not patience_s:
+            self.depart(peer, now)
+
+    def depart(self, peer: PeerRecord, now: float) -> None:
+        """A peer that said goodbye is gone now."""
+        self._happened(peer, Input.GOODBYE, now)
 
     def route_lost(self, route: Route, now: float) -> None:
         """A connection is gone, or its queue is full."""
@@ -244,11 +276,14 @@ class PeerTable:
     def timer(self) -> float:
         """When `handle_timer` has something to do."""
         beat = self._last_tick + self._config.heartbeat_interval_s / 2 if self.known else inf
-        return min(beat, self.dialler.timer())
+        leaving = min((peer.leaves_at for peer in self._leaving.values()), default=inf)
+        return min(beat, leaving, self.dialler.timer())
 
     def handle_timer(self, now: float) -> None:
         """Dial what is due; beat; notice silence."""
         self.dialler.handle_timer(now)
+        for peer in [peer for peer in self._leaving.values() if now >= peer.leaves_at]:
+            self.depart(peer, now)
         if now < self._last_tick + self._config.heartbeat_interval_s / 2:
             return
         # If this process itself was stopped for a while, nobody else was silent: start counting afresh.
@@ -291,14 +326,16 @@ class PeerTable:
         peer.routes = []
         peer.endpoint = None
         del self.known[peer.id]
+        self._leaving.pop(peer.id, None)
         self.dialler.release(peer.id, now)
         if todo is Step.LEAVE and happened is not Input.GOODBYE:
             self.dial_again(peer, now)
 
     def dial_again(self, peer: PeerRecord, now: float) -> None:
         """Dial a peer that left, or that so far only dialled us, to learn which of its addresses works."""
-        usable = tuple(endpoint for endpoint in peer.identity.inbox if self._usable(endpoint))
-        self.dialler.seek_peer(peer.id, usable, now, self._config.rejoin_s)
+        if peer.id not in self._shunned:
+            usable = tuple(endpoint for endpoint in peer.identity.inbox if self._usable(endpoint))
+            self.dialler.seek_peer(peer.id, usable, now, self._config.rejoin_s)
 
     def _adopt(self, peer: PeerRecord, route: Route, identity: Identity) -> None:
         peer.identity = identity
@@ -317,7 +354,8 @@ class PeerTable:
     def _addresses(self, *, besides: bytes) -> Peers:
         limit = self._config.control_records_max
         others = [p for p in self.known.values() if p.id != besides and p.identity.inbox]
-        return Peers([PeerAddress(peer.id, peer.identity.inbox) for peer in others[:limit]])
+        most = self._config.endpoints_per_peer_max
+        return Peers([PeerAddress(peer.id, peer.identity.inbox[:most]) for peer in others[:limit]])
 
     def _shun(self, peer_id: bytes) -> None:
         self._shunned[peer_id] = None

@@ -82,10 +82,10 @@ class Streams:
         self.duplicates += inbox.duplicates - before
         self._drain(lane, peer, inbox, now)
 
-    def _drain(self, lane: Lane, peer: PeerRecord, inbox: ReliableInbox, now: float) -> None:
+    def _drain(self, lane: Lane, peer: PeerRecord, inbox: ReliableInbox, now: float, *, wait: bool = True) -> None:
         """Hand on what is in order, as long as there is room."""
         progressed = False
-        while not lane.sink.full:
+        while not (wait and lane.sink.full):
             gap = inbox.next_gap()
             if gap is not None:
                 first, stop, reason = gap
@@ -233,16 +233,34 @@ class Streams:
         """A producer is there, perhaps again: its streams go on where they stopped."""
         self._departed.pop(peer_id, None)
 
-    def peer_left(self, peer_id: bytes, now: float, *, for_good: bool) -> None:
+    def awaits(self, producer: bytes) -> bool:
+        """Whether a producer told of messages that are not here yet."""
+        return any(inbox.behind for key, inbox in self._inboxes.items() if key[0] == producer) or any(
+            inbox.behind for lane in self._interests.lanes.values() for key, inbox in lane.inboxes.items() if key[0] == producer
+        )
+
+    def peer_left(self, peer: PeerRecord, now: float, *, for_good: bool) -> None:
         """A producer or subscriber is gone; positions are kept as long as it may come back."""
+        peer_id = peer.id
         self._budgets.pop(peer_id, None)
         for key in [key for key in self._answered if key[0] == peer_id]:
             del self._answered[key]
         if for_good:
+            self._finish(peer, now)
             self.forget(peer_id)
         else:
             self._departed[peer_id] = now + self._config.rejoin_s
             self._due = min(self._due, self._departed[peer_id])
+
+    def _finish(self, peer: PeerRecord, now: float) -> None:
+        """Hand on whatever a producer left behind, room or not, and report what is missing."""
+        for lane in self._interests.lanes.values():
+            for inbox in [inbox for key, inbox in lane.inboxes.items() if key[0] == peer.id and inbox.behind]:
+                inbox.close(now)
+                self._drain(lane, peer, inbox, now, wait=False)
+        for key, best_effort in self._inboxes.items():
+            if key[0] == peer.id and (lost := best_effort.close()) is not None:
+                self.count_lost(Gap(peer.source, key[1], *lost, cause="overflow"))
 
     def forget(self, producer: bytes | None = None) -> None:
         """Drop positions in a producer's streams, or in all streams that nobody here listens to any more."""
@@ -274,9 +292,10 @@ class Streams:
         outbox = self._interests.outboxes.get(repair.topic)
         reader = outbox.readers.get((peer.id, repair.lane)) if outbox is not None else None
         if outbox is None or outbox.epoch != repair.epoch or reader is None:
-            for start, stop in repair.ranges:
-                reason = "closed" if outbox is None or outbox.epoch != repair.epoch else "evicted"
-                self._tell(peer, Missing(repair.lane, repair.topic, repair.epoch, start, stop, reason), now)
+            reason = "closed" if outbox is None or outbox.epoch != repair.epoch else "evicted"
+            start = min((first for first, _ in repair.ranges), default=0)
+            stop = max((end for _, end in repair.ranges), default=0)
+            self._tell(peer, Missing(repair.lane, repair.topic, repair.epoch, start, stop, reason), now)
             return
         key = peer.id, repair.lane, repair.topic
         answered_at, last = self._answered.get(key, (-inf, None))
@@ -312,6 +331,12 @@ class Streams:
     def sent(self, outbox: Outbox) -> None:
         """A batch left: its outbox may need the timer."""
         self._due = min(self._due, outbox.timer())
+
+    def last_words(self, now: float) -> None:
+        """This node closes: tell how far every stream has come that is not known to have arrived."""
+        for outbox in self._interests.outboxes.values():
+            if outbox.position_at < inf:
+                self._tell_positions(outbox, now)
 
     # -- time ----------------------------------------------------------------------------------
 

@@ -178,7 +178,8 @@ class Node:
         """Publish on a topic. Options and errors as for zfabric.Node.publisher."""
         thread = self._opened()
         publisher, stage = thread.call(self._engine.staged, thread.post, *arguments, **options)
-        return Publisher(thread, publisher, stage, mandatory=options.get("mandatory", False))
+        confirm = options.get("confirm") not in (None, "sent")
+        return Publisher(thread, publisher, stage, mandatory=options.get("mandatory", False), confirm=confirm)
 
     @_parameters_of(asynchronous.Node.subscribe)
     def subscribe(self, *arguments: Any, **options: Any) -> Subscription:

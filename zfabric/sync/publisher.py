@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
@@ -14,6 +14,9 @@ from zfabric.sync.stage import Stage
 
 __all__ = ["Publisher"]
 
+CHUNK_MAX = 1024
+"Values that `publish_many` encodes in one call, at most."
+
 
 class Publisher:
     """Publishes on one topic; `node.publisher(topic)` makes it. Any number of threads may share it.
@@ -23,14 +26,17 @@ class Publisher:
     """
 
     def __init__(
-        self, thread: LoopThread, publisher: asynchronous.Publisher, stage: Stage, *, mandatory: bool = False
+        self, thread: LoopThread, publisher: asynchronous.Publisher, stage: Stage, *, mandatory: bool, confirm: bool
     ) -> None:
+        """`confirm`: whether `publish` must wait for more than the stage."""
         self._thread = thread
         self._publisher = publisher
         self._stage = stage
         self._outbox = stage.outbox
         self._driver = stage.driver
         self._mandatory = mandatory
+        self._confirm = confirm
+        self._chunk_size = 64
         self._closed = False
 
     def __repr__(self) -> str:
@@ -68,35 +74,88 @@ class Publisher:
 
         Options and errors as for zfabric.Publisher; WindowFull also when Config.outlet_queue_bytes wait for the loop.
         """
-        if self._closed or self._driver.open_state != "open":
-            self._refuse()
-        if self._mandatory and not self._outbox.listeners:
-            raise NoSubscribers(self._outbox.topic)
+        if self._closed or self._mandatory or self._driver.open_state != "open":
+            self._check()
         return self._stage.put(value, key, headers, ttl)
 
     def publish(
         self, value: Any, *, key: Any = None, headers: dict[str, Any] | None = None, ttl: float | None = None
     ) -> int:
-        """Publish one value and return its sequence number; blocks while the window is full."""
+        """Publish one value and return its sequence number.
+
+        Blocks while the window is full, and then as long as the publisher's `confirm` says. Raises what
+        `publish_nowait` raises (but WindowFull), and DeliveryFailed if a subscriber was given up.
+        """
+        seq = self._publish(value, key, headers, ttl)
+        if self._confirm:
+            self.confirmed(seq)
+        return seq
+
+    def _publish(
+        self, value: Any, key: Any = None, headers: dict[str, Any] | None = None, ttl: float | None = None
+    ) -> int:
         refuse_in_loop()
         while True:
+            if self._closed or self._mandatory or self._driver.open_state != "open":
+                self._check()
             try:
-                return self.publish_nowait(value, key=key, headers=headers, ttl=ttl)
+                return self._stage.put(value, key, headers, ttl)
             except WindowFull:
                 self._thread.run(self._stage.make_room)
 
     def publish_many(self, values: Iterable[Any]) -> int:
-        """Publish many values and return the last one's sequence number (-1 if none); `publish` in a loop.
+        """Publish many values and return the last one's sequence number (-1 if none).
 
-        Each value leaves as soon as the iterable yields it: it may block.
+        Sequences go faster than one by one; any other iterable may block, and each value leaves as it comes.
         """
         last = -1
-        for value in values:
-            last = self.publish(value)
+        if isinstance(values, Sequence) and not self._mandatory:
+            start = 0
+            while chunk := list(values[start : start + self._chunk_size]):
+                last = self._publish_chunk(chunk)
+                start += len(chunk)
+        else:
+            for value in values:
+                last = self._publish(value)
+        if self._confirm and last >= 0:
+            self.confirmed(last)
         return last
 
+    def _publish_chunk(self, chunk: list[Any]) -> int:
+        refuse_in_loop()
+        if self._closed or self._driver.open_state != "open":
+            self._check()
+        try:
+            last = self._stage.put_many(chunk)
+        except WindowFull:
+            last = -1
+        if last >= 0:
+            self._chunk_size = min(2 * len(chunk), CHUNK_MAX)
+            return last
+        self._chunk_size = max(1, len(chunk) // 2)
+        for value in chunk:
+            last = self._publish(value)
+        return last
+
+    def confirmed(self, seq: int) -> None:
+        """Return once message `seq` is confirmed at the level of `confirm` (default: received by every subscriber).
+
+        Raises DeliveryFailed if a subscriber was given up that had not confirmed it, NodeClosed at the end.
+        """
+
+        async def confirmed() -> None:
+            self._outbox.ack_now = True
+            self._stage.drain()
+            await self._publisher.confirmed(seq)
+
+        self._thread.run(confirmed)
+
     def flush(self) -> None:
-        """Return once everything published is confirmed as `delivery` promises (at-most-once: handed to libzmq)."""
+        """Return once everything published is confirmed as `delivery` promises.
+
+        At-most-once: handed to the sockets. Reliable: received by every subscriber (processed, with
+        `confirm="processed"`). Raises DeliveryFailed if a subscriber was given up since the last flush.
+        """
 
         async def flush() -> None:
             self._stage.drain()
@@ -105,7 +164,7 @@ class Publisher:
         self._thread.run(flush)
 
     def close(self) -> None:
-        """Send what is open and stop to publish. The topic can be opened again."""
+        """Send what is open, wait until a reliable topic is confirmed, and stop. The topic can be opened again."""
 
         async def close() -> None:
             self._stage.drain()
@@ -117,6 +176,10 @@ class Publisher:
             with suppress(NodeClosed, NodeForked):
                 self._thread.run(close)
 
-    def _refuse(self) -> None:
+    def _check(self) -> None:
+        """Whatever keeps a message from being published plainly."""
         self._driver.check_open()
-        raise NodeClosed(f"the publisher of {self.topic!r} is closed")
+        if self._closed:
+            raise NodeClosed(f"the publisher of {self.topic!r} is closed")
+        if self._mandatory and not self._outbox.subscribers:
+            raise NoSubscribers(self.topic)

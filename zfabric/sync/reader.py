@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import suppress
+from operator import length_hint
 from queue import Empty, SimpleQueue
 from threading import Lock
 from types import TracebackType
@@ -179,7 +180,8 @@ class Reader(Generic[T]):
 class Subscription(Reader[Message]):
     """A blocking iterator of the messages that match a pattern; `node.subscribe(pattern)` makes it.
 
-    It receives from the moment it was made. Threads may share it: each message goes to one of them.
+    It receives from the moment it was made. Threads may share it: each message goes to one of them. Then `ack="auto"`
+    takes a message of a reliable stream for processed when any of them asks for more: `ack="manual"` is exact.
     """
 
     def __init__(self, thread: LoopThread, source: subscription.Subscription) -> None:
@@ -197,8 +199,7 @@ class Subscription(Reader[Message]):
     @property
     def pending(self) -> int:
         """Messages that arrived and were not read yet, about."""
-        reading = self._current.__length_hint__()  # type: ignore[attr-defined]
-        return self._subscription.pending + self._moved - self._taken + int(reading)
+        return self._subscription.pending + self._moved - self._taken + length_hint(self._current)
 
     @property
     def publishers(self) -> int:
@@ -221,6 +222,18 @@ class Subscription(Reader[Message]):
             elif not self._refill(current, timeout):
                 return
 
+    def ack(self, message: Message) -> None:
+        """As `await message.ack()`: dealt with, it will not come again. Needs `ack="manual"`."""
+        self._thread.run(message.ack)
+
+    def nack(self, message: Message, delay: float = 0.0) -> None:
+        """As `await message.nack(delay)`: it comes again after `delay` seconds. Needs `ack="manual"`."""
+        self._thread.run(message.nack, delay)
+
+    def reject(self, message: Message) -> None:
+        """As `await message.reject()`: it will not come again, and is reported. Needs `ack="manual"`."""
+        self._thread.run(message.reject)
+
     def close(self) -> None:
         """Stop to receive. What waits can still be read; then iteration ends."""
         with suppress(NodeClosed, NodeForked):
@@ -230,7 +243,8 @@ class Subscription(Reader[Message]):
         return cast("AsyncGenerator[list[Message], None]", self._subscription.batches())
 
     def _has_more(self) -> bool:
-        return self._subscription.pending > 0
+        # Asking for more acknowledges what came before: of reliable streams, only what the reader has taken may be.
+        return self._subscription.pending > 0 and not self._subscription._buffer.taken  # noqa: SLF001
 
 
 class EventStream(Reader[Event]):

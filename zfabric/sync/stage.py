@@ -1,11 +1,12 @@
 """Where threads leave what they publish on one topic, for the node's loop to send.
 
-    publish_nowait --encode, number--> open batch, full batches --drain(), once per burst--> outbox --> driver
+publish_nowait --encode, number--> open batch, full batches --drain(), once per burst--> outbox --> driver
 
 A value is encoded and numbered in the thread that publishes it, so errors are raised there and no answer from the
-loop is needed; a burst costs one wake-up. All that touches sockets and protocol state is left to the loop's thread:
-an exception out of a signal handler (Ctrl-C) can strike between any two steps of the publishing thread, and there
-it finds nothing that it could leave half done.
+loop is needed; a burst costs one wake-up. All that touches sockets and protocol state is left to the loop's thread.
+
+A signal handler (Ctrl-C) can strike between any two steps of the publishing thread, and may raise or itself publish.
+Python runs it at calls and backward jumps only, and there is none between taking the message and counting it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from collections.abc import Callable
 from typing import Any
 
 from zfabric.config import Config
-from zfabric.errors import EncodeFailed, WindowFull
+from zfabric.errors import EncodeFailed, LimitExceeded, WindowFull
 from zfabric.node.driver import Driver
 from zfabric.protocol.outbox import Outbox
-from zfabric.wire.batch import BatchWriter
+from zfabric.wire.batch import BatchWriter, Buffer, Meta, plain_metadata
 from zfabric.wire.codec import SPECIAL_TYPES, Codec
 
 __all__ = ["Stage"]
@@ -36,15 +37,18 @@ class Stage:
         self._encode = codec.encode_plain
         self._config = config
         self._batch_bytes = config.batch_bytes
-        self._messages_max = config.batch_messages_max
+        self._messages_last = config.batch_messages_max - 1
+        self._waiting_max = outbox.window_bytes if outbox.reliable else config.outlet_queue_bytes
         self._post = post
-        self._lock = threading.RLock()  # a signal handler may publish while its thread is in here
+        self._lock = threading.RLock()
         self._open = self._writer()
         self._full: list[BatchWriter] = []
         self._full_bytes = 0
-        self._full_bytes_max = config.outlet_queue_bytes
         self._next_seq = outbox.next_seq
         self._awake = False
+        self._scratch = bytearray()
+        self._turn = 0
+        "Encodings begun. Whoever finds that it grew was interrupted by another, and `_scratch` is not his own."
 
     def __repr__(self) -> str:
         return f"<Stage {self.outbox.topic} next={self._next_seq} full={self._full_bytes} bytes>"
@@ -56,54 +60,126 @@ class Stage:
     # -- in any thread -------------------------------------------------------------------------
 
     def put(self, value: Any, key: Any, headers: dict[str, Any] | None, ttl: float | None) -> int:
-        """Encode a value and return its number. Raises EncodeFailed or WindowFull."""
+        """Encode a value and return its number. Raises EncodeFailed, LimitExceeded or WindowFull."""
+        metadata = None
+        if key is not None or headers is not None or ttl is not None:
+            metadata, blank = self._metadata(key, headers, ttl), Meta({}, {}, {})
         with self._lock:
-            writer = self._open
-            buffer = writer.buffer
-            length = len(buffer)
-            if not writer.count:
-                if self._full_bytes >= self._full_bytes_max:
-                    raise WindowFull(self.outbox.topic, self._full_bytes, self._full_bytes_max)
-                self._codec.buffers = writer.buffers
+            writer, codec, data = self._begin()
+            turn = self._turn
+            kind = value.__class__
             try:
-                if self._encode is None or value.__class__ in SPECIAL_TYPES:
-                    self._codec.encode_into(value, buffer)
+                if self._encode is None or (
+                    kind in SPECIAL_TYPES and (kind is not bytes or len(value) >= self._config.inline_bytes)
+                ):
+                    del data[:]
+                    codec.encode_into(value, data)
                 else:
-                    self._encode(value, buffer, -1)
-                if key is not None or headers is not None or ttl is not None:
-                    writer.annotate(key, headers, None if ttl is None else max(1, round(ttl * 1000)))
-            except BaseException as error:  # noqa: BLE001 - raised again there
-                self._undo(error, length)
-            writer.count += 1
+                    self._encode(value, data, 0)
+            except EncodeFailed as error:
+                raise EncodeFailed(self.outbox.topic, error.reason) from error.__cause__
+            except Exception as error:  # noqa: BLE001 - raised again there
+                codec.fail(error, data, 0, len(writer.buffers), self.outbox.topic)
+            frames = codec.buffers
+            large = len(data) >= self._batch_bytes or frames or metadata is not None
+            if large:
+                self._check_size(writer, data, frames, 0 if metadata is None else metadata[3])
+            if self._turn != turn:  # a signal handler published meanwhile
+                return self.put(value, key, headers, ttl)
+            # No call from here on until the message is counted.
+            count = writer.count
+            if large:
+                writer.buffers = [*frames]
+                if metadata is not None:
+                    if writer.meta is None:
+                        writer.meta = blank
+                    if metadata[0] is not None:
+                        writer.meta.keys[count] = metadata[0]
+                    if metadata[1]:
+                        writer.meta.headers[count] = metadata[1]
+                    if metadata[2] is not None:
+                        writer.meta.ttl_ms[count] = metadata[2]
+                    writer.meta_bytes += metadata[3]
+            writer.buffer += data
+            writer.count = count + 1
             seq = self._next_seq
             self._next_seq = seq + 1
             if not self._awake:
-                self._post(self.drain)
-                self._awake = True
-            if len(buffer) >= self._batch_bytes or writer.buffers or writer.count >= self._messages_max:
+                self._wake()
+            if large or len(writer.buffer) >= self._batch_bytes or count >= self._messages_last:
                 self._close_if_full(writer)
             return seq
 
-    def _undo(self, error: BaseException, length: int) -> None:
-        writer = self._open
-        if writer.meta is not None:
-            for entries in (writer.meta.keys, writer.meta.headers, writer.meta.ttl_ms):
-                entries.pop(writer.count, None)
-        if isinstance(error, EncodeFailed):
+    def put_many(self, values: list[Any]) -> int:
+        """Encode values in one call and return the last one's number; -1 if they must go one by one."""
+        more = len(values)
+        with self._lock:
+            writer, codec, data = self._begin()
+            turn = self._turn
+            del data[:]
+            if writer.count + more > self._messages_last or not codec.encode_many(values, data):
+                return -1
+            if len(writer.buffer) + len(data) > self._config.frame_bytes_max:
+                return -1
+            if self._turn != turn:
+                return self.put_many(values)
+            # No call from here on until the messages are counted.
+            writer.buffer += data
+            writer.count += more
+            seq = self._next_seq = self._next_seq + more
+            if not self._awake:
+                self._wake()
+            self._close_if_full(writer)
+            return seq - 1
+
+    def _begin(self) -> tuple[BatchWriter, Codec, bytearray]:
+        """The open batch, the codec with a copy of its frames, and where to encode to."""
+        writer, codec = self._open, self._codec
+        if not writer.count:
+            self._check_room()
+        if codec.buffers or writer.buffers:
+            codec.buffers = [*writer.buffers]
+        self._turn += 1
+        return writer, codec, self._scratch
+
+    def _metadata(
+        self, key: Any, headers: dict[str, Any] | None, ttl: float | None
+    ) -> tuple[Any, dict[str, Any] | None, int | None, int]:
+        try:
+            return plain_metadata(key, headers, ttl)
+        except EncodeFailed as error:
             raise EncodeFailed(self.outbox.topic, error.reason) from error.__cause__
-        self._codec.fail(error, writer.buffer, length, writer.buffers_counted, self.outbox.topic)
+
+    def _check_size(self, writer: BatchWriter, data: bytearray, frames: list[Buffer], meta_bytes: int) -> None:
+        """Refuse a value that its frame cannot hold: receivers would close the connection."""
+        limit = self._config.frame_bytes_max
+        body = len(writer.buffer) + writer.meta_bytes + len(data) + meta_bytes
+        size = max(body, *(len(frame) for frame in frames[len(writer.buffers) :]), 0)
+        if size > limit:
+            raise LimitExceeded("frame_bytes_max", size, limit)
+
+    def _check_room(self) -> None:
+        waiting = self._full_bytes + self.outbox.waiting_bytes
+        if waiting >= self._waiting_max or self.outbox.full:
+            raise WindowFull(self.outbox.topic, waiting, self._waiting_max)
+
+    def _wake(self) -> None:
+        self._post(self.drain)
+        self._awake = True  # after it: one call too many is better than none
 
     def _close_if_full(self, writer: BatchWriter) -> None:
         writer.buffers_counted = len(writer.buffers)
         nbytes = writer.body_bytes
         if (
             nbytes >= self._batch_bytes
-            or writer.count >= self._messages_max
+            or writer.count > self._messages_last
             or writer.buffers_counted >= self._config.buffers_per_batch_max // 2
         ):
-            self._full.append(writer)
-            self._full_bytes += nbytes
-            self._open = self._writer()
+            fresh = self._writer()
+            if self._open is writer:
+                self._full = [*self._full, writer]
+                self._full_bytes += nbytes
+                self._open = fresh
 
     # -- in the loop's thread ------------------------------------------------------------------
 
@@ -117,11 +193,13 @@ class Stage:
                 self._open = self._writer()
         outbox = self.outbox
         for writer in writers:
-            if not outbox.listeners:
-                outbox.skipped += writer.count
+            count = writer.count
             outbox.writer = writer
             self.driver.send(outbox)
+            if not outbox.listeners:
+                outbox.skipped += count
 
     async def make_room(self) -> None:
         """Return once `put` can succeed again."""
         self.drain()
+        await self.driver.wait_until(lambda: not self.outbox.full, None)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -32,6 +33,8 @@ OUTLET_QUEUE_MIN, OUTLET_QUEUE_MAX = 8, 10_000
 "Batches in one subscriber's queue: between these, as many as make Config.outlet_queue_bytes."
 CALM_BATCHES = 1000
 "The queue grows again after this many batches that would allow it."
+DIALLER_LINGER_S = 0.25
+"What was sent to peers that we dialled may take this long to leave when the node closes."
 FEED_QUEUE = 64
 "Batches waiting in the feed for one publisher; what is more waits at the publisher."
 
@@ -52,6 +55,7 @@ class ZmqTransport:
         self.outlet_endpoints: tuple[str, ...] = ()
         self._tcp: dict[str, tuple[str, str]] = {}
         self._dialled: dict[int, str] = {}
+        self._followed: Counter[str] = Counter()
         self._touched: dict[zmq.Socket[bytes], Callable[[], None]] = {}
         self._outlet_queue = OUTLET_QUEUE_MAX
         self._calm = 0
@@ -76,6 +80,9 @@ class ZmqTransport:
             self._feed.set(zmq.RCVHWM, FEED_QUEUE)
             self._feed.set(zmq.SNDHWM, 0)  # else subscriptions beyond it vanish on reconnect (libzmq #4064)
             self._bind()
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise OSError(error.errno or errno.EADDRNOTAVAIL, f"cannot open sockets: {error}") from error
         except BaseException:
             self._context.destroy(linger=0)
             raise
@@ -195,16 +202,21 @@ class ZmqTransport:
 
     def connect_feed(self, endpoint: str) -> None:
         """Receive batches from an outlet."""
-        with suppress(zmq.ZMQError):
-            self._feed.set(zmq.IPV6, "[" in endpoint)
-            self._feed.connect(endpoint)
-        self._touch(self._feed)
+        self._followed[endpoint] += 1
+        if self._followed[endpoint] == 1:
+            with suppress(zmq.ZMQError):
+                self._feed.set(zmq.IPV6, "[" in endpoint)
+                self._feed.connect(endpoint)
+            self._touch(self._feed)
 
     def disconnect_feed(self, endpoint: str) -> None:
         """Stop to receive batches from an outlet."""
-        with suppress(zmq.ZMQError):
-            self._feed.disconnect(endpoint)
-        self._touch(self._feed)
+        self._followed[endpoint] -= 1
+        if self._followed[endpoint] <= 0:  # two peers may name one outlet, one of them wrongly
+            del self._followed[endpoint]
+            with suppress(zmq.ZMQError):
+                self._feed.disconnect(endpoint)
+            self._touch(self._feed)
 
     def add_filter(self, prefix: bytes) -> None:
         """Receive what begins with `prefix`."""
@@ -280,6 +292,7 @@ class ZmqTransport:
         feed = self._feed
         for _ in range(self._config.frames_per_turn_max):
             if self._paused:
+                feed.get(zmq.EVENTS)  # else its descriptor stays readable, and the event loop turns idly
                 break
             try:
                 frames: list[Buffer] = [feed.recv(zmq.NOBLOCK)]
@@ -306,7 +319,9 @@ class ZmqTransport:
             self._readiness.forget(socket.fileno())
         self._readiness.close()
         self._feed.close(linger=0)  # its subscriptions to outlets that are gone would wait for nothing
-        for socket in (self._inbox, self._dialler, self._outlet):
+        # Connections that we dialled may lead to peers that are gone: their goodbyes would wait for nobody.
+        self._dialler.close(linger=_ms(min(timeout, DIALLER_LINGER_S)))
+        for socket in (self._inbox, self._outlet):
             socket.close(linger=_ms(timeout))
         done = asyncio.Event()
         loop = self._loop

@@ -19,7 +19,17 @@ import msgspec
 
 from zfabric.errors import EncodeFailed, RemoteProtocolError
 
-__all__ = ["FLAG_ACK_NOW", "FLAG_RELIABLE", "VERSION", "Batch", "BatchWriter", "Buffer", "Meta", "parse_batch", "plain_metadata"]
+__all__ = [
+    "FLAG_ACK_NOW",
+    "FLAG_RELIABLE",
+    "VERSION",
+    "Batch",
+    "BatchWriter",
+    "Buffer",
+    "Meta",
+    "parse_batch",
+    "plain_metadata",
+]
 
 VERSION = 1
 FLAG_CRC = 1
@@ -28,11 +38,15 @@ FLAG_RELIABLE = 2
 FLAG_ACK_NOW = 4
 "Somebody waits for the acknowledgement."
 
+TTL_S_MAX = 1e9
+"Longest lifetime of a message: it fits the 64 bits of any clock."
+
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 # Fixed-width MessagePack: array of 9, uint8 version, bin8 producer, uint32 epoch, uint64 base, uint32 count,
 # uint64 nanoseconds, uint8 flags, uint32 body length, uint32 CRC of what follows the header.
 _HEADER = struct.Struct(">BBB BB16s BI BQ BI BQ BB BI BI")
+_META_BYTES_MIN = 24
 _BODY = struct.Struct(">BI")
 _WRAP = struct.Struct(">BB")
 _PREFIX_BYTES = _WRAP.size + _HEADER.size + _BODY.size
@@ -44,7 +58,7 @@ class Header(msgspec.Struct, array_like=True, frozen=True, gc=False):
     version: int
     producer: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
     epoch: Annotated[int, msgspec.Meta(ge=0)]
-    base: Annotated[int, msgspec.Meta(ge=0)]
+    base: Annotated[int, msgspec.Meta(ge=0, le=2**62)]
     count: Annotated[int, msgspec.Meta(ge=1)]
     published_ns: Annotated[int, msgspec.Meta(ge=0)]
     flags: Annotated[int, msgspec.Meta(ge=0)]
@@ -96,7 +110,8 @@ class BatchWriter:
 
     # fmt: off
     __slots__ = (
-        "_epoch", "_offset", "_prefix", "_producer", "buffer", "buffers", "buffers_counted", "count", "meta", "with_crc"
+        "_epoch", "_offset", "_prefix", "_producer", "buffer", "buffers", "buffers_counted", "count", "meta",
+        "meta_bytes", "with_crc",
     )
     # fmt: on
 
@@ -114,14 +129,15 @@ class BatchWriter:
         self.buffers: list[Buffer] = []
         self.buffers_counted = 0
         self.meta: Meta | None = None
+        self.meta_bytes = 0
         self.count = 0
 
     @property
     def body_bytes(self) -> int:
-        """Bytes of the values so far, with those that travel beside the body."""
-        return len(self.buffer) - len(self._prefix) + sum(map(len, self.buffers))
+        """Bytes of the values so far, with what travels beside the body."""
+        return len(self.buffer) - len(self._prefix) + self.meta_bytes + sum(map(len, self.buffers))
 
-    def annotate(self, key: Any, headers: dict[str, Any] | None, ttl_ms: int | None) -> None:
+    def annotate(self, key: Any, headers: dict[str, Any] | None, ttl_ms: int | None, nbytes: int = 0) -> None:
         """Attach metadata, as `plain_metadata` gave it, to the message about to be counted."""
         meta = self.meta
         if meta is None:
@@ -132,6 +148,7 @@ class BatchWriter:
             meta.headers[self.count] = headers
         if ttl_ms is not None:
             meta.ttl_ms[self.count] = ttl_ms
+        self.meta_bytes += nbytes
 
     def seal(self, base: int, published_ns: int, flags: int = 0) -> list[Buffer]:
         """Return the frames of the finished batch, which starts at sequence number `base`; start a new one."""
@@ -163,8 +180,8 @@ _MALFORMED = (msgspec.MsgspecError, ValueError, RecursionError, TypeError)
 
 def plain_metadata(
     key: Any, headers: dict[str, Any] | None, ttl_s: float | None
-) -> tuple[Any, dict[str, Any] | None, int | None]:
-    """Key, headers and milliseconds as receivers will see them, safe from later changes.
+) -> tuple[Any, dict[str, Any] | None, int | None, int]:
+    """Key, headers and milliseconds as receivers will see them, safe from later changes, and about their size.
 
     Raises EncodeFailed without a topic, which the caller fills in: metadata that nobody can decode would take its
     whole batch with it.
@@ -174,17 +191,21 @@ def plain_metadata(
         if not isinstance(ttl_s, int | float) or not 0 <= ttl_s <= TTL_S_MAX:
             raise EncodeFailed("", f"ttl must be 0 to {TTL_S_MAX:.0f} seconds, not {ttl_s!r}")
         ttl_ms = max(1, round(ttl_s * 1000))
-    if headers is None and (key is None or key.__class__ is int and -(2**63) <= key < 2**63):
-        return key, None, ttl_ms
+    if headers is None and (key is None or (key.__class__ is int and -(2**63) <= key < 2**63)):
+        return key, None, ttl_ms, _META_BYTES_MIN
     try:
-        plain = _decode_meta(_encode_meta(Meta({} if key is None else {0: key}, {} if headers is None else {0: headers})))
+        sent = Meta({} if key is None else {0: key}, {} if headers is None else {0: headers})
+        data = _encode_meta(sent)
+        plain = _decode_meta(data)
     except (*_MALFORMED, OverflowError) as error:
         raise EncodeFailed("", f"its key or headers cannot travel: {error}") from error
-    return plain.keys.get(0), plain.headers.get(0), ttl_ms
+    return plain.keys.get(0), plain.headers.get(0), ttl_ms, len(data) + _META_BYTES_MIN
 
 
 def parse_batch(frames: Sequence[Buffer], *, messages_max: int, buffers_max: int, topic_bytes_max: int) -> Batch:
     """Check everything about a batch except its payloads. Raises RemoteProtocolError."""
+    if not frames:
+        raise RemoteProtocolError("not a batch: no frames")
     frame = bytes(frames[0])
     split = frame.find(b"\0", 0, topic_bytes_max + 1)
     header_start = split + 1 + _WRAP.size

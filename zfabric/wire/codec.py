@@ -14,9 +14,9 @@ no Python code per message. What needs more:
 `msgspec.Raw` is sent as it stands: at the top level it is checked to be one MessagePack value, inside of another
 value of an untyped topic nobody looks at it.
 
-What comes back: inline bytes are `bytes`. Out-of-band bytes are the frame itself, `bytes` if the transport gave
-bytes and else a read-only `memoryview` (which compares and hashes as bytes do); a topic typed as `bytes`,
-`bytearray` or `memoryview` always gets that type, so `memoryview` asks for no copy. Arrays are read-only.
+What comes back: bytes are `bytes` whatever their size, at the cost of one copy if they travelled out of band. A
+topic typed as `bytearray` or `memoryview` gives that type, and `memoryview` the frame itself. Arrays are read-only and
+share the frame.
 """
 
 from __future__ import annotations
@@ -312,7 +312,7 @@ class Codec:
     def _decode_extension(self, code: int, data: memoryview) -> Any:
         """Called by msgspec for every extension but timestamps."""
         if code == EXT_BYTES:
-            return self._take_frame(_decode_index(data))
+            return bytes(self._take_frame(_decode_index(data)))
         if code != EXT_ARRAY:
             return Ext(code, bytes(data))
         header = _decode_array(data)

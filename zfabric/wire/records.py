@@ -49,7 +49,9 @@ Id = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Name = Annotated[str, msgspec.Meta(max_length=255)]
 Endpoint = Annotated[str, msgspec.Meta(max_length=255)]
 Endpoints = Annotated[tuple[Endpoint, ...], msgspec.Meta(max_length=64)]
-Count = Annotated[int, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+"Sums of two still fit the 64 bits of MessagePack."
+Digest = Annotated[int, msgspec.Meta(ge=0)]
 RANGES_MAX = 64
 Ranges = Annotated[list[tuple[Count, Count]], msgspec.Meta(max_length=RANGES_MAX)]
 "Half-open ranges of sequence numbers."
@@ -217,7 +219,7 @@ class Incompatible(msgspec.Struct, array_like=True, tag=16, frozen=True):
 class Heartbeat(msgspec.Struct, array_like=True, tag=7, frozen=True):
     """Sent when nothing else was. `peers_digest` is the XOR of the first 8 bytes of all known ids."""
 
-    peers_digest: Count
+    peers_digest: Digest
 
 
 class PeerAddress(msgspec.Struct, array_like=True, frozen=True):
