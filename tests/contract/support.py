@@ -23,7 +23,11 @@ class MakeNode(Protocol):
 
 
 async def connect(
-    publishing: Node, subscribing: Node, topic: str | Topic[Any], pattern: str | Topic[Any] | None = None, **options: Any
+    publishing: Node,
+    subscribing: Node,
+    topic: str | Topic[Any],
+    pattern: str | Topic[Any] | None = None,
+    **options: Any,
 ) -> tuple[Publisher, Subscription]:
     """A publisher and a subscription that are in place for each other."""
     publisher = publishing.publisher(topic)

@@ -29,7 +29,7 @@ FAST: dict[str, Any] = {
     "handshake_timeout_s": 0.5,
     "reconnect_interval_s": 0.05,
     "reconnect_interval_s_max": 0.3,
-    "registry_poll_s": 0.05,
+    "gap_settle_s": 0.3,
 }
 "Timeouts that make a fault of a second long enough."
 
@@ -61,6 +61,8 @@ class Child:
         self.path = Path(options.history)
         self._read = 0
         self._lines: list[Line] = []
+        self._got: dict[str, int] = {}
+        self._told: dict[str, int] = {}
         argv = [sys.executable, "-m", "tests.faults.program", msgspec.json.encode(options).decode()]
         if namespace is not None:
             # `ip netns exec` replaces itself, so signals reach the program.
@@ -84,7 +86,12 @@ class Child:
                 data = file.read()
             whole = data[: data.rfind(b"\n") + 1]
             self._read += len(whole)
-            self._lines.extend(msgspec.json.decode(line) for line in whole.splitlines())
+            for line in map(msgspec.json.decode, whole.splitlines()):
+                self._lines.append(line)
+                if "got" in line:
+                    self._got[line["got"][2]] = line["got"][4]
+                elif line.get("event") == "Gap":
+                    self._told[line["topic"]] = line["last"]
         return self._lines
 
     def all(self, word: str) -> list[Any]:
@@ -103,12 +110,15 @@ class Child:
         """How often it took another node for dead."""
         return [event for event in self.events("PeerLeft") if event["reason"] != "goodbye"]
 
-    def position(self, topic: str = "") -> int:
-        """Number of the newest message that it got (any topic, unless one is named); -1 before."""
-        for line in reversed(self.lines()):
-            if "got" in line and line["got"][2] == (topic or line["got"][2]):
-                return int(line["got"][4])
-        return -1
+    def position(self, *topics: str) -> int:
+        """Number of the newest message that it got on each of these topics (default: the reliable ones); -1 before."""
+        self.lines()
+        return min(self._got.get(topic, -1) for topic in topics or self.options.reliable)
+
+    def settled(self, count: int) -> bool:
+        """Whether message `count - 1` of every stream was delivered or announced as lost."""
+        self.lines()
+        return all(max(self._got.get(t, -1), self._told.get(t, -1)) >= count - 1 for t in self.options.streams())
 
     @property
     def endpoints(self) -> list[str]:
@@ -131,8 +141,12 @@ class Child:
         return wait_until(lambda: self.events(name), timeout)[-1]
 
     def until_position(self, number: int, timeout: float = 20.0) -> None:
-        """Wait until it got this message."""
+        """Wait until it got this message on every reliable topic."""
         wait_until(lambda: self.position() >= number, timeout)
+
+    def until_settled(self, count: int, timeout: float = 20.0) -> None:
+        """Wait until of `count` messages on each topic all were delivered, or announced as lost."""
+        wait_until(lambda: self.settled(count), timeout)
 
     def command(self, line: str) -> None:
         """Tell it something, and wait until it has done so."""

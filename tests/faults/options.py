@@ -35,23 +35,24 @@ class Options(msgspec.Struct, kw_only=True, omit_defaults=True):
     "A mechanism to switch off, to see that the tests notice; see `program.HANDICAPS`."
 
     topic: str = "t"
-    topics: int = 1
-    "Publish `topic.0` ... or subscribe to each of them by itself; 1 means just `topic`."
-    delivery: str = ""
+    "First word of every topic."
+    deliveries: tuple[str, ...] = ("at-most-once", "at-least-once", "exactly-once")
+    "One topic for each: `t.at-most-once` ..."
+    topics: int = 0
+    "So many topics `t.0` ... instead, of the first delivery, each with a subscription of its own."
     count: int = 0
     "Messages to publish on each topic."
     rate: float = 0.0
     "Messages a second; 0 is as fast as possible."
     chunk: int = 100
     "Messages published in one turn of the event loop, at most."
-    flush_every: int = 1000
-    "Messages after which a flush confirms what was published."
+    flush_every: int = 0
+    "Messages after which a flush confirms what was published; 0 is at the end only."
     pad: int = 0
     "Bytes added to every payload."
     window_bytes: int = 0
     kept: int = 0
     "Messages of history for late joiners."
-    confirm: str = ""
     subscribers: int = 1
     "Subscriptions to wait for before the first message."
 
@@ -61,3 +62,14 @@ class Options(msgspec.Struct, kw_only=True, omit_defaults=True):
     buffer_bytes: int = 0
     pause_s: float = 0.0
     "Time that the subscriber takes for each batch."
+
+    def streams(self) -> dict[str, str]:
+        """Every topic and its delivery."""
+        if self.topics:
+            return {f"{self.topic}.{number}": self.deliveries[0] for number in range(self.topics)}
+        return {f"{self.topic}.{delivery}": delivery for delivery in self.deliveries}
+
+    @property
+    def reliable(self) -> list[str]:
+        """The topics on which nothing may be lost."""
+        return [topic for topic, delivery in self.streams().items() if delivery != "at-most-once"]

@@ -170,7 +170,8 @@ class Program:
             events = loop.create_task(self._watch(node))
             # What the history needs to be read stands in its first line.
             who = {"name": options.name, "incarnation": options.incarnation, "role": options.role}
-            self.history.write(opened=node.id, **who, endpoints=[*node.endpoints, *outlets], pid=os.getpid())
+            endpoints = [*node.endpoints, *outlets]
+            self.history.write(opened=node.id, **who, endpoints=endpoints, streams=options.streams())
             commands = loop.create_task(self._obey())
             work = [loop.create_task(job) for job in self._jobs(node)]
             await self.closing.wait()
@@ -185,11 +186,11 @@ class Program:
 
     def _jobs(self, node: Node) -> Iterator[Any]:
         options = self.options
-        names = [options.topic] if options.topics == 1 else [f"{options.topic}.{i}" for i in range(options.topics)]
         if options.role == "publish":
-            yield self._publish(node, names)
+            yield self._publish(node)
         elif options.role == "subscribe":
-            yield from (self._subscribe(node, name) for name in names)
+            patterns = options.streams() if options.topics else [f"{options.topic}.#"]
+            yield from (self._subscribe(node, pattern) for pattern in patterns)
 
     async def _watch(self, node: Node) -> None:
         async for event in node.events():
@@ -219,34 +220,31 @@ class Program:
 
     # -- publishing ----------------------------------------------------------------------------
 
-    async def _publish(self, node: Node, names: list[str]) -> None:
+    async def _publish(self, node: Node) -> None:
         options = self.options
         publishers = [
             node.publisher(
-                name,
-                delivery=options.delivery or "at-least-once",
+                topic,
+                delivery=delivery,
                 window_bytes=options.window_bytes or None,
-                history=options.kept,
-                confirm=options.confirm or None,
+                history=options.kept if delivery != "at-most-once" else 0,
             )
-            for name in names
+            for topic, delivery in options.streams().items()
         ]
         for publisher in publishers:
             await publisher.wait_for(options.subscribers)
-        self.history.write(began=len(names))
-        began, pad, done = time.monotonic(), bytes(options.pad), 0
-        unflushed = 0
+        self.history.write(began=len(publishers))
+        began, pad, done, flushed = time.monotonic(), bytes(options.pad), 0, 0
         try:
             while done < options.count:
-                number = min(options.chunk, options.count - done)
+                numbers = range(done, min(done + options.chunk, options.count))
                 for publisher in publishers:
-                    await self._say(publisher, range(done, done + number), pad)
-                done += number
-                unflushed += number
-                if unflushed >= options.flush_every or done >= options.count:
+                    await self._say(publisher, numbers, pad)
+                done = numbers.stop
+                if (options.flush_every and done - flushed >= options.flush_every) or done == options.count:
                     await self._flush(publishers, done)
-                    unflushed = 0
-                pause = began + done * len(names) / options.rate - time.monotonic() if options.rate else 0.0
+                    flushed = done
+                pause = began + done * len(publishers) / options.rate - time.monotonic() if options.rate else 0.0
                 await asyncio.sleep(max(0.0, pause))
         except NodeClosed:
             self.history.write(cut=done)
@@ -256,14 +254,10 @@ class Program:
     async def _say(self, publisher: Publisher, numbers: range, pad: bytes) -> None:
         options, topic = self.options, publisher.topic
         self.history.write(tried=[topic, numbers[-1]])
-        values = (payload(options.name, options.incarnation, topic, number, pad) for number in numbers)
-        try:
-            await publisher.publish_many(values)
-            self.history.write(sent=[topic, numbers[-1]])
-            if options.confirm in ("received", "processed"):
-                self.history.write(ok=[topic, numbers[-1]])
-        except DeliveryFailed as error:
-            self.history.write(failed=[topic, error.failures])
+        await publisher.publish_many(
+            payload(options.name, options.incarnation, topic, number, pad) for number in numbers
+        )
+        self.history.write(sent=[topic, numbers[-1]])
 
     async def _flush(self, publishers: list[Publisher], done: int) -> None:
         for publisher in publishers:
@@ -272,7 +266,7 @@ class Program:
             except DeliveryFailed as error:
                 self.history.write(failed=[publisher.topic, error.failures])
             else:
-                if self.options.delivery != "at-most-once":
+                if publisher.topic in self.options.reliable:
                     self.history.write(ok=[publisher.topic, done - 1])
 
     # -- subscribing ---------------------------------------------------------------------------
@@ -281,7 +275,6 @@ class Program:
         options = self.options
         subscription = node.subscribe(
             pattern,
-            delivery=options.delivery or None,
             start=options.start,
             ack=options.ack,
             overflow=options.overflow or None,

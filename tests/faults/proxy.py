@@ -18,6 +18,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -74,17 +75,16 @@ class Frames:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._greeted = False
+        self._greeting = GREETING
 
     def feed(self, data: bytes, keep: FrameFilter) -> bytes:
         """The stream after the filter, as far as it can be told."""
         self._buffer += data
         out = bytearray()
-        if not self._greeted:
-            if len(self._buffer) < GREETING:
-                return b""
-            out += self._take(GREETING)
-            self._greeted = True
+        if self._greeting:
+            greeting = self._take(min(self._greeting, len(self._buffer)))
+            self._greeting -= len(greeting)
+            out += greeting
         while (size := self._size()) is not None and len(self._buffer) >= sum(size):
             head, body = self._take(size[0]), self._take(size[1])
             flags = head[0]
@@ -161,10 +161,9 @@ class Proxy:
             task = asyncio.current_task()
             assert task is not None
             self._tasks.add(task)
-            try:
+            with suppress(asyncio.CancelledError):
                 await self._serve(line, reader, writer)
-            finally:
-                self._tasks.discard(task)
+            self._tasks.discard(task)
 
         server = await asyncio.start_server(accept, self.host, line.target[1])
         self._servers.append(server)

@@ -16,7 +16,7 @@ from zfabric.cli._running import run
 from zfabric.cli._values import safe
 from zfabric.cli.checks import ENTRY_POINTS, Check, CheckFunction, Situation, Status, failed
 
-__all__ = ["command"]
+__all__ = ["command", "local_checks"]
 
 _SIGNS = {
     Status.OK: ("ok", "green"),
@@ -41,7 +41,7 @@ def command(options: Options) -> int:
 async def _examine(options: Options, output: Output) -> int:
     situation = Situation(options.interface, options.insecure, options.mdns, options.timeout or 5.0)
     found: list[Check] = []
-    for check in _local(situation):
+    for check in local_checks(situation):
         _show(output, check)
         found.append(check)
     registry = not any(check.name in ("runtime directory", "registry") and _is_failed(check) for check in found)
@@ -58,7 +58,8 @@ def _is_failed(check: Check) -> bool:
     return check.status is Status.FAILED
 
 
-def _local(situation: Situation) -> Iterator[Check]:
+def local_checks(situation: Situation) -> Iterator[Check]:
+    """The checks that need no second process, plugins' included."""
     checks: list[CheckFunction] = [*_checks_machine.CHECKS, *_checks_network.CHECKS]
     for function in checks:
         yield from function(situation)

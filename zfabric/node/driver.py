@@ -101,7 +101,7 @@ class Driver:
     async def _start(self, way: Discovery) -> None:
         try:
             await way.start(self._announcement(), self._found)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - ways may be plugins, and the others go on
             log.warning("discovery by %s does not work here: %s", way.name, error)
             self.events.put(DiscoveryFailed(way.name, str(error)))
 
@@ -119,7 +119,7 @@ class Driver:
         for way in self._ways:
             try:
                 await way.update(self._announcement())
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001 - ways may be plugins, and the others go on
                 log.warning("discovery by %s cannot announce the new addresses: %s", way.name, error)
                 self.events.put(DiscoveryFailed(way.name, str(error)))
 

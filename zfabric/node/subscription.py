@@ -142,10 +142,11 @@ class Subscription:
         try:
             await asyncio.sleep(0)  # a busy reader lets the node's own work go on
             while True:
+                if not self._closed:
+                    self._driver.check_open()
                 messages = self._pop()
                 if messages or self._closed:
                     return messages
-                self._driver.check_open()
                 self._waiter = self._driver.loop.create_future()
                 await self._waiter
         finally:

@@ -68,7 +68,7 @@ class Core:
         self.streams = Streams(config, self._effects, self.peers, self.interests, jitter)
         self._dispatch: dict[type[Record], Callable[[PeerRecord, Any, float], None]] = {
             Ack: self._on_ack,
-            Attached: self.streams.attached,
+            Attached: self._on_attached,
             Data: self._on_data,
             Evicted: self.streams.evicted,
             Heartbeat: self.peers.heartbeat,
@@ -164,6 +164,12 @@ class Core:
     def _on_ack(self, peer: PeerRecord, ack: Ack, now: float) -> None:
         if not self.streams.acked(peer, ack, now):
             self._not_protocol(peer.address, RemoteProtocolError("acknowledges what was never sent"))
+
+    def _on_attached(self, peer: PeerRecord, attached: Attached, now: float) -> None:
+        try:
+            self.streams.attached(peer, attached, now)
+        except LimitExceeded as error:
+            self._not_protocol(peer.address, RemoteProtocolError(str(error)))
 
     def _on_interest(self, peer: PeerRecord, interest: Interest, now: float) -> None:
         try:

@@ -36,15 +36,26 @@ class Target:
 class Dialler:
     """Decides on connections; the peer table tells it what became of them."""
 
-    def __init__(self, config: Config, effects: Effects, hello: Callable[[bytes | None], Hello]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        effects: Effects,
+        hello: Callable[[bytes | None], Hello],
+        holder: Callable[[str], bytes | None],
+    ) -> None:
+        """`hello` makes the greeting; `holder` tells which peer an address is connected to already."""
         self._config = config
         self._hello = hello
+        self._holder = holder
         self._effects = effects
         self._targets: dict[bytes | str, Target] = {}
         self._by_route: dict[int, bytes | str] = {}
+        self._dialling: set[str] = set()
         self._next_route = 1
-        self._budget = config.dials_per_s_max
+        self._budget_max = max(1.0, config.dials_per_s_max)
+        self._budget = self._budget_max
         self._budget_at = 0.0
+        self._dials_at_once = min(config.dials_pending_max, int(self._budget_max))
 
     def seek_seed(self, endpoint: str, now: float) -> None:
         """Try this address for ever."""
@@ -108,6 +119,7 @@ class Dialler:
             return None
         target = self._targets[key]
         endpoint = target.routes.pop(route)
+        self._dialling.discard(endpoint)
         self._drop_routes(target)
         if target.id is None:
             target.holder = peer_id
@@ -140,9 +152,8 @@ class Dialler:
 
     def handle_timer(self, now: float) -> None:
         """Give up what is overdue, try what is due."""
-        self._budget = min(
-            self._config.dials_per_s_max, self._budget + (now - self._budget_at) * self._config.dials_per_s_max
-        )
+        earned = (now - self._budget_at) * self._config.dials_per_s_max
+        self._budget = min(self._budget_max, self._budget + earned)
         self._budget_at = now
         for key, target in list(self._targets.items()):
             if target.holder is not None:
@@ -160,6 +171,16 @@ class Dialler:
         endpoints = target.endpoints
         if target.attempts == 0:
             endpoints = tuple(e for e in endpoints if e.startswith("ipc:")) or endpoints
+        # Several connections to one address cannot be told apart when one of them must end.
+        endpoints = tuple(e for e in dict.fromkeys(endpoints) if e not in self._dialling)
+        taken = {endpoint: peer for endpoint in endpoints if (peer := self._holder(endpoint)) is not None}
+        endpoints = tuple(e for e in endpoints if e not in taken)[: self._dials_at_once]
+        if not endpoints:
+            target.attempts += 1
+            self._back_off(target, now)
+            if target.id is None:
+                target.holder = next(iter(taken.values()), None)
+            return
         if self._budget < len(endpoints) or len(self._by_route) + len(endpoints) > self._config.dials_pending_max:
             target.next_try = now + 0.05
             return
@@ -169,6 +190,7 @@ class Dialler:
             self._next_route += 1
             target.routes[route] = endpoint
             self._by_route[route] = key
+            self._dialling.add(endpoint)
             self._effects.do(Dial(route, endpoint))
             self._effects.tell(route, self._hello(target.id))
         target.attempts += 1
@@ -180,7 +202,7 @@ class Dialler:
         target.deadline = inf
 
     def _hang_up(self, target: Target, route: int) -> None:
-        del target.routes[route]
+        self._dialling.discard(target.routes.pop(route))
         del self._by_route[route]
         self._effects.hang_up(route)
 

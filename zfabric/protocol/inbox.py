@@ -38,41 +38,62 @@ class Inbox:
     `expected` is the next sequence number; None until the first batch or the producer's ATTACHED anchors it.
     """
 
-    __slots__ = ("_known", "_since", "epoch", "expected")
+    __slots__ = ("_anchored", "_first", "_known", "_since", "epoch", "expected")
 
     def __init__(self, epoch: int) -> None:
+        self._begin(epoch)
+
+    def _begin(self, epoch: int) -> None:
         self.epoch = epoch
         self.expected: int | None = None
+        self._anchored = False
+        self._first = 0
         self._known = 0
         self._since = inf
 
     def __repr__(self) -> str:
         return f"<Inbox epoch={self.epoch} expected={self.expected}>"
 
-    def anchor(self, epoch: int, next_seq: int) -> None:
-        """The producer sends everything from `next_seq` on; a stream that flows already needs no anchor."""
-        if epoch > self.epoch or (epoch == self.epoch and self.expected is None):
-            self.epoch = epoch
+    def anchor(self, epoch: int, next_seq: int, now: float) -> tuple[int, int] | None:
+        """The producer sends everything from `next_seq` on. Returns the range (first, last) that this shows as lost.
+
+        What comes before the first batch that arrived was lost; what comes after the last one may be under way.
+        """
+        if epoch < self.epoch:
+            return None
+        lost = None
+        if epoch > self.epoch:
+            lost = self.close()
+            self._begin(epoch)
+        if self.expected is None:
             self.expected = next_seq
+        elif not self._anchored and next_seq < self._first:
+            lost = next_seq, self._first - 1
+        self._anchored = True
+        self.heard(epoch, next_seq, now)
+        return lost
 
     def accept(self, batch: Batch) -> tuple[bool, tuple[int, int] | None]:
         """Whether the batch is new, and the range (first, last) of messages lost before it."""
+        lost = None
         if batch.epoch != self.epoch:
             if batch.epoch < self.epoch:
                 return False, None
-            self.epoch = batch.epoch
-            self.expected = None
+            lost = self.close()
+            self._begin(batch.epoch)
         expected = self.expected
         if expected is not None and batch.base < expected:
             return False, None
         self.expected = batch.end
-        if expected is None or batch.base == expected:
-            return True, None
-        return True, (expected, batch.base - 1)
+        if expected is None:
+            self._first = batch.base
+        elif batch.base > expected:
+            lost = expected, batch.base - 1
+        return True, lost
 
     def heard(self, epoch: int, next_seq: int, now: float) -> None:
         """The producer has come as far as `next_seq`: if that does not arrive soon, it is lost."""
-        if epoch == self.epoch and self.expected is not None and next_seq > self.expected:
+        if epoch == self.epoch and self.expected is not None and next_seq > max(self.expected, self._known):
             self._known, self._since = next_seq, now
 
     @property
@@ -289,7 +310,10 @@ class ReliableInbox:
 
     def take_repair(self, now: float, *, has_room: bool) -> Repair | None:
         """The repair request that is due now, if one is. Without room nothing is asked for."""
-        if now < self._repair_at or self.expected is None or self.ended:
+        if now < self._repair_at or self.expected is None:
+            return None
+        if self.ended:
+            self._repair_at = inf
             return None
         config = self._config
         gaps = list(self._have.missing(self.expected, self._known))[:RANGES_MAX]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from zfabric.config import Config
-from zfabric.errors import LimitExceeded, LocalProtocolError, TopicError
+from zfabric.errors import LimitExceeded, LocalProtocolError
 from zfabric.events import IncompatibleDelivery, SubscriberJoined, SubscriberLeft
 from zfabric.protocol.effects import AddFilter, ConnectFeed, DisconnectFeed, Effects, RemoveFilter
 from zfabric.protocol.lanes import Lane, Sink
@@ -184,10 +184,11 @@ class Interests:
         requests = [lane.request for lane in self.lanes.values()]
         self._peers.tell(peer, *self._interests(full=True, topics=topics, patterns=requests), now=now)
         for outbox in self.outboxes.values():
-            for peer_id, lane in outbox.remote:
-                if peer_id == peer.id:
-                    reader = outbox.readers.get((peer_id, lane))
-                    self._tell_attached(peer, outbox, lane, outbox.base if reader is None else reader.received, now)
+            # It may not have heard of its eviction, or we not that it has room again: it begins anew.
+            outbox.evicted = {key for key in outbox.evicted if key[0] != peer.id}
+            for key in outbox.remote:
+                if key[0] == peer.id:
+                    self._tell_attached(peer, outbox, key[1], self._position(outbox, key), now)
         self._follow(peer, now)
 
     def peer_left(self, peer: PeerRecord, now: float, *, for_good: bool) -> None:
@@ -201,7 +202,7 @@ class Interests:
             if for_good:
                 for reader in [r for r in outbox.readers.values() if r.peer_id == peer.id]:
                     outbox.drop_reader(reader, now)
-                outbox.evicted = {key for key in outbox.evicted if key[0] != peer.id}
+            outbox.evicted = {key for key in outbox.evicted if key[0] != peer.id}
         for lane in self.lanes.values():
             lane.attached = {key for key in lane.attached if key[0] != peer.id}
 
@@ -226,7 +227,16 @@ class Interests:
             self._learn(remote, interest)
         finally:
             if not interest.more:
+                self._forget_closed(peer, remote, now)
                 self._evaluate(peer, now)
+
+    def _forget_closed(self, peer: PeerRecord, remote: RemoteInterest, now: float) -> None:
+        """Subscriptions that ended while their peer was away need no waiting for."""
+        for outbox in self.outboxes.values():
+            for reader in list(outbox.readers.values()):
+                if reader.peer_id == peer.id and reader.lane not in remote.patterns:
+                    outbox.remote.pop((peer.id, reader.lane), None)
+                    outbox.drop_reader(reader, now)
 
     def _learn(self, remote: RemoteInterest, interest: Interest) -> None:
         config = self._config
@@ -276,9 +286,14 @@ class Interests:
     def resume(self, peer: PeerRecord, record: Resume, now: float) -> None:
         """An evicted subscription has room again."""
         outbox = self.outboxes.get(record.topic)
-        if outbox is not None and (peer.id, record.lane) in outbox.evicted:
-            outbox.evicted.discard((peer.id, record.lane))
+        key = peer.id, record.lane
+        if outbox is None:
+            return
+        if key in outbox.evicted:
+            outbox.evicted.discard(key)
             self._evaluate(peer, now)
+        elif key in outbox.remote:  # the news of the eviction came late, by another connection
+            self._tell_attached(peer, outbox, record.lane, self._position(outbox, key), now)
 
     def incompatible(self, peer: PeerRecord, record: Incompatible, _now: float) -> None:
         """A publisher offers less than one of our subscriptions asks for."""
@@ -346,6 +361,10 @@ class Interests:
         outbox.count_listeners()
         self._tell_attached(peer, outbox, request.lane, position, now)
         self._effects.emit(SubscriberJoined(outbox.topic, peer.source))
+
+    def _position(self, outbox: Outbox, key: tuple[bytes, int]) -> int:
+        reader = outbox.readers.get(key)
+        return outbox.base if reader is None else reader.received
 
     def _tell_attached(self, peer: PeerRecord, outbox: Outbox, lane: int, position: int, now: float) -> None:
         at = Position(lane, outbox.topic, outbox.epoch, outbox.first_kept, position)

@@ -192,12 +192,13 @@ class Outbox:
         return self.base
 
     def returning(self, peer_id: bytes, name: str, request: PatternRequest) -> Reader | None:
-        """A reader away that this subscription continues: of the same node, or of one that was started again."""
+        """A reader away that this subscription continues: its own, or that of a node that was started again."""
         same = self.readers.get((peer_id, request.lane))
         if same is not None:
             return same
         for reader in self.readers.values():
-            if reader.away_since is not None and (reader.name, reader.request.pattern) == (name, request.pattern):
+            left_behind = reader.away_since is not None and reader.peer_id != peer_id
+            if left_behind and (reader.name, reader.request.pattern) == (name, request.pattern):
                 return reader
         return None
 

@@ -86,7 +86,7 @@ class PeerTable:
         self._usable = usable
         self._on_step = on_step
         self.identity: Identity = Identity(bytes(16), "", "", "", 0, (), ())
-        self.dialler = Dialler(config, effects, lambda to: Hello(to, self.identity))
+        self.dialler = Dialler(config, effects, lambda to: Hello(to, self.identity), self._holder)
         self.known: dict[bytes, PeerRecord] = {}
         self._by_route: dict[Route, PeerRecord] = {}
         self._shunned: dict[bytes, None] = {}
@@ -101,6 +101,9 @@ class PeerTable:
             return peer.address
         dialled = self.dialler.endpoint(route) if isinstance(route, int) else None
         return dialled or f"connection {route if isinstance(route, int) else route.hex()}"
+
+    def _holder(self, endpoint: str) -> bytes | None:
+        return next((peer.id for peer in self.known.values() if peer.endpoint == endpoint), None)
 
     def up(self) -> list[PeerRecord]:
         """Peers that both sides have heard of."""

@@ -6,8 +6,10 @@ Everything here concerns one peer and one stream at a time; who is matched with 
 from __future__ import annotations
 
 from math import inf
+from typing import Any
 
 from zfabric.config import Config
+from zfabric.errors import LimitExceeded
 from zfabric.events import Evicted, Gap, Undelivered
 from zfabric.model import Source
 from zfabric.protocol.effects import Effects
@@ -28,6 +30,22 @@ REPAIR_MERGE_S = 0.005
 "Equal repair requests of one peer within this time are answered once."
 
 
+class Departed:
+    """A producer that fell silent."""
+
+    __slots__ = ("forgotten_at", "given_up_at", "peer")
+
+    def __init__(self, peer: PeerRecord, now: float, config: Config) -> None:
+        self.peer = peer
+        # It may notice later than we that we do not hear each other, and waits for grace_s from then on.
+        self.given_up_at = now + config.grace_s + 2 * config.peer_timeout_s
+        self.forgotten_at = max(self.given_up_at, now + config.rejoin_s)
+
+    def timer(self) -> float:
+        """When something is to be done about it."""
+        return min(self.given_up_at, self.forgotten_at)
+
+
 class Streams:
     """All streams of one node, in both directions."""
 
@@ -41,9 +59,9 @@ class Streams:
         self._jitter = jitter
         self._inboxes: dict[Key, Inbox] = {}
         self._busy: dict[tuple[int, bytes, str], tuple[Lane, ReliableInbox]] = {}
-        self._settling: dict[Key, Inbox] = {}
+        self._settling: dict[Key, tuple[Inbox, Source]] = {}
         self._due = inf
-        self._departed: dict[bytes, float] = {}
+        self._departed: dict[bytes, Departed] = {}
         self._budgets: dict[bytes, tuple[float, float]] = {}
         self._answered: dict[tuple[bytes, int, str], tuple[float, Repair]] = {}
         self.received: dict[str, int] = {}
@@ -54,8 +72,8 @@ class Streams:
     # -- receiving -----------------------------------------------------------------------------
 
     def take(self, peer: PeerRecord, batch: Batch, lanes: tuple[Lane, ...], now: float) -> None:
-        """A batch from the feed. Raises TopicError for a stream with an impossible name."""
-        best_effort = [lane for lane in lanes if lane.best_effort or not batch.reliable]
+        """A batch from the feed. Raises TopicError for a stream with an impossible name, or LimitExceeded."""
+        best_effort = [lane for lane in lanes if lane.best_effort or not (batch.reliable or lane.request.delivery)]
         if best_effort:
             self._take_best_effort(peer, batch, best_effort)
         for lane in lanes:
@@ -112,7 +130,10 @@ class Streams:
         """A full subscription was read: go on where its streams stopped, or were stopped."""
         for (producer, topic), inbox in lane.inboxes.items():
             peer = self._peers.known.get(producer)
-            if peer is not None:
+            departed = self._departed.get(producer)
+            if peer is None and departed is not None:
+                self._drain(lane, departed.peer, inbox, now)
+            elif peer is not None:
                 self._drain(lane, peer, inbox, now)
                 if inbox.ended and not lane.sink.full:
                     self._peers.tell(peer, Resume(lane.request.lane, topic), now=now)
@@ -149,7 +170,11 @@ class Streams:
             return
         lane.attached.add((peer.id, position.topic))
         if offer.delivery == "at-most-once" or lane.best_effort:
-            self._inbox(peer.id, position.topic, position.epoch).anchor(position.epoch, position.next_seq)
+            best_effort = self._inbox(peer.id, position.topic, position.epoch)
+            lost = best_effort.anchor(position.epoch, position.next_seq, now)
+            if lost is not None:
+                self.count_lost(Gap(peer.source, position.topic, *lost, cause="overflow"))
+            self._settle(peer, position.topic, best_effort)
             return
         inbox = self._reliable_inbox(lane, peer.id, position.topic, position.epoch)
         if position.epoch >= inbox.epoch:
@@ -175,8 +200,14 @@ class Streams:
         best_effort = self._inboxes.get(key)
         if best_effort is not None and inbox is None:
             best_effort.heard(position.epoch, position.next_seq, now)
-            self._settling[key] = best_effort
-            self._due = min(self._due, best_effort.timer(self._config))
+            self._settle(peer, position.topic, best_effort)
+
+    def _settle(self, peer: PeerRecord, topic: str, inbox: Inbox) -> None:
+        """Give what an at-most-once stream lacks at its end some time to arrive."""
+        due = inbox.timer(self._config)
+        if due < inf:
+            self._settling[peer.id, topic] = inbox, peer.source
+            self._due = min(self._due, due)
 
     def repaired_batch(self, peer: PeerRecord, lane_id: int, batch: Batch, now: float) -> None:
         """A batch that we had asked for again."""
@@ -194,22 +225,27 @@ class Streams:
             inbox.missing(record.start, record.stop, record.reason, now)
             self._drain(lane, peer, inbox, now)
 
-    def evicted(self, peer: PeerRecord, record: EvictedRecord, _now: float) -> None:
-        """A publisher gave one of our subscriptions up: what is on its way still counts, then the stream ends."""
+    def evicted(self, peer: PeerRecord, record: EvictedRecord, now: float) -> None:
+        """A publisher gave one of our subscriptions up. With room it goes on at once: its acks were held up, not it."""
         lane = self._interests.lanes.get(record.lane)
-        inbox = lane.inboxes.get((peer.id, record.topic)) if lane is not None else None
-        if lane is not None and inbox is not None and inbox.epoch == record.epoch:
-            inbox.ended = True
-            lane.attached.discard((peer.id, record.topic))
-            self._effects.emit(Evicted(record.topic, peer.source, record.reason, here=True))
+        if lane is None or record.topic not in self._interests.remote[peer.id].topics:
+            return
+        inbox = self._reliable_inbox(lane, peer.id, record.topic, record.epoch)
+        if record.epoch < inbox.epoch:
+            return
+        self._renew(peer, inbox, record.epoch)
+        inbox.ended = True
+        lane.attached.discard((peer.id, record.topic))
+        self._effects.emit(Evicted(record.topic, peer.source, record.reason, here=True))
+        if not lane.sink.full:
+            self._peers.tell(peer, Resume(record.lane, record.topic), now=now)
 
     def _inbox(self, producer: bytes, topic: str, epoch: int) -> Inbox:
         key = producer, topic
         inbox = self._inboxes.get(key)
         if inbox is None:
             check_topic(topic, reserved=True, bytes_max=self._config.topic_bytes_max)
-            if len(self._inboxes) >= self._config.inboxes_max:
-                del self._inboxes[next(iter(self._inboxes))]
+            self._make_room(self._inboxes)
             inbox = self._inboxes[key] = Inbox(epoch)
         return inbox
 
@@ -218,10 +254,18 @@ class Streams:
         inbox = lane.inboxes.get(key)
         if inbox is None:
             check_topic(topic, reserved=True, bytes_max=self._config.topic_bytes_max)
-            if len(lane.inboxes) >= self._config.inboxes_max:
-                del lane.inboxes[next(iter(lane.inboxes))]
+            self._make_room(lane.inboxes)
             inbox = lane.inboxes[key] = ReliableInbox(lane.request.lane, topic, epoch, self._config, self._jitter)
         return inbox
+
+    def _make_room(self, inboxes: dict[Key, Any]) -> None:
+        """The oldest stream of a producer that left goes first; those that flow are never cut for a new one."""
+        if len(inboxes) < self._config.inboxes_max:
+            return
+        departed = next((key for key in inboxes if key[0] not in self._peers.known), None)
+        if departed is None:
+            raise LimitExceeded("inboxes_max", len(inboxes) + 1, self._config.inboxes_max)
+        del inboxes[departed]
 
     def _renew(self, peer: PeerRecord, inbox: ReliableInbox, epoch: int) -> None:
         if epoch > inbox.epoch:
@@ -235,9 +279,10 @@ class Streams:
 
     def awaits(self, producer: bytes) -> bool:
         """Whether a producer told of messages that are not here yet."""
-        return any(inbox.behind for key, inbox in self._inboxes.items() if key[0] == producer) or any(
-            inbox.behind for lane in self._interests.lanes.values() for key, inbox in lane.inboxes.items() if key[0] == producer
-        )
+        if any(inbox.behind for key, inbox in self._inboxes.items() if key[0] == producer):
+            return True
+        reliable = (item for lane in self._interests.lanes.values() for item in lane.inboxes.items())
+        return any(inbox.behind for key, inbox in reliable if key[0] == producer)
 
     def peer_left(self, peer: PeerRecord, now: float, *, for_good: bool) -> None:
         """A producer or subscriber is gone; positions are kept as long as it may come back."""
@@ -249,8 +294,8 @@ class Streams:
             self._finish(peer, now)
             self.forget(peer_id)
         else:
-            self._departed[peer_id] = now + self._config.rejoin_s
-            self._due = min(self._due, self._departed[peer_id])
+            self._departed[peer_id] = departed = Departed(peer, now, self._config)
+            self._due = min(self._due, departed.timer())
 
     def _finish(self, peer: PeerRecord, now: float) -> None:
         """Hand on whatever a producer left behind, room or not, and report what is missing."""
@@ -357,27 +402,31 @@ class Streams:
         self._due = inf
         for key, (lane, inbox) in list(self._busy.items()):
             peer = self._peers.known.get(key[1])
+            pause = self._config.repair_retry_s
             if peer is not None and peer.routes:
                 self._tend(lane, peer, inbox, now)
+                pause = 0.001
             if peer is None or inbox.timer() == inf:
                 self._busy.pop(key, None)
             else:
-                self._due = min(self._due, max(inbox.timer(), now + 0.001))
-        for stream, best_effort in list(self._settling.items()):
-            peer = self._peers.known.get(stream[0])
+                self._due = min(self._due, max(inbox.timer(), now + pause))
+        for stream, (best_effort, source) in list(self._settling.items()):
             lost = best_effort.overdue(self._config, now)
-            if lost is not None and peer is not None:
-                self.count_lost(Gap(peer.source, stream[1], *lost, cause="overflow"))
+            if lost is not None:
+                self.count_lost(Gap(source, stream[1], *lost, cause="overflow"))
             if best_effort.timer(self._config) == inf:
                 del self._settling[stream]
             else:
                 self._due = min(self._due, best_effort.timer(self._config))
-        for peer_id, until in list(self._departed.items()):
-            if now >= until:
+        for peer_id, departed in list(self._departed.items()):
+            if now >= departed.given_up_at:
+                departed.given_up_at = inf
+                self._finish(departed.peer, now)
+            if now >= departed.forgotten_at:
                 del self._departed[peer_id]
                 self.forget(peer_id)
             else:
-                self._due = min(self._due, until)
+                self._due = min(self._due, departed.timer())
         for outbox in self._interests.outboxes.values():
             if outbox.timer() <= now:
                 self._tend_outbox(outbox, now)
@@ -398,9 +447,9 @@ class Streams:
             self._tell_positions(outbox, now)
         grace = self._config.grace_s
         for reader in list(outbox.readers.values()):
-            if reader.away_since is not None and now - reader.away_since >= grace:
+            if reader.away_since is not None and now >= reader.away_since + grace:
                 self.give_up_reader(outbox, reader, "away", now)
-        if outbox.full and now - outbox.full_since >= grace:
+        if outbox.full and now >= outbox.full_since + grace:
             for reader in list(outbox.slowest()):
                 if self._config.evict_slow or now - reader.progress_at >= grace:
                     self._evict(outbox, reader, now)
@@ -411,7 +460,7 @@ class Streams:
         for peer_id, lane in outbox.remote:
             reader = outbox.readers.get((peer_id, lane))
             peer = self._peers.known.get(peer_id)
-            if peer is None or (reader is not None and reader.received >= outbox.base):
+            if peer is None or (reader is not None and reader.processed >= outbox.base):
                 continue
             waiting = True
             position = Position(lane, outbox.topic, outbox.epoch, outbox.first_kept, outbox.base)
@@ -425,8 +474,9 @@ class Streams:
         reason = f"the window was full for {self._config.grace_s:g} s"
         if peer is not None:
             self._peers.tell(peer, EvictedRecord(reader.lane, outbox.topic, outbox.epoch, reason), now=now)
-        outbox.remote.pop((reader.peer_id, reader.lane), None)
-        outbox.evicted.add((reader.peer_id, reader.lane))
+        key = reader.peer_id, reader.lane
+        if outbox.remote.pop(key, None) is not None:
+            outbox.evicted.add(key)  # until it asks to go on; who is away just begins anew
         self._effects.emit(Evicted(outbox.topic, Source(reader.peer_id.hex(), reader.name), reason, here=False))
         self.give_up_reader(outbox, reader, "evicted", now)
 

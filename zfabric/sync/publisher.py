@@ -14,9 +14,6 @@ from zfabric.sync.stage import Stage
 
 __all__ = ["Publisher"]
 
-CHUNK_MAX = 1024
-"Values that `publish_many` encodes in one call, at most."
-
 
 class Publisher:
     """Publishes on one topic; `node.publisher(topic)` makes it. Any number of threads may share it.
@@ -36,7 +33,6 @@ class Publisher:
         self._driver = stage.driver
         self._mandatory = mandatory
         self._confirm = confirm
-        self._chunk_size = 64
         self._closed = False
 
     def __repr__(self) -> str:
@@ -111,7 +107,7 @@ class Publisher:
         last = -1
         if isinstance(values, Sequence) and not self._mandatory:
             start = 0
-            while chunk := list(values[start : start + self._chunk_size]):
+            while chunk := list(values[start : start + self._stage.chunk_size]):
                 last = self._publish_chunk(chunk)
                 start += len(chunk)
         else:
@@ -129,12 +125,9 @@ class Publisher:
             last = self._stage.put_many(chunk)
         except WindowFull:
             last = -1
-        if last >= 0:
-            self._chunk_size = min(2 * len(chunk), CHUNK_MAX)
-            return last
-        self._chunk_size = max(1, len(chunk) // 2)
-        for value in chunk:
-            last = self._publish(value)
+        if last < 0:
+            for value in chunk:
+                last = self._publish(value)
         return last
 
     def confirmed(self, seq: int) -> None:

@@ -24,6 +24,9 @@ from zfabric.wire.codec import SPECIAL_TYPES, Codec
 
 __all__ = ["Stage"]
 
+CHUNK_MAX = 1024
+"Values encoded in one call, at most."
+
 
 class Stage:
     """One topic's batches on their way to the loop; shared by all publishers of the topic."""
@@ -46,6 +49,8 @@ class Stage:
         self._full_bytes = 0
         self._next_seq = outbox.next_seq
         self._awake = False
+        self.chunk_size = 64
+        "How many values `put_many` can take well."
         self._scratch = bytearray()
         self._turn = 0
         "Encodings begun. Whoever finds that it grew was interrupted by another, and `_scratch` is not his own."
@@ -117,10 +122,12 @@ class Stage:
             writer, codec, data = self._begin()
             turn = self._turn
             del data[:]
+            self.chunk_size = max(1, more // 2)
             if writer.count + more > self._messages_last or not codec.encode_many(values, data):
                 return -1
             if len(writer.buffer) + len(data) > self._config.frame_bytes_max:
                 return -1
+            self.chunk_size = min(max(1, self._batch_bytes * more // (2 * len(data))), CHUNK_MAX)
             if self._turn != turn:
                 return self.put_many(values)
             # No call from here on until the messages are counted.

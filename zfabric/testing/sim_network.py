@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from zfabric.testing.sim_truth import Violation
 from zfabric.wire.records import Ack, Data, Positions, Repair, decode_envelope, encode_envelope
 
 __all__ = ["Agenda", "Endpoint", "Faults", "Flight", "Network"]
@@ -23,6 +24,8 @@ RETRY_S = 0.5
 "Pause between two attempts of a broken connection."
 BACKLOG_MAX = 200
 "Frames that wait in a dialled connection while it is down."
+AT_ONCE_MAX = 5000
+"More events than this without any time passing are a loop."
 REPLAYABLE = (Ack, Data, Positions, Repair)
 
 
@@ -59,8 +62,13 @@ class Agenda:
     def run(self, until: float) -> None:
         """Let time pass."""
         heap = self._heap
+        at_once = 0
         while heap and heap[0][0] <= until:
-            self.now, _, call, arguments = heapq.heappop(heap)
+            when, _, call, arguments = heapq.heappop(heap)
+            at_once = at_once + 1 if when <= self.now else 0
+            if at_once > AT_ONCE_MAX:
+                raise Violation("livelock", f"{at_once} things happen at one time; the last is {call} {arguments}")
+            self.now = when
             self.steps += 1
             call(*arguments)
         self.now = until

@@ -6,7 +6,7 @@ what they keep; whether that was right is judged by what subscriptions really go
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import msgspec
@@ -36,6 +36,8 @@ class Witness(Protocol):
     core: Core
     gaps: dict[tuple[bytes, str], RangeSet]
     resumed_at: float
+    left_at: dict[bytes, float]
+    "When it noticed that a peer had fallen silent."
 
 
 def offers(delivery: str, asked: str) -> bool:
@@ -46,8 +48,9 @@ def offers(delivery: str, asked: str) -> bool:
 class Oracle:
     """The history of one simulation, judged as it happens."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, now: Callable[[], float]) -> None:
         self.config = config
+        self.now = now
         self.streams: dict[StreamKey, StreamTruth] = {}
         self.lanes: dict[tuple[bytes, int], LaneTruth] = {}
         self.nodes: dict[bytes, Witness] = {}
@@ -118,7 +121,7 @@ class Oracle:
         if not offers(stream.delivery, lane.delivery):
             raise Violation("incompatible", f"{lane} asked for {lane.delivery} and got {_show(key)} as {stream.delivery}")
         got = self.part(lane, key)
-        if lane.full and got.reliable and key[0] != lane.node_id:
+        if lane.full and got.reliable and key[0] != lane.node_id and stream.alive:
             raise Violation("memory", f"{lane} is full and got {_show(key)} {batch.base}")
         if batch.epoch < lane.epochs.get(key[:2], 0):
             raise Violation("fencing", f"{lane} got {_show(key)} after epoch {lane.epochs[key[:2]]}")
@@ -161,6 +164,10 @@ class Oracle:
         if not any(next(iter(got.delivered.missing(first, stop)), None) == (first, stop) for got in possible):
             raise Violation("false-gap", f"{node.name} announces {gap.topic} {first} to {gap.last} as lost ({gap.cause})")
         node.gaps.setdefault((producer, gap.topic), RangeSet()).add(first, stop)
+        left_at = node.left_at.get(producer)
+        if gap.cause == "closed" and left_at is not None and self.now() - left_at >= self.config.grace_s:
+            for got in parts:
+                got.excused.add(first, stop)
         for got in parts:
             if first <= got.next < stop:
                 got.next = stop

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from zfabric.config import Config
-from zfabric.events import Event, Gap
+from zfabric.events import Event, Gap, PeerJoined, PeerLeft
 from zfabric.model import Source
 from zfabric.protocol.core import Core
 from zfabric.protocol.effects import (
@@ -223,6 +223,7 @@ class Party:
         self.clock_step = 0.0
         self.filters: dict[bytes, int] = {}
         self.gaps: dict[tuple[bytes, str], RangeSet] = {}
+        self.left_at: dict[bytes, float] = {}
         self.consumers: list[Consumer] = []
         self.publishers: list[Publisher] = []
         self.log: list[tuple[object, ...]] | None = None
@@ -403,6 +404,10 @@ class Party:
             self.trace("event", event)
         if isinstance(event, Gap):
             self.oracle.gap(self, event)
+        elif isinstance(event, PeerLeft):
+            self.left_at[bytes.fromhex(event.peer.id)] = self.agenda.now
+        elif isinstance(event, PeerJoined):
+            self.left_at.pop(bytes.fromhex(event.peer.id), None)
 
 
 def _anything(_endpoint: str) -> bool:

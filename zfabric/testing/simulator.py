@@ -24,6 +24,7 @@ from zfabric.testing.sim_oracle import Oracle
 from zfabric.testing.sim_party import ConsumerSpec, Party, Publisher, PublisherSpec
 from zfabric.testing.sim_truth import RULES, Violation
 from zfabric.wire.records import Start
+from zfabric.wire.topics import Pattern
 
 __all__ = ["Outcome", "Simulation", "simulate"]
 
@@ -109,7 +110,7 @@ class Simulation:
         self.agenda = Agenda()
         self.network = Network(self.agenda, self.random)
         self.config = short_timeouts(self.random)
-        self.oracle = Oracle(self.config)
+        self.oracle = Oracle(self.config, lambda: self.agenda.now)
         self.parties: dict[str, Party] = {}
         self.frames = 0
         self.log: list[tuple[object, ...]] | None = [] if trace else None
@@ -130,8 +131,11 @@ class Simulation:
             if (name, topic) not in taken:
                 taken.add((name, topic))
                 self.publishing[name].append(self._draw_publisher(topic))
+        topics = [spec.topic for specs in self.publishing.values() for spec in specs]
+        matching = [text for text in PATTERNS if any(Pattern(text).matches(topic) for topic in topics)]
         for _ in range(random.choice((2, 2, 3, 4))):
-            name, pattern = random.choice(names[1:] if random.random() < 0.9 else names), random.choice(PATTERNS)
+            name = random.choice(names[1:] if random.random() < 0.9 else names)
+            pattern = random.choice(matching if random.random() < 0.95 else PATTERNS)
             if (name, pattern) not in taken or random.random() < 0.1:
                 taken.add((name, pattern))
                 self.listening[name].append(self.draw_consumer(pattern))

@@ -179,7 +179,7 @@ _MALFORMED = (msgspec.MsgspecError, ValueError, RecursionError, TypeError)
 
 
 def plain_metadata(
-    key: Any, headers: dict[str, Any] | None, ttl_s: float | None
+    key: Any, headers: dict[str, Any] | None, ttl_s: Any
 ) -> tuple[Any, dict[str, Any] | None, int | None, int]:
     """Key, headers and milliseconds as receivers will see them, safe from later changes, and about their size.
 

@@ -1,0 +1,106 @@
+"""`nodes`, `topics`, `hz` and `bw`: looking at what others do."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import zfabric
+from tests.cli.processes import Commands
+
+
+async def beat(node: zfabric.Node, until: asyncio.Event) -> int:
+    """Publish 100 bytes on `plant.temp` every 20 ms; returns how many."""
+    publisher = node.publisher("plant.temp")
+    sent = 0
+    while not until.is_set():
+        publisher.publish_nowait(b"x" * 100)
+        sent += 1
+        try:
+            async with asyncio.timeout(0.02):
+                await until.wait()
+        except TimeoutError:
+            continue
+    return sent
+
+
+async def test_nodes_and_topics(cli: Commands, node: zfabric.Node) -> None:
+    """Nodes and topics are listed as JSON, and as plain columns where stdout is no terminal."""
+    node.publisher("plant.temp")
+    node.subscribe("plant.*")
+    node.subscribe("plant.press")
+
+    as_json, as_text, topics, table = await asyncio.gather(
+        cli.run("nodes", "--json", "--wait", "1"),
+        cli.run("nodes"),
+        cli.run("topics", "--json"),
+        cli.run("topics", "plant.temp"),
+    )
+
+    assert [outcome.code for outcome in (as_json, as_text, topics, table)] == [0, 0, 0, 0]
+    (seen,) = [record for record in as_json.records if record["name"] == "friend"]
+    assert seen["id"] == node.id
+    assert seen["address"] in node.endpoints
+    assert (seen["topics"], seen["patterns"]) == (["plant.temp"], ["plant.*", "plant.press"])
+    assert "NAME" in as_text.out and node.id[:8] in as_text.out and "\x1b" not in as_text.out
+    assert topics.records == [
+        {"topic": "plant.press", "publishers": [], "subscribers": ["friend"]},
+        {"topic": "plant.temp", "publishers": ["friend"], "subscribers": ["friend"]},
+    ]
+    assert table.out.splitlines() == ["TOPIC       PUBLISHERS  SUBSCRIBERS", "plant.temp  friend      friend"]
+
+
+async def test_hz_and_bw(cli: Commands, node: zfabric.Node) -> None:
+    """Rates and sizes are about those of the publisher."""
+    stop = asyncio.Event()
+    began = time.monotonic()
+    beating = asyncio.create_task(beat(node, stop))
+    hz, bw = await asyncio.gather(
+        cli.run("hz", "plant.#", "--count", "2", "--json"), cli.run("bw", "--duration", "1.5", "--window", "1")
+    )
+    stop.set()
+    real_hz = await beating / (time.monotonic() - began)
+
+    assert (hz.code, bw.code) == (0, 0)
+    last = hz.records[-1]
+    assert last["topic"] == "plant.temp"
+    assert real_hz / 2 < last["rate_hz"] < real_hz * 2
+    assert last["interval_ms_min"] <= last["interval_ms_mean"] <= last["interval_ms_max"]
+    last = bw.records[-1]
+    assert last["message_bytes_mean"] == 100
+    assert real_hz * 50 < last["bytes_per_s"] < real_hz * 200
+
+
+async def test_nobody_there(cli: Commands) -> None:
+    """Without any node each verb exits with 69, and --wait with 75."""
+    nodes, waiting, topics, hz, refused = await asyncio.gather(
+        cli.run("nodes", "--json"),
+        cli.run("nodes", "--wait", "2", "--timeout", "0.2", "--fabric", "other"),
+        cli.run("topics"),
+        cli.run("hz", "x", "--duration", "0.2"),
+        cli.run("nodes", "--interface", "lan"),
+    )
+
+    assert (nodes.code, nodes.out) == (69, "")
+    assert nodes.err.startswith("error: no node of fabric 'default' on this machine; try ")
+    assert (waiting.code, waiting.err) == (75, "error: only 0 of 2 nodes came; give it longer with --timeout\n")
+    assert topics.code == 69
+    assert hz.code == 69
+    assert hz.err.endswith("error: nobody publishes 'x'\n")
+    assert refused.code in (77, 2)  # 2 where this machine is on no network
+    assert "--insecure" in refused.err or "no interface 'lan'" in refused.err
+
+
+async def test_silence_and_refusal(cli: Commands, node: zfabric.Node) -> None:
+    """A topic without messages exits with 75; a node of another fabric refuses, which exits with 77."""
+    node.publisher("plant.temp")
+    tcp = next(endpoint for endpoint in node.endpoints if endpoint.startswith("tcp://127"))
+
+    silent, refused = await asyncio.gather(
+        cli.run("bw", "plant.temp", "--duration", "1"),
+        cli.run("nodes", "--fabric", "other", "--seed", tcp),
+    )
+
+    assert (silent.code, refused.code) == (75, 77)
+    assert silent.err.endswith("error: 'plant.temp' is published, but no message came\n")
+    assert refused.err.startswith("error: refused: ")
