@@ -1,4 +1,4 @@
-"""`python -m benchmarks throughput|discovery`: figures to stdout, progress to stderr."""
+"""`python -m benchmarks throughput|fanout|discovery`: figures to stdout, progress to stderr."""
 
 from __future__ import annotations
 

@@ -25,6 +25,8 @@ class Run:
     "Messages that are sent first and not measured."
     messages: int = 100_000
     "Messages that are measured."
+    receivers: int = 1
+    "Processes that receive everything (fan-out)."
     nodes: int = 1
     "Nodes in this process (discovery)."
     nodes_total: int = 2

@@ -95,6 +95,19 @@ def test_output_tells_the_machine(throughput: tuple[str, Lines]) -> None:
 
 
 @pytest.mark.slow
+def test_fanout_reaches_every_subscriber() -> None:
+    """Every peer delivers everything to one and to three subscribers, and is compared with both."""
+    rows = rows_of(run_tiny("fanout", "--subscribers", "1,3"))
+
+    assert {(entry.peer, case) for entry in entries_of("fanout") for case in ("to 1", "to 3")} == {
+        (row["peer"], row["case"]) for row in rows
+    }
+    for row in rows:
+        assert (row["lost"], row["failures"]) == (0, []), row["peer"]
+        assert {"x PUB/SUB", "x to 1"} == set(row["ratios"])
+
+
+@pytest.mark.slow
 def test_discovery_measures_every_case(discovery: Lines) -> None:
     """Every entry plays every case that it has roles for, without failure."""
     expected = {(entry.peer, role) for entry in entries_of("discovery") for role in entry.roles}

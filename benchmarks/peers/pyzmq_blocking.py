@@ -41,11 +41,13 @@ def pull(run: Run, link: Link) -> Mapping[str, Any]:
 
 
 def publish(run: Run, link: Link) -> Mapping[str, Any]:
-    """Bind a PUB socket, wait for the subscription, and send."""
+    """Bind a PUB socket, wait for the subscriptions, and send."""
     with _socket(zmq.XPUB) as socket:
+        socket.xpub_verbose = True
         socket.bind(run.bind_address("pub"))
         link.meet(_endpoint(socket))
-        socket.recv()
+        for _ in range(run.receivers):
+            socket.recv()
         return _send(socket, run, link)
 
 
@@ -158,3 +160,4 @@ ENTRIES = [
     for payload, codec in (("bytes", ""), ("dict", " + msgpack"), ("struct", " + msgspec"))
     for pattern, roles in PATTERNS.items()
 ]
+ENTRIES.append(Entry(workload="fanout", peer="pyzmq PUB/SUB", roles=PATTERNS["PUB/SUB"]))

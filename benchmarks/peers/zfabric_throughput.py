@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from benchmarks import payloads
 from benchmarks.meter import Reception, Transmission
 from benchmarks.model import Entry, Link, Run
-from zfabric import Config, Node, Publisher, Subscription, Topic
+from zfabric import Config, Delivery, Node, Publisher, Subscription, Topic
+from zfabric.discovery import Scope, runtime_dir
+from zfabric.node.environment import Machine
+from zfabric.transport.base import Receiver, Transport
+from zfabric.transport.sockets import ZmqTransport
 
 __all__ = ["ENTRIES", "receive_batches", "receive_messages", "send_many", "send_nowait"]
 
@@ -38,6 +44,16 @@ def send_nowait(run: Run, link: Link) -> Mapping[str, Any]:
     return asyncio.run(_send(run, link, _publish_nowait))
 
 
+def send_reliably(run: Run, link: Link) -> Mapping[str, Any]:
+    """Send with publish_many, acknowledged; done when every subscriber has everything."""
+    return asyncio.run(_send(run, link, _publish_many, Delivery.AT_LEAST_ONCE))
+
+
+def receive_with_loss(run: Run, link: Link) -> Mapping[str, Any]:
+    """Receive lists of messages, while one batch in a hundred is lost on the way."""
+    return asyncio.run(_receive(run, link, _drain_batches, LossyMachine(loss=0.01)))
+
+
 def receive_batches(run: Run, link: Link) -> Mapping[str, Any]:
     """Receive lists of messages and look at every value."""
     return asyncio.run(_receive(run, link, _drain_batches))
@@ -48,21 +64,50 @@ def receive_messages(run: Run, link: Link) -> Mapping[str, Any]:
     return asyncio.run(_receive(run, link, _drain_messages))
 
 
-def _node(name: str, run: Run) -> Node:
+def _node(name: str, run: Run, machine: Machine | None = None) -> Node:
     config = Config(mdns=False, ipc=run.transport == "ipc", outlet_queue_bytes=QUEUE_BYTES, buffer_bytes=QUEUE_BYTES)
-    return Node(name, fabric="benchmark", config=config)
+    node = Node(name, fabric="benchmark", config=config)
+    if machine is not None:
+        node._environment = machine  # noqa: SLF001 - there is no public way to lose batches
+    return node
+
+
+class LossyMachine(Machine):
+    """This computer, with a network that loses some batches; which ones is the same in every run."""
+
+    def __init__(self, loss: float) -> None:
+        self._loss = loss
+
+    def transport(self, node_id: bytes, scope: Scope, config: Config) -> Transport:
+        """ZeroMQ, whose feed drops batches."""
+        return LossyTransport(config, scope.addresses, runtime_dir() / node_id.hex()[:16], self._loss)
+
+
+class LossyTransport(ZmqTransport):
+    """Drops batches between the feed and the node."""
+
+    def __init__(self, config: Config, addresses: tuple[str, ...], ipc_stem: Path, loss: float) -> None:
+        super().__init__(config, addresses, ipc_stem)
+        self._loss = loss
+        self._random = random.Random(0)
+
+    def open(self, receiver: Receiver) -> None:
+        """Bind, and put the loss in front of the receiver."""
+        super().open(receiver)
+        take = receiver.on_batch
+        receiver.on_batch = lambda frames: None if self._random.random() < self._loss else take(frames)  # type: ignore[method-assign]
 
 
 def _topic(run: Run) -> Topic[Any] | str:
     return Topic("benchmark.data", payloads.Reading) if run.payload == "struct" else "benchmark.data"
 
 
-async def _send(run: Run, link: Link, feed: Feed) -> Mapping[str, Any]:
+async def _send(run: Run, link: Link, feed: Feed, delivery: Delivery = Delivery.AT_MOST_ONCE) -> Mapping[str, Any]:
     """Send the warm-up, then the measured messages."""
     value = payloads.make(run.payload, run.size)
     async with _node("sender", run) as node:
-        publisher = node.publisher(_topic(run))
-        await publisher.wait_for(subscribers=1, timeout=10)
+        publisher = node.publisher(_topic(run), delivery=delivery)
+        await publisher.wait_for(subscribers=run.receivers, timeout=10)
         for count in (run.warmup, run.messages):
             await link.meet_async()
             clock = Transmission()
@@ -84,9 +129,9 @@ async def _publish_nowait(publisher: Publisher, value: Any, count: int) -> None:
         await asyncio.sleep(0)
 
 
-async def _receive(run: Run, link: Link, drain: Drain) -> Mapping[str, Any]:
+async def _receive(run: Run, link: Link, drain: Drain, machine: Machine | None = None) -> Mapping[str, Any]:
     """Receive both; silence ends a phase."""
-    async with _node("receiver", run) as node, node.subscribe(_topic(run)) as subscription:
+    async with _node(link.name, run, machine) as node, node.subscribe(_topic(run)) as subscription:
         await subscription.wait_for(publishers=1, timeout=10)
         for expected in (run.warmup, run.messages):
             await link.meet_async()
@@ -146,12 +191,20 @@ def _entry(name: str, sender: Any, receiver: Any, payload: str = "bytes") -> Ent
     return Entry(workload="throughput", peer=f"zfabric {name}", roles=roles, payload=payload)
 
 
+_RELIABLE = "publish_many -> batches, at-least-once"
+
 ENTRIES = [
     _entry("publish_many -> batches", send_many, receive_batches),
+    _entry(_RELIABLE, send_reliably, receive_batches),
+    _entry(f"{_RELIABLE}, 1 % lost", send_reliably, receive_with_loss),
     _entry("publish_nowait -> batches", send_nowait, receive_batches),
     _entry("publish_nowait -> async for", send_nowait, receive_messages),
     _entry("publish_many -> batches", send_many, receive_batches, "dict"),
     _entry("publish_nowait -> async for", send_nowait, receive_messages, "dict"),
     _entry("publish_many -> batches", send_many, receive_batches, "struct"),
     _entry("publish_nowait -> async for", send_nowait, receive_messages, "struct"),
+]
+ENTRIES += [
+    Entry(workload="fanout", peer=f"zfabric {name}", roles={"sender": sender, "receiver": receive_batches})
+    for name, sender in (("at-most-once", send_many), ("at-least-once", send_reliably))
 ]

@@ -33,9 +33,10 @@ class Workload(Protocol):
 def load() -> list[Workload]:
     """All workloads."""
     from benchmarks.workloads.discovery import WORKLOAD as DISCOVERY
+    from benchmarks.workloads.fanout import WORKLOAD as FANOUT
     from benchmarks.workloads.throughput import WORKLOAD as THROUGHPUT
 
-    return [THROUGHPUT, DISCOVERY]
+    return [THROUGHPUT, FANOUT, DISCOVERY]
 
 
 def summarise(values: Sequence[float]) -> dict[str, Any]:

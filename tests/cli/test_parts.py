@@ -88,8 +88,8 @@ def test_rate_falls_when_a_stream_stops() -> None:
     for tick in range(10):
         meter.add(tick / 10, 1, 1)
 
-    meter.prune(2.9, 2.0)
-    assert meter.rate_hz(2.9, 2.0) == 0
+    meter.prune(3.0, 2.0)
+    assert meter.rate_hz(3.0, 2.0) == 0
     assert meter.intervals() is None
 
 

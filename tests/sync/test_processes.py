@@ -99,12 +99,14 @@ PUBLISH_THROUGH_INTERRUPTS = """
 near, far = Node("near", config=CONFIG), Node("far", config=CONFIG)
 near.open(), far.open()
 publisher, subscription = wired(near, far, overflow="block")
-interrupts, last = 0, -1
+interrupts, last, armed = 0, -1, False
 enough = threading.Event()
 main = threading.main_thread().ident
 
 def on_signal(*_):
-    if not enough.is_set():
+    global armed
+    if armed:
+        armed = False
         raise KeyboardInterrupt
 
 signal.signal(signal.SIGINT, on_signal)
@@ -116,7 +118,7 @@ def interrupt():
 def publish():
     global last
     n = 0
-    while not enough.is_set():
+    while True:
         n += 1
         if n % 10:
             last = publisher.publish(n, key=n if n % 3 else None)
@@ -125,13 +127,13 @@ def publish():
 
 thread = threading.Thread(target=interrupt)
 thread.start()
-while not enough.is_set():
+while interrupts < 100:
     try:
+        armed = True
         publish()
     except KeyboardInterrupt:
         interrupts += 1
-        if interrupts == 100:
-            enough.set()
+enough.set()
 thread.join()
 end = publisher.publish("end")
 for seq, message in enumerate(subscription.iterate(TIMEOUT_S)):

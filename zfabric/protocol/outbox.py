@@ -183,9 +183,9 @@ class Outbox:
         if start.kind == "earliest":
             return self.first_kept
         if start.kind == "seq":
-            return int(value)
+            return min(int(value), self.base)
         if start.kind == "last":
-            return max(self.first_kept, self.next_seq - int(value))
+            return min(max(self.first_kept, self.next_seq - int(value)), self.base)
         if start.kind == "since":
             oldest = now_ns - int(value * 1e9)
             return next((sealed.base for sealed in self._kept() if sealed.published_ns >= oldest), self.base)
@@ -244,16 +244,18 @@ class Outbox:
                 history.append(sealed)
                 self._history_bytes += sealed.nbytes
         oldest = self.base - self._history_max
-        while history and (history[0].end <= oldest or self._history_bytes > self._config.history_bytes_max):
+        bytes_max = self._config.history_bytes_max
+        # What a late joiner began with stays until it has it, as what is unacknowledged does.
+        while history and history[0].end <= floor and (history[0].end <= oldest or self._history_bytes > bytes_max):
             self._history_bytes -= history.popleft().nbytes
-        full = (
-            self.local_full
-            or self.waiting_bytes >= self.window_bytes
-            or self.base - floor >= self._config.window_messages_max
+        held_up = (
+            self.waiting_bytes >= self.window_bytes or self.base - floor >= self._config.window_messages_max
         )
+        if held_up != (self.full_since < inf):
+            self.full_since = now if held_up else inf
+        full = held_up or self.local_full
         if full != self.full:
             self.full = full
-            self.full_since = now if full else inf
             self.ready = self.listeners > 0 and not full
 
     def set_local_full(self, full: bool, now: float) -> None:
@@ -264,14 +266,12 @@ class Outbox:
 
     def restart_grace(self, now: float) -> None:
         """Somebody made progress, or was given up: who holds the window up now has as long again."""
-        if self.full:
+        if self.full_since < inf:
             self.full_since = now
 
     def timer(self) -> float:
         """When somebody must be told how far this stream has come, or somebody has waited long enough."""
-        due = self.position_at
-        if self.full:
-            due = min(due, self.full_since + self._config.grace_s)
+        due = min(self.position_at, self.full_since + self._config.grace_s)
         for reader in self.readers.values():
             if reader.away_since is not None:
                 due = min(due, reader.away_since + self._config.grace_s)

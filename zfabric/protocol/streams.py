@@ -449,7 +449,7 @@ class Streams:
         for reader in list(outbox.readers.values()):
             if reader.away_since is not None and now >= reader.away_since + grace:
                 self.give_up_reader(outbox, reader, "away", now)
-        if outbox.full and now >= outbox.full_since + grace:
+        if now >= outbox.full_since + grace:
             for reader in list(outbox.slowest()):
                 if self._config.evict_slow or now - reader.progress_at >= grace:
                     self._evict(outbox, reader, now)

@@ -54,7 +54,7 @@ class Oracle:
         self.streams: dict[StreamKey, StreamTruth] = {}
         self.lanes: dict[tuple[bytes, int], LaneTruth] = {}
         self.nodes: dict[bytes, Witness] = {}
-        self.delivered = self.published = self.announced = self.confirmed = 0
+        self.delivered = self.published = self.announced = self.confirmed = self.consumed = 0
         self._holes: list[tuple[LaneTruth, LaneStream, int, int]] = []
 
     # -- operations ----------------------------------------------------------------------------
@@ -268,7 +268,8 @@ class Oracle:
         grace = self.config.grace_s - 0.001
         away = watch.away_since is not None and now - watch.away_since >= grace
         full = stream.full_since is not None and now - stream.full_since >= grace
-        if not (lane.closed or away or (full and now - watch.progress_at >= grace)):
+        stuck = now - watch.progress_at >= grace or self.config.evict_slow
+        if not (lane.closed or away or (full and stuck)):
             raise Violation("evicted-early", f"{_show(stream.key)} gave {lane} up without reason")
         stop = len(stream.sizes)
         if watch.received < stop:
@@ -294,7 +295,7 @@ class Oracle:
             raise Violation("window", f"{_show(stream.key)} holds {outbox.waiting_bytes} of {outbox.window_bytes} bytes")
         if stream.history and outbox.first_kept > max(0, outbox.base - stream.history):
             raise Violation("retention", f"{_show(stream.key)} keeps {outbox.first_kept} on, not {stream.history}")
-        if not (outbox.full and stream.readers):
+        if outbox.waiting_bytes < outbox.window_bytes or not stream.readers:
             stream.full_since = None
         elif stream.full_since is None:
             stream.full_since = now
@@ -363,7 +364,7 @@ class Oracle:
 
     def positions(self) -> Iterable[int]:
         """Numbers that grow while something happens."""
-        return self.delivered, self.announced, self.confirmed, sum(len(node.gaps) for node in self.nodes.values())
+        return self.delivered, self.announced, self.confirmed, self.consumed
 
 
 def _show(key: StreamKey) -> str:

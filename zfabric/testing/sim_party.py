@@ -126,6 +126,7 @@ class Consumer:
         party, part = self._party, party_part(self.truth, key)
         if part is not None:
             part.processed = max(part.processed, before)
+            party.oracle.consumed += 1
         if key[0] != party.id and not self.truth.closed:
             party.core.streams.processed(self.lane, *key, before, party.agenda.now)
             party.pump()

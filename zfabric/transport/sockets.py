@@ -103,6 +103,7 @@ class ZmqTransport:
         socket.set(zmq.LINGER, 0)
         socket.set(zmq.MAXMSGSIZE, config.frame_bytes_max)
         socket.set(zmq.HANDSHAKE_IVL, _ms(config.handshake_timeout_s))
+        socket.set(zmq.ZAP_DOMAIN, b"zfabric")  # nobody answers there, but ZMTP 1 and 2, which never time out, are off
         socket.set(zmq.RECONNECT_IVL, _ms(config.reconnect_interval_s))
         socket.set(zmq.RECONNECT_IVL_MAX, _ms(config.reconnect_interval_s_max))
         socket.set(zmq.BACKLOG, config.backlog)
