@@ -36,6 +36,8 @@ class Seen:
 
     had: RangeSet = field(default_factory=RangeSet)
     announced: RangeSet = field(default_factory=RangeSet)
+    absent: RangeSet = field(default_factory=RangeSet)
+    "Best-effort messages between two incarnations: nobody was there to be told."
     first: int | None = None
 
 
@@ -113,7 +115,8 @@ def judge(
             if missing and name not in set(excused):
                 verdict.lost[name, stream] = missing
             end = max(max((span[1] for span in got.had), default=0), tried + 1 if to_end else 0)
-            holes = [hole for span in got.had.missing(begin, end) for hole in got.announced.missing(*span)]
+            known = RangeSet([*got.had, *got.announced, *got.absent])
+            holes = list(known.missing(begin, end))
             if holes:
                 verdict.silent[name, stream] = holes
     return verdict
@@ -149,6 +152,8 @@ def _follow(lines: list[Line], seen: dict[Stream, Seen], sent: Sent, verdict: Ve
                 verdict.invented.append(f"{stream}: {first} to {last}")
                 continue
             one, mode = seen[stream], sent.mode[stream]
+            if mode == "at-most-once" and stream not in position and one.had:
+                one.absent.add(list(one.had)[-1][1], first)
             new = sum(stop - start for start, stop in one.had.missing(first, last + 1))
             one.had.add(first, last + 1)
             one.first = first if one.first is None else one.first

@@ -54,7 +54,7 @@ class FaultyTransport(ZmqTransport):
     """Connects through a proxy, and can bind its outlet to a fixed port."""
 
     def __init__(self, config: Config, addresses: tuple[str, ...], options: Options) -> None:
-        super().__init__(config, addresses, None)
+        super().__init__(config, addresses, None, with_crc=options.checksums)
         self._via = options.via
         self._outlet_port = options.outlet_port
 

@@ -94,21 +94,21 @@ def test_a_half_open_link(team: Crew, proxy: Proxy, which: str) -> None:
     team.verdict(to_end=True).check()
 
 
-@pytest.mark.parametrize("which", ["inbox", "outlet"])
-def test_flipped_bits(team: Crew, proxy: Proxy, which: str) -> None:
-    """With checksums (any interface but loopback) a damaged frame is counted, never believed, and sent again."""
+def test_flipped_bits(team: Crew, proxy: Proxy) -> None:
+    """With checksums (any interface but loopback) a damaged frame is counted, never believed, and sent again.
+
+    Lengths of frames are damaged too, so that the rest of a connection makes no sense any more.
+    """
     pair = Pair(team, proxy, subscribing=SAFE, count=9_000, pad=50, **SAFE)
-    line = pair.lines(which)[0]
     pair.subscriber.until_position(500)
-    line.flip_every = 20_000 if which == "outlet" else 60
-    wait_until(lambda: line.flipped > 20)
-    line.flip_every = 0
-    proxy.reset(line)
+    pair.inbox.flip_every, pair.outlet.flip_every = 300, 20_000
+    wait_until(lambda: pair.outlet.flipped > 20 and pair.inbox.flipped > 2)
+    pair.inbox.flip_every = pair.outlet.flip_every = 0
+    proxy.reset()
     pair.finish()
 
     team.verdict(to_end=True).check()
-    if which == "outlet":
-        assert pair.subscriber.last("closed")["protocol_errors"]
+    assert pair.subscriber.last("closed")["protocol_errors"]
 
 
 def test_the_loss_of_the_last_message(team: Crew, proxy: Proxy) -> None:
@@ -199,26 +199,33 @@ def test_repairs_that_are_lost_too(team: Crew, proxy: Proxy) -> None:
     assert grown < 48 * 1024
 
 
-@pytest.mark.parametrize("direction", ["frames", "inward"])
-def test_damaged_control_frames(team: Crew, proxy: Proxy, direction: str) -> None:
-    """One bit in every other control frame: positions and acknowledgements that are wrong must not be believed."""
+@pytest.mark.parametrize("where", ["control from publisher", "control to publisher", "header", "body"])
+def test_damaged_frames(team: Crew, proxy: Proxy, where: str) -> None:
+    """One flipped bit in every other frame: wrong positions, acknowledgements and numbers must not be believed."""
     pair = Pair(team, proxy, subscribing=SAFE, flush_every=300, **SAFE)
     pair.subscriber.until_position(500)
     damaged = []
 
     def damage(flags: int, body: bytes) -> list[bytes]:
-        random = pair.inbox.random
-        if random.random() > 0.5 or not body:
-            return [body]
+        random, start = pair.inbox.random, 0
+        if where in ("header", "body"):
+            start = body.find(b"\0") + (1 if where == "header" else 60)
+            body, rest = (body[: start + 55], body[start + 55 :]) if where == "header" else (body, b"")
+        else:
+            rest = b""
+        if random.random() > 0.5 or len(body) <= start:
+            return [body + rest]
         changed = bytearray(body)
-        changed[random.randrange(len(changed))] ^= 1 << random.randrange(8)
+        changed[random.randrange(start, len(changed))] ^= 1 << random.randrange(8)
         damaged.append(changed)
-        return [bytes(changed)]
+        return [bytes(changed) + rest]
 
-    for line in pair.lines("inbox"):
+    lines = pair.lines("inbox" if where.startswith("control") else "outlet")
+    direction = "inward" if where == "control to publisher" else "frames"
+    for line in lines:
         setattr(line, direction, damage)
-    wait_until(lambda: len(damaged) > 30)
-    for line in pair.lines("inbox"):
+    wait_until(lambda: len(damaged) > 20)
+    for line in lines:
         setattr(line, direction, None)
     pair.finish()
 

@@ -12,69 +12,69 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.slow
 PAUSE_S = 2.0
 "Twice the peer timeout of these tests."
-COUNT = 25_000
+COUNT = 10_000
 
 
-@pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
 @pytest.mark.parametrize("who", ["publisher", "subscriber"])
-def test_a_stopped_process_goes_on_where_it_was(team: Crew, who: str, delivery: str) -> None:
+def test_a_stopped_process_goes_on_where_it_was(team: Crew, who: str) -> None:
     """SIGSTOP for longer than the peer timeout, SIGCONT: it was missed, it is back, nothing is lost or doubled."""
-    publisher = team.publisher(delivery=delivery, count=COUNT, rate=8_000)
+    publisher = team.publisher(count=COUNT, rate=12_000)
     subscriber = team.subscriber(seeds=publisher.endpoints[:1])
     stopped, other = (publisher, subscriber) if who == "publisher" else (subscriber, publisher)
-    subscriber.until_position(3_000)
+    subscriber.until_position(1_000)
     stopped.signal(signal.SIGSTOP)
     assert other.until_event("PeerLeft")["reason"] == "silent"
     hold(PAUSE_S / 2, "SIGSTOP")
     stopped.signal(signal.SIGCONT)
 
-    subscriber.until_position(COUNT - 1)
-    publisher.until("done", 20)
+    subscriber.until_settled(COUNT)
+    publisher.until("done")
     team.finish()
 
-    team.verdict().check()
+    team.verdict(to_end=True).check()
     assert not stopped.silences(), "it was the one who slept"
 
 
 def test_a_stopped_subscriber_harms_nobody_else(team: Crew) -> None:
     """The others go on, the publisher's memory stays within the window, and the stopped one catches up."""
-    publisher = team.publisher(count=COUNT, rate=6_000, subscribers=2, flush_every=COUNT, pad=100)
+    publisher = team.publisher(count=COUNT, rate=9_000, subscribers=2, pad=100)
     fast = team.subscriber("fast", seeds=publisher.endpoints[:1])
     stopped = team.subscriber("stopped", seeds=publisher.endpoints[:1])
-    stopped.until_position(2_000)
+    stopped.until_position(1_000)
     before = memory_kb(publisher.pid)
     stopped.signal(signal.SIGSTOP)
     publisher.until_event("PeerLeft")
     reached = fast.position()
     hold(PAUSE_S / 2, "SIGSTOP")
-    assert fast.position() > reached + 3_000
+    assert fast.position() > reached + 1_500
     grown = memory_kb(publisher.pid) - before
     stopped.signal(signal.SIGCONT)
 
     for child in (fast, stopped):
-        child.until_position(COUNT - 1)
+        child.until_settled(COUNT)
     publisher.until("done")
     team.finish()
 
-    team.verdict().check()
+    team.verdict(to_end=True).check()
+    assert not fast.events("Gap")
     assert grown < 24 * 1024, "kB: more than the window"
 
 
 @pytest.mark.parametrize("who", ["publisher", "subscriber"])
 def test_a_program_that_hangs_is_noticed(team: Crew, who: str) -> None:
     """Its event loop is blocked: libzmq still answers for it, the application's heartbeat does not."""
-    publisher = team.publisher(count=COUNT, rate=8_000)
+    publisher = team.publisher(count=COUNT, rate=12_000)
     subscriber = team.subscriber(seeds=publisher.endpoints[:1])
     hung, other = (publisher, subscriber) if who == "publisher" else (subscriber, publisher)
-    subscriber.until_position(3_000)
+    subscriber.until_position(1_000)
     hung.signal(signal.SIGUSR1)
     assert other.until_event("PeerLeft")["reason"] == "silent"
     assert hung.process.poll() is None
     hung.signal(signal.SIGUSR2)
     wait_until(lambda: len(other.events("PeerJoined")) == 2)
 
-    subscriber.until_position(COUNT - 1)
+    subscriber.until_settled(COUNT)
     publisher.until("done")
     team.finish()
 
-    team.verdict().check()
+    team.verdict(to_end=True).check()

@@ -131,6 +131,8 @@ class Impostor:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.context.set(zmq.BLOCKY, False)
         self.dealer = self.context.socket(zmq.DEALER)
+        self.dealer.set(zmq.SNDHWM, 0)
+        self.dealer.set(zmq.RCVHWM, 0)
         self.heard: list[Record] = []
         outlets: tuple[str, ...] = ()
         if outlet is not None:

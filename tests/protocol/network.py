@@ -73,6 +73,8 @@ class Party:
         self.events: list[Event] = []
         self.dials: list[tuple[float, str]] = []
         self.inbox, self.outlet = f"{world.scheme}://{address}:in", f"{world.scheme}://{address}:out"
+        self.second_inbox, second_outlet = (f"{world.scheme}://{address}-too:{end}" for end in ("in", "out"))
+        self.outlets = self.outlet, second_outlet
         self.dialled: dict[int, Connection] = {}
         self.accepted: dict[bytes, Connection] = {}
         self.filters: dict[bytes, int] = {}
@@ -83,7 +85,7 @@ class Party:
         self._timer_at = inf
         self.core = Core(node_id, config, lambda endpoint: endpoint.startswith(("net:", "ipc:")), random.Random(name))
         token = world.rng.randbytes(16)
-        self.core.introduce(Identity(token, fabric, name, "host", 1, (self.inbox,), (self.outlet,)))
+        self.core.introduce(Identity(token, fabric, name, "host", 1, (self.inbox,), self.outlets))
 
     # -- verbs ---------------------------------------------------------------------------------
 
@@ -314,7 +316,7 @@ class World:
         dialler = connection.dialler
         if not dialler.alive or connection.listener is not None or dialler.dialled.get(connection.route) is not connection:
             return
-        listener = next((p for p in self.parties.values() if p.inbox == connection.endpoint), None)
+        listener = next((p for p in self.parties.values() if connection.endpoint in (p.inbox, p.second_inbox)), None)
         if listener is None or not self._reaches(dialler, listener):
             self.after(0.5, self.connect, connection)
             return
@@ -353,7 +355,7 @@ class World:
 
     def filter(self, feed: Party, endpoint: str, prefix: bytes, on: bool) -> None:
         """A feed's filter reaches an outlet, which tells its node of the first and the last of each."""
-        outlet = next((p for p in self.parties.values() if p.outlet == endpoint), None)
+        outlet = next((p for p in self.parties.values() if endpoint in p.outlets), None)
         if outlet is None:
             if feed.alive and endpoint in feed.feeds and on:
                 self.after(0.5, self.filter, feed, endpoint, prefix, on)
@@ -380,7 +382,7 @@ class World:
         self.after(LATENCY_S, self._batch_arrives, source, target, frames)
 
     def _batch_arrives(self, source: Party, target: Party, frames: list[bytes]) -> None:
-        if self._reaches(source, target) and source.outlet in target.feeds:
+        if self._reaches(source, target) and target.feeds & set(source.outlets):
             target.core.receive_batch(frames, self.now)
             target.pump()
 

@@ -117,7 +117,7 @@ def test_nothing_is_lost_on_a_connection_that_is_hung_up(scheme: str, seeker: st
     a.find(b)
     outbox = a.open_topic("of.a")
     world.run(0.7)
-    (a if seeker == "a" else b).seek((b if seeker == "a" else a).inbox)
+    (a if seeker == "a" else b).seek((b if seeker == "a" else a).second_inbox)
     world.run(pause)
 
     b.subscribe("of.a")

@@ -25,8 +25,9 @@ def topics_that_begin(prefix: str, parameters: Mapping[str, Any]) -> list[Comple
 
 async def _topics(fabric: str) -> list[str]:
     from zfabric import Config, Node
-    from zfabric.cli._look import settle
+    from zfabric.cli._look import poll, settle
 
     async with Node("completion", fabric=fabric, config=Config(mdns=False)) as node:
-        peers = await settle(node, quiet_s=0.05, least_s=0.1, most_s=BUDGET_S)
+        await poll(lambda: any(peer.topics for peer in node.peers), BUDGET_S)
+        peers = await settle(node, quiet_s=0.05, least_s=0.05, most_s=BUDGET_S)
     return sorted({topic for peer in peers for topic in peer.topics})

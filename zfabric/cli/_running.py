@@ -7,8 +7,8 @@ import logging
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from zfabric.cli._exits import Exit, verdict
@@ -51,9 +51,9 @@ def _run_in_loop(coroutine: Coroutine[Any, Any, int]) -> int:
 
 def guard(options: Options, output: Output, work: Callable[[], int]) -> int:
     """Do the work; returns its exit code, or that of what went wrong, having told it."""
-    _configure_logging(options)
     try:
-        code = work()
+        with _logging_to_stderr(options):
+            code = work()
         sys.stdout.flush()
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
@@ -85,12 +85,19 @@ class _Formatter(logging.Formatter):
         return safe(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
-def _configure_logging(options: Options) -> None:
+@contextmanager
+def _logging_to_stderr(options: Options) -> Iterator[None]:
+    """While a verb runs, the package's log goes to stderr, one line for each record."""
     level = {0: logging.WARNING, 1: logging.INFO}.get(options.verbose, logging.DEBUG)
     handler = logging.StreamHandler(sys.stderr)
     if options.verbose < 2:
         handler.setFormatter(_Formatter())
     logger = logging.getLogger("zfabric")
-    logger.handlers = [handler]
-    logger.propagate = False
+    before = logger.handlers, logger.propagate, logger.level
+    logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.ERROR if options.quiet else level)
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = before[:2]
+        logger.setLevel(before[2])

@@ -55,7 +55,7 @@ class Machine:
                 stem = runtime_dir() / node_id.hex()[:16]
             except OSError as error:
                 log.warning("no ipc, because the runtime directory cannot be used: %s", error)
-        return ZmqTransport(config, scope.addresses, stem)
+        return ZmqTransport(config, scope.addresses, stem, with_crc=not scope.loopback)
 
     def ways(self, scope: Scope, config: Config) -> list[Discovery]:
         """mDNS, the same-host registry and plugins."""

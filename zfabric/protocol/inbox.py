@@ -38,7 +38,7 @@ class Inbox:
     `expected` is the next sequence number; None until the first batch or the producer's ATTACHED anchors it.
     """
 
-    __slots__ = ("_anchored", "_first", "_known", "_since", "epoch", "expected")
+    __slots__ = ("_anchored", "_before", "_first", "_known", "_since", "epoch", "expected")
 
     def __init__(self, epoch: int) -> None:
         self._begin(epoch)
@@ -46,6 +46,7 @@ class Inbox:
     def _begin(self, epoch: int) -> None:
         self.epoch = epoch
         self.expected: int | None = None
+        self._before: tuple[int, int | None] = (-1, None)
         self._anchored = False
         self._first = 0
         self._known = 0
@@ -54,17 +55,29 @@ class Inbox:
     def __repr__(self) -> str:
         return f"<Inbox epoch={self.epoch} expected={self.expected}>"
 
+    def renew(self, epoch: int) -> tuple[int, int] | None:
+        """A new incarnation of the stream begins. Returns the range (first, last) of the old one that is missing."""
+        lost = self.close()
+        before = self.epoch, self.expected
+        self._begin(epoch)
+        self._before = before
+        self.expected = 0
+        self._anchored = True
+        return lost
+
+    def late(self, batch: Batch) -> tuple[int, int] | None:
+        """A batch of the incarnation before: the range (first, last) that is lost with it and was not reported yet."""
+        lost, self._before = _late(self._before, batch)
+        return lost
+
     def anchor(self, epoch: int, next_seq: int, now: float) -> tuple[int, int] | None:
         """The producer sends everything from `next_seq` on. Returns the range (first, last) that this shows as lost.
 
         What comes before the first batch that arrived was lost; what comes after the last one may be under way.
         """
-        if epoch < self.epoch:
+        if epoch != self.epoch:
             return None
         lost = None
-        if epoch > self.epoch:
-            lost = self.close()
-            self._begin(epoch)
         if self.expected is None:
             self.expected = next_seq
         elif not self._anchored and next_seq < self._first:
@@ -75,21 +88,14 @@ class Inbox:
 
     def accept(self, batch: Batch) -> tuple[bool, tuple[int, int] | None]:
         """Whether the batch is new, and the range (first, last) of messages lost before it."""
-        lost = None
-        if batch.epoch != self.epoch:
-            if batch.epoch < self.epoch:
-                return False, None
-            lost = self.close()
-            self._begin(batch.epoch)
         expected = self.expected
-        if expected is not None and batch.base < expected:
+        if batch.epoch != self.epoch or (expected is not None and batch.base < expected):
             return False, None
         self.expected = batch.end
         if expected is None:
             self._first = batch.base
-        elif batch.base > expected:
-            lost = expected, batch.base - 1
-        return True, lost
+            return True, None
+        return True, (expected, batch.base - 1) if batch.base > expected else None
 
     def heard(self, epoch: int, next_seq: int, now: float) -> None:
         """The producer has come as far as `next_seq`: if that does not arrive soon, it is lost."""
@@ -130,8 +136,8 @@ class ReliableInbox:
 
     # fmt: off
     __slots__ = (
-        "_ack_at", "_attempts", "_config", "_have", "_jitter", "_known", "_lost", "_pending", "_pending_bytes",
-        "_repair_at", "_unacked_bytes", "_urgent_before", "duplicates", "ended", "epoch", "expected", "lane",
+        "_ack_at", "_attempts", "_before", "_config", "_have", "_jitter", "_known", "_lost", "_passed", "_pending", "_pending_bytes",
+        "_renewed", "_repair_at", "_unacked_bytes", "_urgent_before", "duplicates", "ended", "epoch", "expected", "lane",
         "processed", "topic",
     )
     # fmt: on
@@ -159,6 +165,9 @@ class ReliableInbox:
         self._ack_at = inf
         self._unacked_bytes = 0
         self._urgent_before = 0
+        self._before: tuple[int, int | None] = (-1, None)
+        self._renewed = False
+        self._passed: list[tuple[int, int]] = []
 
     def __repr__(self) -> str:
         return f"<ReliableInbox {self.topic} lane={self.lane} epoch={self.epoch} expected={self.expected}>"
@@ -180,12 +189,25 @@ class ReliableInbox:
         missing = None
         if self.expected is not None and self._known > self.expected:
             missing = self.expected, self._known - 1
+        before = self.epoch, None if self.expected is None else max(self.expected, self._known)
         self._begin(epoch)
+        self._before = before
+        self._renewed = True
         return missing
 
+    def late(self, batch: Batch) -> tuple[int, int] | None:
+        """A batch of the incarnation before: the range (first, last) that is lost with it and was not reported yet."""
+        lost, self._before = _late(self._before, batch)
+        return lost
+
     def anchor(self, position: int, now: float) -> None:
-        """The publisher sends everything from `position` on; where we stand already, we stay and ask for the rest."""
-        if self.expected is None:
+        """The publisher sends everything from `position` on; where we stand already, we stay and ask for the rest.
+
+        Of a new incarnation of a stream that we follow, we miss whatever came before `position`.
+        """
+        if self.expected is None and self._renewed:
+            self.expected = 0
+        elif self.expected is None:
             self.expected = self.processed = position
             if position > 0:
                 self._have.add(0, position)
@@ -221,6 +243,8 @@ class ReliableInbox:
             if expected is not None and start <= expected < stop:
                 del self._lost[index]
                 self.expected = stop
+                self._passed.append((expected, stop))
+                self._pass_gaps()
                 return expected, stop, reason
         return None
 
@@ -259,8 +283,15 @@ class ReliableInbox:
         """The subscription is done with all messages before `before`."""
         if before > self.processed:
             self.processed = before
+            self._pass_gaps()
             urgent = before <= self._urgent_before
             self._ack_at = min(self._ack_at, now if urgent else now + self._config.ack_delay_s)
+
+    def _pass_gaps(self) -> None:
+        """What will never come needs no processing."""
+        passed = self._passed
+        while passed and passed[0][0] <= self.processed:
+            self.processed = max(self.processed, passed.pop(0)[1])
 
     def heard(self, first_kept: int, next_seq: int, now: float) -> None:
         """How far the publisher has come, and what it can still repair."""
@@ -335,6 +366,15 @@ class ReliableInbox:
             self.missing(start, stop, "unanswered", now)
             return True
         return False
+
+
+def _late(
+    before: tuple[int, int | None], batch: Batch
+) -> tuple[tuple[int, int] | None, tuple[int, int | None]]:
+    epoch, known = before
+    if batch.epoch != epoch or known is None or batch.end <= known:
+        return None, before
+    return (known, batch.end - 1), (epoch, batch.end)
 
 
 def _base(batch: Batch) -> int:

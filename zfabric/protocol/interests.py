@@ -241,14 +241,14 @@ class Interests:
     def _learn(self, remote: RemoteInterest, interest: Interest) -> None:
         config = self._config
         for offer in interest.topics:
-            if len(remote.topics) >= config.topics_max:
+            if offer.topic not in remote.topics and len(remote.topics) >= config.topics_max:
                 raise LimitExceeded("topics_max", len(remote.topics) + 1, config.topics_max)
             check_topic(offer.topic, reserved=True, bytes_max=config.topic_bytes_max)
             remote.topics[offer.topic] = offer
             if self.local.match(offer.topic):
                 remote.wanted.add(offer.topic)
         for request in interest.patterns:
-            if len(remote.patterns) >= config.patterns_max:
+            if request.lane not in remote.patterns and len(remote.patterns) >= config.patterns_max:
                 raise LimitExceeded("patterns_max", len(remote.patterns) + 1, config.patterns_max)
             check_pattern(request.pattern, bytes_max=config.topic_bytes_max)
             old, _ = remote.patterns.get(request.lane, (None, 0))

@@ -34,6 +34,8 @@ class Input(Enum):
     "Any other record, on a route that is known to be the peer's."
     STRAY = auto()
     "Any other record, on a route that has not said HELLO."
+    REROUTED = auto()
+    "What was last said to it may have been lost with a connection: another one is used from now on."
     GOODBYE = auto()
     SILENT = auto()
     "Nothing was heard for Config.peer_timeout_s."
@@ -48,7 +50,7 @@ class Step(Enum):
     JOIN = auto()
     "Tell the user, exchange interests."
     RESYNC = auto()
-    "It reconnected: answer, exchange interests again."
+    "It reconnected: exchange interests again."
     ASK_HELLO = auto()
     "Answer UNKNOWN on that route."
     LEAVE = auto()
@@ -64,18 +66,21 @@ TRANSITIONS: dict[tuple[PeerState, Input], tuple[PeerState, Step]] = {
     (_A, Input.WELCOME): (_U, Step.JOIN),
     (_A, Input.TRAFFIC): (_A, Step.ASK_HELLO),
     (_A, Input.STRAY): (_A, Step.ASK_HELLO),
+    (_A, Input.REROUTED): (_A, Step.NOTHING),
     (_A, Input.GOODBYE): (_A, Step.NOTHING),
     (_A, Input.SILENT): (_A, Step.NOTHING),
     (_G, Input.HELLO): (_G, Step.GREET),
     (_G, Input.WELCOME): (_U, Step.JOIN),
     (_G, Input.TRAFFIC): (_U, Step.JOIN),
     (_G, Input.STRAY): (_G, Step.ASK_HELLO),
+    (_G, Input.REROUTED): (_G, Step.NOTHING),
     (_G, Input.GOODBYE): (_A, Step.FORGET),
     (_G, Input.SILENT): (_A, Step.FORGET),
     (_U, Input.HELLO): (_U, Step.RESYNC),
     (_U, Input.WELCOME): (_U, Step.RESYNC),
     (_U, Input.TRAFFIC): (_U, Step.NOTHING),
     (_U, Input.STRAY): (_U, Step.ASK_HELLO),
+    (_U, Input.REROUTED): (_U, Step.RESYNC),
     (_U, Input.GOODBYE): (_A, Step.LEAVE),
     (_U, Input.SILENT): (_A, Step.LEAVE),
 }

@@ -166,7 +166,7 @@ class Outbox:
         nbytes = sum(map(len, frames))
         self._unacked.append(Sealed(base, end, frames, nbytes, published_ns))
         self.waiting_bytes += nbytes
-        if self.readers:
+        if self.remote:
             self._expect_positions(now)
         self._settle(now)
         return frames

@@ -228,6 +228,7 @@ class PeerTable:
         if peer.routes[0] != route and not isinstance(peer.routes[0], int):
             peer.routes.remove(route)
             peer.routes.insert(0, route)
+            self._happened(peer, Input.REROUTED, now)
         if peer.state is not PeerState.UP:
             self._happened(peer, Input.TRAFFIC, now)
         return peer
@@ -268,11 +269,14 @@ class PeerTable:
         peer = self._by_route.pop(route, None)
         if peer is None:
             return
+        was_best = route == peer.routes[0]
         peer.routes.remove(route)
         if isinstance(route, int):
             peer.endpoint = None
         if not peer.routes:
             self.dial_again(peer, now)
+        elif was_best:
+            self._happened(peer, Input.REROUTED, now)
 
     # -- time ----------------------------------------------------------------------------------
 

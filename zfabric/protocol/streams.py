@@ -79,12 +79,22 @@ class Streams:
         for lane in lanes:
             if batch.reliable and not lane.best_effort:
                 inbox = self._reliable_inbox(lane, peer.id, batch.topic, batch.epoch)
+                self._report_late(peer, inbox, batch)
                 if batch.epoch >= inbox.epoch:
                     self._renew(peer, inbox, batch.epoch)
                     self._accept(lane, peer, inbox, batch, now)
 
+    def _report_late(self, peer: PeerRecord, inbox: Inbox | ReliableInbox, batch: Batch) -> None:
+        """What comes after a newer incarnation of its stream is fenced off, and counts as lost."""
+        if batch.epoch < inbox.epoch:
+            lost = inbox.late(batch)
+            if lost is not None:
+                self.count_lost(Gap(peer.source, batch.topic, *lost, cause="epoch"))
+
     def _take_best_effort(self, peer: PeerRecord, batch: Batch, lanes: list[Lane]) -> None:
-        new, gap = self._inbox(peer.id, batch.topic, batch.epoch).accept(batch)
+        inbox = self._inbox(peer, batch.topic, batch.epoch)
+        self._report_late(peer, inbox, batch)
+        new, gap = inbox.accept(batch)
         if gap is not None:
             self.count_lost(Gap(peer.source, batch.topic, *gap, cause="overflow"))
         if new:
@@ -170,7 +180,7 @@ class Streams:
             return
         lane.attached.add((peer.id, position.topic))
         if offer.delivery == "at-most-once" or lane.best_effort:
-            best_effort = self._inbox(peer.id, position.topic, position.epoch)
+            best_effort = self._inbox(peer, position.topic, position.epoch)
             lost = best_effort.anchor(position.epoch, position.next_seq, now)
             if lost is not None:
                 self.count_lost(Gap(peer.source, position.topic, *lost, cause="overflow"))
@@ -240,13 +250,17 @@ class Streams:
         if not lane.sink.full:
             self._peers.tell(peer, Resume(record.lane, record.topic), now=now)
 
-    def _inbox(self, producer: bytes, topic: str, epoch: int) -> Inbox:
-        key = producer, topic
+    def _inbox(self, peer: PeerRecord, topic: str, epoch: int) -> Inbox:
+        key = peer.id, topic
         inbox = self._inboxes.get(key)
         if inbox is None:
             check_topic(topic, reserved=True, bytes_max=self._config.topic_bytes_max)
             self._make_room(self._inboxes)
             inbox = self._inboxes[key] = Inbox(epoch)
+        if epoch > inbox.epoch:
+            missing = inbox.renew(epoch)
+            if missing is not None:
+                self.count_lost(Gap(peer.source, topic, *missing, cause="epoch"))
         return inbox
 
     def _reliable_inbox(self, lane: Lane, producer: bytes, topic: str, epoch: int) -> ReliableInbox:
@@ -457,17 +471,17 @@ class Streams:
 
     def _tell_positions(self, outbox: Outbox, now: float) -> None:
         waiting = False
+        faded = outbox.position_pause >= self._config.position_interval_s_max
         for peer_id, lane in outbox.remote:
             reader = outbox.readers.get((peer_id, lane))
             peer = self._peers.known.get(peer_id)
             if peer is None or (reader is not None and reader.processed >= outbox.base):
                 continue
-            waiting = True
+            waiting = waiting or reader is not None or not faded  # who acknowledges nothing is not told for ever
             position = Position(lane, outbox.topic, outbox.epoch, outbox.first_kept, outbox.base)
             self._peers.tell(peer, Positions([position]), now=now)
-        faded = not outbox.reliable and outbox.position_pause >= self._config.position_interval_s_max
         outbox.position_pause = min(outbox.position_pause * 2, self._config.position_interval_s_max)
-        outbox.position_at = now + outbox.position_pause if waiting and not faded else inf
+        outbox.position_at = now + outbox.position_pause if waiting else inf
 
     def _evict(self, outbox: Outbox, reader: Reader, now: float) -> None:
         peer = self._peers.known.get(reader.peer_id)

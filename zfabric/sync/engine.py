@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from zfabric.model import Statistics
 from zfabric.node.node import Node
 from zfabric.node.publisher import Publisher
-from zfabric.node.subscription import Subscription
 from zfabric.sync.stage import Stage
 
 __all__ = ["Engine"]
 
 
 class Engine(Node):
-    """A node whose topics have stages, which are drained before anything that could tell the difference."""
+    """A node whose topics have stages."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -34,25 +32,15 @@ class Engine(Node):
             )
         return publisher, stage
 
-    def subscribe(self, *arguments: Any, **options: Any) -> Subscription:
-        """As zfabric.Node; what was published before does not reach the new subscription."""
-        self.drain()
-        return super().subscribe(*arguments, **options)
-
-    def statistics(self) -> Statistics:
-        """As zfabric.Node."""
-        self.drain()
-        return super().statistics()
-
     async def close(self, timeout: float | None = None) -> None:
         """As zfabric.Node."""
-        self.drain()
+        await self.drained()
         await super().close(timeout)
 
-    def drain(self) -> None:
-        """Send what every stage holds."""
-        for stage in self._stages.values():
-            stage.drain()
+    async def drained(self) -> None:
+        """Return once everything was sent that had been published before the call."""
+        for stage in list(self._stages.values()):
+            await stage.drained()
 
     @property
     def close_timeout_s(self) -> float:

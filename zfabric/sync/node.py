@@ -169,7 +169,7 @@ class Node:
         thread = self._opened()
         if self._closed:
             return self._engine.statistics()
-        return thread.call(self._engine.statistics)
+        return thread.run(self._after_drain, self._engine.statistics)
 
     # -- publish / subscribe -------------------------------------------------------------------
 
@@ -183,9 +183,14 @@ class Node:
 
     @_parameters_of(asynchronous.Node.subscribe)
     def subscribe(self, *arguments: Any, **options: Any) -> Subscription:
-        """Receive what matches. Options and errors as for zfabric.Node.subscribe."""
+        """Receive what matches, from now on. Options and errors as for zfabric.Node.subscribe."""
         thread = self._opened()
-        return self._watched(Subscription(thread, thread.call(self._engine.subscribe, *arguments, **options)))
+        subscription = thread.run(self._after_drain, lambda: self._engine.subscribe(*arguments, **options))
+        return self._watched(Subscription(thread, subscription))
+
+    async def _after_drain(self, function: Callable[[], R]) -> R:
+        await self._engine.drained()
+        return function()
 
     def on(self, pattern: str | Topic[Any], **options: Any) -> Callable[[Handler], Handler]:
         """Decorator: call the function with every message that matches; options as for `subscribe`.

@@ -138,7 +138,7 @@ class Publisher:
 
         async def confirmed() -> None:
             self._outbox.ack_now = True
-            self._stage.drain()
+            await self._stage.drained()
             await self._publisher.confirmed(seq)
 
         self._thread.run(confirmed)
@@ -151,7 +151,7 @@ class Publisher:
         """
 
         async def flush() -> None:
-            self._stage.drain()
+            await self._stage.drained()
             await self._publisher.flush()
 
         self._thread.run(flush)
@@ -160,7 +160,7 @@ class Publisher:
         """Send what is open, wait until a reliable topic is confirmed, and stop. The topic can be opened again."""
 
         async def close() -> None:
-            self._stage.drain()
+            await self._stage.drained()
             await self._publisher.close()
 
         refuse_in_loop()

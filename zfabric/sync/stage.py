@@ -3,7 +3,8 @@
 publish_nowait --encode, number--> open batch, full batches --drain(), once per burst--> outbox --> driver
 
 A value is encoded and numbered in the thread that publishes it, so errors are raised there and no answer from the
-loop is needed; a burst costs one wake-up. All that touches sockets and protocol state is left to the loop's thread.
+loop is needed; a burst costs one wake-up. All that touches sockets and protocol state is left to the loop's thread,
+which in turn never waits for the lock: a thread that publishes without pause would not let it in.
 
 A signal handler (Ctrl-C) can strike between any two steps of the publishing thread, and may raise or itself publish.
 Python runs it at calls and backward jumps only, and there is none between taking the message and counting it.
@@ -11,7 +12,9 @@ Python runs it at calls and backward jumps only, and there is none between takin
 
 from __future__ import annotations
 
+import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +29,8 @@ __all__ = ["Stage"]
 
 CHUNK_MAX = 1024
 "Values encoded in one call, at most."
+RETRY_S = 0.001
+"After this time the loop looks again for a batch that a thread was just adding to."
 
 
 class Stage:
@@ -45,10 +50,12 @@ class Stage:
         self._post = post
         self._lock = threading.RLock()
         self._open = self._writer()
-        self._full: list[BatchWriter] = []
-        self._full_bytes = 0
-        self._next_seq = outbox.next_seq
+        self._full: deque[tuple[BatchWriter, int]] = deque()
+        self._bytes_filled = self._bytes_drained = 0
+        self._next_seq = self._drained_seq = outbox.next_seq
         self._awake = False
+        self._wanted = False
+        "The loop could not get at the open batch: whoever has the lock shall close it."
         self.chunk_size = 64
         "How many values `put_many` can take well."
         self._scratch = bytearray()
@@ -56,7 +63,7 @@ class Stage:
         "Encodings begun. Whoever finds that it grew was interrupted by another, and `_scratch` is not his own."
 
     def __repr__(self) -> str:
-        return f"<Stage {self.outbox.topic} next={self._next_seq} full={self._full_bytes} bytes>"
+        return f"<Stage {self.outbox.topic} next={self._next_seq} drained={self._drained_seq}>"
 
     def _writer(self) -> BatchWriter:
         outbox = self.outbox
@@ -111,7 +118,7 @@ class Stage:
             self._next_seq = seq + 1
             if not self._awake:
                 self._wake()
-            if large or len(writer.buffer) >= self._batch_bytes or count >= self._messages_last:
+            if large or self._wanted or len(writer.buffer) >= self._batch_bytes or count >= self._messages_last:
                 self._close_if_full(writer)
             return seq
 
@@ -166,7 +173,7 @@ class Stage:
             raise LimitExceeded("frame_bytes_max", size, limit)
 
     def _check_room(self) -> None:
-        waiting = self._full_bytes + self.outbox.waiting_bytes
+        waiting = self._bytes_filled - self._bytes_drained + self.outbox.waiting_bytes
         if waiting >= self._waiting_max or self.outbox.full:
             raise WindowFull(self.outbox.topic, waiting, self._waiting_max)
 
@@ -175,38 +182,61 @@ class Stage:
         self._awake = True  # after it: one call too many is better than none
 
     def _close_if_full(self, writer: BatchWriter) -> None:
+        if self._open is not writer:
+            return
         writer.buffers_counted = len(writer.buffers)
         nbytes = writer.body_bytes
         if (
             nbytes >= self._batch_bytes
             or writer.count > self._messages_last
             or writer.buffers_counted >= self._config.buffers_per_batch_max // 2
+            or self._wanted
         ):
-            fresh = self._writer()
-            if self._open is writer:
-                self._full = [*self._full, writer]
-                self._full_bytes += nbytes
-                self._open = fresh
+            self._wanted = False
+            self._close_batch(nbytes)
+
+    def _close_batch(self, nbytes: int) -> None:
+        """Open a new batch, and put the old one where the loop may take it without the lock."""
+        fresh = self._writer()
+        closed = self._open  # no call from here on: in two places, the batch would be written to while it is sent
+        self._open = fresh
+        self._bytes_filled += nbytes
+        self._full.append((closed, nbytes))
 
     # -- in the loop's thread ------------------------------------------------------------------
 
     def drain(self) -> None:
-        """Send everything that was left here."""
-        with self._lock:
-            self._awake = False
-            writers, self._full, self._full_bytes = self._full, [], 0
-            if self._open.count:
-                writers.append(self._open)
-                self._open = self._writer()
+        """Send what was left here; again later, if a thread is just adding to it."""
+        self._awake = False
+        if self._lock.acquire(blocking=False):
+            try:
+                if self._open.count:
+                    self._close_batch(self._open.body_bytes)
+            finally:
+                self._lock.release()
+        elif not self._awake:
+            self._wanted = self._awake = True
+            self.driver.loop.call_later(RETRY_S, self.drain)
         outbox = self.outbox
-        for writer in writers:
+        while self._full:
+            writer, nbytes = self._full.popleft()
+            self._bytes_drained += nbytes
             count = writer.count
             outbox.writer = writer
             self.driver.send(outbox)
+            self._drained_seq += count
             if not outbox.listeners:
                 outbox.skipped += count
 
+    async def drained(self) -> None:
+        """Return once everything was sent that had been left here before the call."""
+        target = self._next_seq
+        self.drain()
+        while self._drained_seq < target:
+            await asyncio.sleep(RETRY_S)
+            self.drain()
+
     async def make_room(self) -> None:
         """Return once `put` can succeed again."""
-        self.drain()
+        await self.drained()
         await self.driver.wait_until(lambda: not self.outbox.full, None)

@@ -179,7 +179,7 @@ class Oracle:
             gaps = self.nodes[lane.node_id].gaps.get(got.key[:2], RangeSet())
             for first, end in gaps.missing(start, stop):
                 raise Violation("silent-hole", f"{lane} never got {_show(got.key)} {first} to {end - 1}, without a word")
-            if self.streams[got.key].alive:
+            if self.streams[got.key].alive and not got.given_up:
                 for first, end in got.excused.missing(start, stop):
                     raise Violation("hole-without-cause", f"{lane} never got {_show(got.key)} {first} to {end - 1}")
 
@@ -220,12 +220,17 @@ class Oracle:
         key = reader.peer_id, reader.lane
         lane = self.lanes[key]
         got = self.part(lane, stream.key)
-        kept_from = min(reader.received, outbox.first_kept)
+        kept_from = max(reader.received, outbox.first_kept)
         old = next((k for k in taken if self._continues(lane, self.lanes[k])), None)
-        waiting = [k for k in stream.readers if self._continues(lane, self.lanes[k]) and k not in outbox.remote]
+        waiting = [
+            k
+            for k in stream.readers
+            if self._continues(lane, self.lanes[k]) and not self.lanes[k].closed and k not in outbox.remote
+        ]
         if old is not None:
             taken.remove(old)
             del stream.readers[old]
+            kept_from = reader.received
             before = self.part(self.lanes[old], stream.key)
             if reader.received > max(before.processed, before.start or 0) and not self._skipped(
                 self.lanes[old], before, reader.received
@@ -235,17 +240,26 @@ class Oracle:
             raise Violation("restart", f"{lane} begins at {reader.received} although its forerunner is waited for")
         elif got.start is None:
             self._judge_start(stream, outbox, lane, reader)
-            if outbox.first_kept > reader.received:
-                got.excused.add(reader.received, outbox.first_kept)
-                kept_from = outbox.first_kept
-        elif reader.received > got.next:
-            got.excused.add(got.next, reader.received)
+            if kept_from > reader.received:
+                got.excused.add(reader.received, kept_from)
+        elif kept_from > got.next:
+            got.excused.add(got.next, kept_from)
+            if not got.delivered and not self._was_told(lane, stream):
+                got.start = None  # it had not heard yet that it was a reader
+        got.given_up = False
         if got.start is None:
             got.start = got.next = got.processed = reader.received
-        stream.readers[key] = Watch(reader.received, reader.processed, now, max(kept_from, reader.received))
+        stream.readers[key] = Watch(reader.received, reader.processed, now, kept_from)
+
+    def _was_told(self, lane: LaneTruth, stream: StreamTruth) -> bool:
+        """Whether a subscription knows where it began."""
+        here = self.nodes[lane.node_id].core.interests.lanes.get(lane.lane)
+        inbox = here.inboxes.get(stream.key[:2]) if here is not None else None
+        return inbox is not None and inbox.epoch == stream.key[2] and inbox.expected is not None
 
     def _continues(self, lane: LaneTruth, old: LaneTruth) -> bool:
-        return not old.alive and not old.closed and old.node == lane.node and old.pattern.text == lane.pattern.text
+        """Whether a subscription looks to its publisher like an old one of a node that was started again."""
+        return old.node_id != lane.node_id and old.node == lane.node and old.pattern.text == lane.pattern.text
 
     def _judge_start(self, stream: StreamTruth, outbox: Outbox, lane: LaneTruth, reader: Reader) -> None:
         base, asked, got = outbox.base, lane.start, reader.received
@@ -271,9 +285,9 @@ class Oracle:
         stuck = now - watch.progress_at >= grace or self.config.evict_slow
         if not (lane.closed or away or (full and stuck)):
             raise Violation("evicted-early", f"{_show(stream.key)} gave {lane} up without reason")
-        stop = len(stream.sizes)
-        if watch.received < stop:
-            got.excused.add(watch.received, stop)
+        got.given_up = True
+        if watch.received < len(stream.sizes):
+            got.excused.add(watch.received, len(stream.sizes))
 
     def _watch(self, stream: StreamTruth, outbox: Outbox, key: tuple[bytes, int], watch: Watch, now: float) -> None:
         reader = outbox.readers[key]

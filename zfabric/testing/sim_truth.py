@@ -99,6 +99,8 @@ class LaneStream(msgspec.Struct):
     processed: int = 0
     excused: RangeSet = msgspec.field(default_factory=RangeSet)
     "What the publisher was allowed to give up."
+    given_up: bool = False
+    "The publisher waits for it no longer, and it has not come back yet."
     arrived: int = 0
     "Everything that came to the node lies before this number."
 

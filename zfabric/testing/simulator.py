@@ -115,7 +115,7 @@ class Simulation:
         self.frames = 0
         self.log: list[tuple[object, ...]] | None = [] if trace else None
         self.calm = False
-        names = [f"n{index}" for index in range(self.random.choice((2, 2, 3, 3, 4, 5)))]
+        names = [f"n{index}" for index in range(self.random.choice((2, 2, 3, 3, 4, 4, 5, 6)))]
         self.publishing: dict[str, list[PublisherSpec]] = {name: [] for name in names}
         self.listening: dict[str, list[ConsumerSpec]] = {name: [] for name in names}
         self._draw_users(names)
@@ -126,14 +126,14 @@ class Simulation:
     def _draw_users(self, names: list[str]) -> None:
         random = self.random
         taken: set[tuple[str, str]] = set()
-        for _ in range(random.choice((1, 2, 2, 3))):
+        for _ in range(random.choice((1, 2, 3, 4))):
             name, topic = random.choice(names[: max(1, len(names) - 1)]), random.choice(TOPICS)
             if (name, topic) not in taken:
                 taken.add((name, topic))
                 self.publishing[name].append(self._draw_publisher(topic))
         topics = [spec.topic for specs in self.publishing.values() for spec in specs]
         matching = [text for text in PATTERNS if any(Pattern(text).matches(topic) for topic in topics)]
-        for _ in range(random.choice((2, 2, 3, 4))):
+        for _ in range(random.choice((2, 3, 4, 6))):
             name = random.choice(names[1:] if random.random() < 0.9 else names)
             pattern = random.choice(matching if random.random() < 0.95 else PATTERNS)
             if (name, pattern) not in taken or random.random() < 0.1:
@@ -247,7 +247,7 @@ class Simulation:
         self.agenda.run(0.5)
         self._discover()
         self.nemesis.begin()
-        self.agenda.run(random.choice((4.0, 8.0, 12.0)))
+        self.agenda.run(random.choice((6.0, 12.0, 20.0)))
 
     def _calm(self) -> None:
         self.calm = True

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from zlib import crc32
 
 import zmq
 
@@ -42,11 +43,17 @@ FEED_QUEUE = 64
 class ZmqTransport:
     """Implements `transport.base.Transport`."""
 
-    def __init__(self, config: Config, addresses: tuple[str, ...], ipc_stem: Path | None) -> None:
-        """`addresses` are the IP addresses to listen on; `ipc_stem` the path that ipc names begin with."""
+    def __init__(
+        self, config: Config, addresses: tuple[str, ...], ipc_stem: Path | None, *, with_crc: bool = False
+    ) -> None:
+        """`addresses` are the IP addresses to listen on; `ipc_stem` the path that ipc names begin with.
+
+        `with_crc` adds a checksum to control frames; one that is there is always checked.
+        """
         if zmq.zmq_version_info() < LIBZMQ_MIN:
             raise OSError(f"libzmq {zmq.zmq_version()} has known security holes; install pyzmq >= 27 (libzmq 4.3.5)")
         self._config = config
+        self._with_crc = with_crc
         self._addresses = addresses
         self._ipc_stem = ipc_stem if config.ipc and zmq.has("ipc") else None
         if self._ipc_stem is not None and len(str(self._ipc_stem)) + 4 > IPC_PATH_MAX:
@@ -194,8 +201,9 @@ class ZmqTransport:
     def send(self, route: Route, frame: bytes) -> bool:
         """Send a control frame; False if the route is gone or its queue full."""
         socket, routing_id = (self._dialler, _routing_id(route)) if isinstance(route, int) else (self._inbox, route)
+        parts = (routing_id, frame, _crc(frame)) if self._with_crc else (routing_id, frame)
         try:
-            socket.send_multipart((routing_id, frame), zmq.NOBLOCK)
+            socket.send_multipart(parts, zmq.NOBLOCK)
         except zmq.ZMQError:
             return False
         self._touch(socket)
@@ -274,7 +282,8 @@ class ZmqTransport:
             except zmq.ZMQError:
                 break
             route = _route(routing_id) if socket is self._dialler else routing_id
-            self._receiver.on_control(route, frames[0] if len(frames) == 1 else b"")
+            whole = len(frames) == 1 or (len(frames) == 2 and frames[1] == _crc(frames[0]))
+            self._receiver.on_control(route, frames[0] if whole else b"")
         else:
             self._touch(socket)
         self._receiver.on_burst_end()
@@ -335,6 +344,10 @@ class ZmqTransport:
         threading.Thread(target=terminate, name="zfabric-term", daemon=True).start()
         with suppress(TimeoutError):
             await asyncio.wait_for(done.wait(), timeout + 0.5)
+
+
+def _crc(frame: bytes) -> bytes:
+    return crc32(frame).to_bytes(4, "big")
 
 
 def _ms(seconds: float) -> int:

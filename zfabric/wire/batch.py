@@ -44,10 +44,11 @@ TTL_S_MAX = 1e9
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 # Fixed-width MessagePack: array of 9, uint8 version, bin8 producer, uint32 epoch, uint64 base, uint32 count,
-# uint64 nanoseconds, uint8 flags, uint32 body length, uint32 CRC of what follows the header.
+# uint64 nanoseconds, uint8 flags, uint32 body length, uint32 CRC of everything else.
 _HEADER = struct.Struct(">BBB BB16s BI BQ BI BQ BB BI BI")
 _META_BYTES_MIN = 24
 _BODY = struct.Struct(">BI")
+_CRC = struct.Struct(">I")
 _WRAP = struct.Struct(">BB")
 _PREFIX_BYTES = _WRAP.size + _HEADER.size + _BODY.size
 
@@ -158,18 +159,28 @@ class BatchWriter:
         _BODY.pack_into(buffer, body_start, 0xDD, self.count)
         if self.meta is not None:
             buffer += _encode_meta(self.meta)
-        crc = crc32(memoryview(buffer)[body_start:]) if self.with_crc else 0
         _WRAP.pack_into(buffer, offset, 0xC4, _HEADER.size)
         # fmt: off
         _HEADER.pack_into(
             buffer, offset + _WRAP.size,
             0x99, 0xCC, VERSION, 0xC4, 16, self._producer, 0xCE, self._epoch, 0xCF, base, 0xCE, self.count,
-            0xCF, published_ns, 0xCC, flags | (FLAG_CRC if self.with_crc else 0), 0xCE, body_bytes, 0xCE, crc,
+            0xCF, published_ns, 0xCC, flags | (FLAG_CRC if self.with_crc else 0), 0xCE, body_bytes, 0xCE, 0,
         )
         # fmt: on
+        if self.with_crc:
+            _CRC.pack_into(buffer, body_start - _CRC.size, _checksum(buffer, body_start, self.buffers))
         frames: list[Buffer] = [buffer, *self.buffers]
         self._clear()
         return frames
+
+
+def _checksum(frame: Buffer, body_start: int, buffers: Sequence[Buffer]) -> int:
+    """The CRC of a batch: everything but the field where it stands, at the end of the header."""
+    view = memoryview(frame)
+    crc = crc32(view[body_start:], crc32(view[: body_start - _CRC.size]))
+    for buffer in buffers:
+        crc = crc32(buffer, crc)
+    return crc
 
 
 _encode_meta = msgspec.msgpack.Encoder().encode
@@ -228,7 +239,7 @@ def parse_batch(frames: Sequence[Buffer], *, messages_max: int, buffers_max: int
         raise RemoteProtocolError(f"batch of {header.count} messages is over Config.batch_messages_max")
     if len(frames) - 1 > buffers_max:
         raise RemoteProtocolError(f"batch with {len(frames) - 1} buffers is over Config.buffers_per_batch_max")
-    if header.flags & FLAG_CRC and crc32(view[body_start:]) != header.crc:
+    if header.flags & FLAG_CRC and _checksum(frame, body_start, frames[1:]) != header.crc:
         raise RemoteProtocolError("batch damaged on the way: its checksum differs")
     body, buffers = view[body_start:body_end], frames[1:]
     nbytes = len(frame) + sum(len(b) for b in buffers)
