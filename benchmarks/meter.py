@@ -25,7 +25,8 @@ class Reception:
 
     The rate is that of the messages after the first arrival (which may be a batch), over the time from
     the first arrival to the last. When everything came in one arrival, it is all of them over the time since
-    the receiver was ready: slower than the truth, and only seen in tiny runs.
+    the receiver was ready: slower than the truth, and only seen in tiny runs. `start` and `stop` are on the system-wide
+    clock, so that the rates of several receivers can be added up over the time that they took together.
     """
 
     def __init__(self) -> None:
@@ -42,12 +43,15 @@ class Reception:
         """`count` of `expected` messages came; the last `quiet_s` seconds brought none of them."""
         stop = time.perf_counter() - quiet_s
         if count > self._count_first:
-            seconds, counted = stop - self._first, count - self._count_first
+            start, counted = self._first, count - self._count_first
         else:
-            seconds, counted = stop - self._ready, count
+            start, counted = self._ready, count
         return {
             "received": count,
             "lost": expected - count,
-            "rate": counted / seconds if seconds > 0 else 0.0,
+            "counted": counted,
+            "start": start,
+            "stop": stop,
+            "rate": counted / (stop - start) if stop > start else 0.0,
             "cpu_s": time.process_time() - self._cpu,
         }

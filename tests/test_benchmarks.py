@@ -25,7 +25,10 @@ Lines = list[dict[str, Any]]
 def run_tiny(*arguments: str) -> Lines:
     """Run the command and return its JSON lines."""
     command = [sys.executable, "-m", "benchmarks", *arguments, "--tiny", "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=55, check=False)
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=55, check=False)
+    except subprocess.TimeoutExpired as error:
+        pytest.fail(f"did not finish; it said: {(error.stderr or b'').decode()}")
 
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -81,7 +81,12 @@ def _receivers(sample: Sample) -> list[Mapping[str, float]]:
 
 
 def _total(sample: Sample) -> float | None:
-    return None if sample.failure else sum(outcome["rate"] for outcome in _receivers(sample)) / 1000
+    """All that arrived anywhere, over the time from the first arrival anywhere to the last."""
+    receivers = _receivers(sample)
+    if sample.failure:
+        return None
+    seconds = max(outcome["stop"] for outcome in receivers) - min(outcome["start"] for outcome in receivers)
+    return sum(outcome["counted"] for outcome in receivers) / seconds / 1000
 
 
 def _lost(sample: Sample) -> int:
@@ -94,16 +99,14 @@ def _ratios(cell: Cell, cells: Sequence[Cell], totals: Mapping[int, Sequence[flo
     for other in cells:
         if other.run.transport != cell.run.transport:
             continue
-        if other.entry.peer == BASELINE and other.case == cell.case:
-            name = "x PUB/SUB"
-        elif other.entry.peer == cell.entry.peer and other.run.receivers == 1:
-            name = "x to 1"
-        else:
-            continue
         pairs = zip(totals[id(cell)], totals[id(other)], strict=True)
         of_rounds = [ours / theirs for ours, theirs in pairs if ours and theirs]
-        if of_rounds:
-            ratios[name] = statistics.median(of_rounds)
+        if not of_rounds:
+            continue
+        if other.entry.peer == BASELINE and other.case == cell.case:
+            ratios["x PUB/SUB"] = statistics.median(of_rounds)
+        if other.entry.peer == cell.entry.peer and other.run.receivers == 1:
+            ratios["x to 1"] = statistics.median(of_rounds)
     return ratios
 
 

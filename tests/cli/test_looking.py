@@ -75,9 +75,9 @@ async def test_nobody_there(cli: Commands) -> None:
     """Without any node each verb exits with 69, and --wait with 75."""
     nodes, waiting, topics, hz, refused = await asyncio.gather(
         cli.run("nodes", "--json"),
-        cli.run("nodes", "--wait", "2", "--timeout", "0.2", "--fabric", "other"),
-        cli.run("topics"),
-        cli.run("hz", "x", "--duration", "0.2"),
+        cli.run("nodes", "--wait", "2", "--timeout", "0.2", ZFABRIC_FABRIC="b"),
+        cli.run("topics", ZFABRIC_FABRIC="c"),
+        cli.run("hz", "x", "--duration", "0.2", ZFABRIC_FABRIC="d"),
         cli.run("nodes", "--interface", "lan"),
     )
 

@@ -227,13 +227,13 @@ async def test_a_message_is_dropped_after_its_ttl(pair: Pair) -> None:
     """What is read too late is skipped and counted; what has no ttl stays."""
     a, b = pair
     publisher, subscription = await connect(a, b, "ttl")
-    witness = b.subscribe("ttl")
-    await witness.wait_for(publishers=1, timeout=TIMEOUT)
+    fence, witness = await connect(a, b, "fence")
 
     publisher.publish_nowait("stale", ttl=0.002)
     publisher.publish_nowait("fresh", ttl=3600)
     publisher.publish_nowait("plain")
     await publisher.flush()
+    await fence.publish("all sent")
     last = (await witness.receive(timeout=TIMEOUT)).timestamp
     await eventually(lambda: time.time() > last + 0.01)
 

@@ -151,10 +151,16 @@ class Child:
     def command(self, line: str) -> None:
         """Tell it something, and wait until it has done so."""
         assert self.process.stdin is not None
+        done = len(self.all("did"))
         self.process.stdin.write(f"{line}\n".encode())
         self.process.stdin.flush()
         if line != "close":
-            wait_until(lambda: self.last("did") == line)
+            wait_until(lambda: len(self.all("did")) > done)
+
+    def measure(self) -> Line:
+        """Latencies since the last call, in seconds: count, p50, p99 and max."""
+        self.command("mark")
+        return dict(self.last("latency"))
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""

@@ -147,7 +147,7 @@ class Program:
         self.reading = asyncio.Event()
         self.reading.set()
         self.latencies: list[float] = []
-        self._next: dict[tuple[str, int, str], tuple[int, int]] = {}
+        self._reliable = set(options.reliable)
 
     async def run(self) -> None:
         """Open, do the work, close."""
@@ -260,14 +260,16 @@ class Program:
         self.history.write(sent=[topic, numbers[-1]])
 
     async def _flush(self, publishers: list[Publisher], done: int) -> None:
-        for publisher in publishers:
-            try:
-                await publisher.flush()
-            except DeliveryFailed as error:
-                self.history.write(failed=[publisher.topic, error.failures])
-            else:
-                if publisher.topic in self.options.reliable:
-                    self.history.write(ok=[publisher.topic, done - 1])
+        await asyncio.gather(*(self._flush_one(publisher, done) for publisher in publishers))
+
+    async def _flush_one(self, publisher: Publisher, done: int) -> None:
+        try:
+            await publisher.flush()
+        except DeliveryFailed as error:
+            self.history.write(failed=[publisher.topic, error.failures])
+        else:
+            if publisher.topic in self._reliable:
+                self.history.write(ok=[publisher.topic, done - 1])
 
     # -- subscribing ---------------------------------------------------------------------------
 

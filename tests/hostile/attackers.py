@@ -137,6 +137,7 @@ class Impostor:
         outlets: tuple[str, ...] = ()
         if outlet is not None:
             self.outlet = self.context.socket(zmq.XPUB)
+            self.outlet.set(zmq.SNDHWM, 0)
             self.outlet.bind(f"ipc://{outlet}")
             outlets = (f"ipc://{outlet}",)
         self.identity = Identity(os.urandom(16), fabric, "impostor", "host", 1, (), outlets)

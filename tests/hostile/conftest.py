@@ -43,7 +43,8 @@ class Arena:
         """Let messages run in both directions."""
         pair = (self.victim, self.friend)
         self._subscriptions = [
-            node.subscribe(topic, delivery="at-least-once") for node, topic in zip(pair, ("good.b", "good.a"), strict=True)
+            node.subscribe(topic, delivery="at-least-once")
+            for node, topic in zip(pair, ("good.b", "good.a"), strict=True)
         ]
         self._publishers = [
             node.publisher(topic, delivery="at-least-once")
@@ -75,8 +76,10 @@ class Arena:
         """Messages that are published from now on arrive in both directions, in order and without a hole."""
         targets = [self._published[1] + 5, self._published[0] + 5]
         await wait_until_async(
-            lambda: any(task.done() for task in self._tasks)
-            or all(count >= target for count, target in zip(self.counts, targets, strict=True))
+            lambda: (
+                any(task.done() for task in self._tasks)
+                or all(count >= target for count, target in zip(self.counts, targets, strict=True))
+            )
         )
         for task in self._tasks:
             assert not task.done(), task.exception()

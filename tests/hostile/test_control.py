@@ -249,7 +249,7 @@ async def test_a_stranger_on_a_reused_port_is_noticed(arena: Arena, impostor: Ma
 
 @pytest.mark.parametrize("limits", [{"peers_max": 20, "peer_timeout_s": 0.6, "heartbeat_interval_s": 0.1}])
 async def test_hello_floods_stop_at_peers_max(arena: Arena, impostor: MakeImpostor, limits: dict[str, Any]) -> None:
-    """Random ids fill the table and are refused then; they fall out again, and are not dialled as if they were peers."""
+    """Random ids fill the table and are refused then; they fall out again, and nobody dials them."""
     attacker = impostor()
     attacker.dial(port(arena.victim, "inbox-tcp"))
     endpoints = tuple(f"tcp://127.0.0.1:{number}" for number in range(1, 60))
@@ -420,7 +420,7 @@ async def test_impossible_acks_are_counted(arena: Arena, impostor: MakeImpostor)
 
 @pytest.mark.parametrize("limits", [{"repair_reply_bytes": 20_000, "repair_bytes_per_s": 200_000}])
 async def test_repair_floods_get_a_bounded_answer(arena: Arena, impostor: MakeImpostor, limits: dict[str, Any]) -> None:
-    """Requests for everything, again and again, are answered within Config.repair_reply_bytes and repair_bytes_per_s."""
+    """Requests for everything, again and again, get Config.repair_reply_bytes at once, repair_bytes_per_s in all."""
     source = arena.victim.publisher("history", delivery="at-least-once", history=1000)
     for _ in range(100):
         await source.publish(b"x" * 5000)

@@ -223,6 +223,13 @@ class World:
         self.rng = random.Random(seed)
         self.parties: dict[str, Party] = {}
         self.cut_off: set[frozenset[str]] = set()
+        self.frames_sent = 0
+        self.captured: list[tuple[Route, bytes]] | None = None
+        "Control frames end up here instead of travelling, unless it is None."
+        self.held_batches: list[tuple[Party, Party, list[bytes]]] | None = None
+        "So do batches."
+        self.held_filters: list[tuple[Party, str, bytes, bool]] | None = None
+        "And filters on their way to outlets."
         self._agenda: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = count()
         self._accepted = count(1)
@@ -314,7 +321,11 @@ class World:
     def connect(self, connection: Connection) -> None:
         """Try to connect, now and from time to time."""
         dialler = connection.dialler
-        if not dialler.alive or connection.listener is not None or dialler.dialled.get(connection.route) is not connection:
+        if (
+            not dialler.alive
+            or connection.listener is not None
+            or dialler.dialled.get(connection.route) is not connection
+        ):
             return
         listener = next((p for p in self.parties.values() if connection.endpoint in (p.inbox, p.second_inbox)), None)
         if listener is None or not self._reaches(dialler, listener):
@@ -331,10 +342,17 @@ class World:
         """A dialler closes a connection."""
         connection = party.dialled.pop(route, None)
         if connection is not None and connection.listener is not None:
-            self.after(2 * LATENCY_S, connection.listener.accepted.pop, connection.accepted, None)
+            self.after(2 * LATENCY_S, self._forget, connection.listener, connection.accepted)
+
+    def _forget(self, listener: Party, accepted: bytes) -> None:
+        listener.accepted.pop(accepted, None)
 
     def send(self, source: Party, route: Route, frame: bytes) -> bool:
         """Send a control frame; False where the route is gone."""
+        self.frames_sent += 1
+        if self.captured is not None:
+            self.captured.append((route, frame))
+            return True
         connection = source.dialled.get(route) if isinstance(route, int) else source.accepted.get(route)
         if connection is None:
             return False
@@ -355,6 +373,9 @@ class World:
 
     def filter(self, feed: Party, endpoint: str, prefix: bytes, on: bool) -> None:
         """A feed's filter reaches an outlet, which tells its node of the first and the last of each."""
+        if self.held_filters is not None:
+            self.held_filters.append((feed, endpoint, prefix, on))
+            return
         outlet = next((p for p in self.parties.values() if endpoint in p.outlets), None)
         if outlet is None:
             if feed.alive and endpoint in feed.feeds and on:
@@ -379,6 +400,9 @@ class World:
 
     def send_batch(self, source: Party, target: Party, frames: list[bytes]) -> None:
         """A batch travels to one subscriber."""
+        if self.held_batches is not None:
+            self.held_batches.append((source, target, frames))
+            return
         self.after(LATENCY_S, self._batch_arrives, source, target, frames)
 
     def _batch_arrives(self, source: Party, target: Party, frames: list[bytes]) -> None:

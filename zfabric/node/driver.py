@@ -15,7 +15,7 @@ from math import inf
 
 from zfabric.config import Config
 from zfabric.discovery.base import Announcement, Discovery
-from zfabric.errors import NodeClosed, NodeForked
+from zfabric.errors import NodeClosed, NodeForked, RemoteProtocolError
 from zfabric.events import DiscoveryFailed, Event
 from zfabric.model import Source
 from zfabric.node.eventhub import EventHub
@@ -201,6 +201,12 @@ class Driver:
         self.batches_received += 1
         self.bytes_received += sum(map(len, frames))
         self.core.receive_batch(frames, self.loop.time())
+
+    def on_feed_broken(self, endpoint: str) -> None:
+        """An outlet sent what the feed cannot take."""
+        reason = "it sent no ZMTP, or a frame over this node's Config.frame_bytes_max; it is connected again"
+        self.core.not_protocol(endpoint, RemoteProtocolError(reason))
+        self.schedule_pump()
 
     def on_burst_end(self) -> None:
         """Answer everything that came in this burst at once."""

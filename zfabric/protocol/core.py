@@ -121,13 +121,13 @@ class Core:
         except VersionMismatch as error:
             self._effects.tell(route, Refuse("version", str(error)))
             self._effects.emit(PeerRefused(self.peers.address(route), "version", str(error)))
-            self._not_protocol(self.peers.address(route), error)
+            self.not_protocol(self.peers.address(route), error)
             return
         except RemoteProtocolError as error:
-            self._not_protocol(self.peers.address(route), error)
+            self.not_protocol(self.peers.address(route), error)
             return
         if sum(isinstance(record, Hello) for record in records) > HELLOS_PER_FRAME_MAX:
-            self._not_protocol(self.peers.address(route), RemoteProtocolError("one frame holds too many HELLOs"))
+            self.not_protocol(self.peers.address(route), RemoteProtocolError("one frame holds too many HELLOs"))
             return
         for record in records:
             if not self._greeting(route, sender, record, now) and not self._session(route, sender, record, now):
@@ -163,19 +163,19 @@ class Core:
 
     def _on_ack(self, peer: PeerRecord, ack: Ack, now: float) -> None:
         if not self.streams.acked(peer, ack, now):
-            self._not_protocol(peer.address, RemoteProtocolError("acknowledges what was never sent"))
+            self.not_protocol(peer.address, RemoteProtocolError("acknowledges what was never sent"))
 
     def _on_attached(self, peer: PeerRecord, attached: Attached, now: float) -> None:
         try:
             self.streams.attached(peer, attached, now)
         except LimitExceeded as error:
-            self._not_protocol(peer.address, RemoteProtocolError(str(error)))
+            self.not_protocol(peer.address, RemoteProtocolError(str(error)))
 
     def _on_interest(self, peer: PeerRecord, interest: Interest, now: float) -> None:
         try:
             self.interests.received(peer, interest, now)
         except (TopicError, LimitExceeded) as error:
-            self._not_protocol(peer.address, RemoteProtocolError(str(error)))
+            self.not_protocol(peer.address, RemoteProtocolError(str(error)))
 
     def _on_data(self, peer: PeerRecord, data: Data, now: float) -> None:
         try:
@@ -184,7 +184,7 @@ class Core:
                 raise RemoteProtocolError("repairs what another node has published")
             self.streams.repaired_batch(peer, data.lane, batch, now)
         except RemoteProtocolError as error:
-            self._not_protocol(peer.address, error)
+            self.not_protocol(peer.address, error)
 
     def _on_peers(self, _: PeerRecord, peers: Peers, now: float) -> None:
         for other in peers.peers:
@@ -194,7 +194,8 @@ class Core:
         """The transport could not send on a route."""
         self.peers.route_lost(route, now)
 
-    def _not_protocol(self, address: str, error: RemoteProtocolError) -> None:
+    def not_protocol(self, address: str, error: RemoteProtocolError) -> None:
+        """Count and report something that is not the protocol."""
         self.protocol_errors += 1
         self._effects.emit(ProtocolError(address, error.reason))
 
@@ -239,7 +240,7 @@ class Core:
         try:
             batch = self._parse(frames)
         except RemoteProtocolError as error:
-            self._not_protocol("feed", error)
+            self.not_protocol("feed", error)
             return
         peer = self.peers.known.get(batch.producer)
         if peer is None:
@@ -251,7 +252,7 @@ class Core:
             try:
                 self.streams.take(peer, batch, lanes, now)
             except (TopicError, LimitExceeded) as error:
-                self._not_protocol(peer.address, RemoteProtocolError(str(error)))
+                self.not_protocol(peer.address, RemoteProtocolError(str(error)))
         if peer.leaves_at < inf and not self.streams.awaits(peer.id):
             self.peers.depart(peer, now)
 

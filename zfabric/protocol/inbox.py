@@ -220,6 +220,7 @@ class ReliableInbox:
         """Take a batch in, whatever its place; what was had already only makes the ack due."""
         expected = self.expected
         if self.ended:
+            self._known = max(self._known, batch.end)  # asked for when the stream goes on, else reported
             return
         if batch.flags & FLAG_ACK_NOW:
             self._urgent_before = max(self._urgent_before, batch.end)
@@ -238,10 +239,10 @@ class ReliableInbox:
 
     def next_gap(self) -> tuple[int, int, str] | None:
         """The range (first, stop, reason) at our position that will never come, if so; it is skipped from now on."""
-        expected = self.expected
-        for index, (start, stop, reason) in enumerate(self._lost):
-            if expected is not None and start <= expected < stop:
-                del self._lost[index]
+        lost, expected = self._lost, self.expected
+        while expected is not None and lost and lost[0][0] <= expected:
+            _, stop, reason = lost.pop(0)
+            if stop > expected:
                 self.expected = stop
                 self._passed.append((expected, stop))
                 self._pass_gaps()
@@ -312,7 +313,7 @@ class ReliableInbox:
         self._attempts = 0
         for first, end in list(self._have.missing(max(start, self.expected), stop)):
             self._have.add(first, end)
-            self._lost.append((first, end, reason))
+            insort(self._lost, (first, end, reason))
 
     def close(self, now: float) -> None:
         """The producer is gone: what has not arrived will not come."""

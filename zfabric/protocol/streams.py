@@ -26,6 +26,10 @@ from zfabric.wire.topics import check_topic
 __all__ = ["Streams"]
 
 Key = tuple[bytes, str]
+OUTBOX_PAUSE_S = 5e-6
+"Pause between two looks at all outboxes, for each of them."
+OUTBOXES_POLL_S = 1.0
+"Longest such pause while anybody acknowledges: a subscription may be gone without a sound."
 REPAIR_MERGE_S = 0.005
 "Equal repair requests of one peer within this time are answered once."
 
@@ -60,7 +64,7 @@ class Streams:
         self._inboxes: dict[Key, Inbox] = {}
         self._busy: dict[tuple[int, bytes, str], tuple[Lane, ReliableInbox]] = {}
         self._settling: dict[Key, tuple[Inbox, Source]] = {}
-        self._due = inf
+        self._due = self._outboxes_due = inf
         self._departed: dict[bytes, Departed] = {}
         self._budgets: dict[bytes, tuple[float, float]] = {}
         self._answered: dict[tuple[bytes, int, str], tuple[float, Repair]] = {}
@@ -351,9 +355,14 @@ class Streams:
         outbox = self._interests.outboxes.get(repair.topic)
         reader = outbox.readers.get((peer.id, repair.lane)) if outbox is not None else None
         if outbox is None or outbox.epoch != repair.epoch or reader is None:
-            reason = "closed" if outbox is None or outbox.epoch != repair.epoch else "evicted"
             start = min((first for first, _ in repair.ranges), default=0)
             stop = max((end for _, end in repair.ranges), default=0)
+            if outbox is None or outbox.epoch != repair.epoch:
+                reason = "closed"
+            elif (peer.id, repair.lane) in outbox.evicted:
+                reason = "evicted"
+            else:  # it is about to be a reader again: what is kept it can have then
+                stop, reason = min(stop, outbox.first_kept), "expired"
             self._tell(peer, Missing(repair.lane, repair.topic, repair.epoch, start, stop, reason), now)
             return
         key = peer.id, repair.lane, repair.topic
@@ -389,7 +398,8 @@ class Streams:
 
     def sent(self, outbox: Outbox) -> None:
         """A batch left: its outbox may need the timer."""
-        self._due = min(self._due, outbox.timer())
+        self._outboxes_due = min(self._outboxes_due, outbox.timer())
+        self._due = min(self._due, self._outboxes_due)
 
     def last_words(self, now: float) -> None:
         """This node closes: tell how far every stream has come that is not known to have arrived."""
@@ -441,10 +451,18 @@ class Streams:
                 self.forget(peer_id)
             else:
                 self._due = min(self._due, departed.timer())
-        for outbox in self._interests.outboxes.values():
+        if now >= self._outboxes_due:
+            self._tend_outboxes(now)
+        self._due = min(self._due, self._outboxes_due)
+
+    def _tend_outboxes(self, now: float) -> None:
+        """Look at every outbox, but not all the time: thousands of them take a while."""
+        due, outboxes = inf, self._interests.outboxes.values()
+        for outbox in outboxes:
             if outbox.timer() <= now:
                 self._tend_outbox(outbox, now)
-            self._due = min(self._due, outbox.timer())
+            due = min(due, outbox.timer(), now + OUTBOXES_POLL_S if outbox.readers else inf)
+        self._outboxes_due = max(due, now + len(outboxes) * OUTBOX_PAUSE_S)
 
     def _tend(self, lane: Lane, peer: PeerRecord, inbox: ReliableInbox, now: float) -> None:
         ack = inbox.take_ack(now)

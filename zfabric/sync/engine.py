@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from zfabric.node.node import Node
@@ -34,7 +36,10 @@ class Engine(Node):
 
     async def close(self, timeout: float | None = None) -> None:
         """As zfabric.Node."""
-        await self.drained()
+        timeout = self.close_timeout_s if timeout is None else timeout
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout / 2):
+                await self.drained()
         await super().close(timeout)
 
     async def drained(self) -> None:

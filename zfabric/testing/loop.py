@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import selectors
+import threading
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
@@ -13,6 +14,8 @@ __all__ = ["Deadlock", "VirtualClockLoop", "eventually", "run"]
 T = TypeVar("T")
 
 _SHOWN_MAX = 20
+_THREADS_S = 5.0
+"Real time that a thread's result may take when nothing else is left to do."
 
 
 class Deadlock(RuntimeError):
@@ -22,9 +25,11 @@ class Deadlock(RuntimeError):
 class _JumpingSelector(selectors.BaseSelector):
     """Looks at real descriptors without waiting; where it should wait, it moves the clock instead."""
 
-    def __init__(self, jump: Callable[[float | None], None]) -> None:
+    def __init__(self, jump: Callable[[float], None], deadlock: Callable[[], Deadlock]) -> None:
         self._real = selectors.DefaultSelector()
         self._jump = jump
+        self._deadlock = deadlock
+        self._threads = set(threading.enumerate())
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         return self._real.register(fileobj, events, data)
@@ -40,8 +45,17 @@ class _JumpingSelector(selectors.BaseSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = self._real.select(0)
-        if not ready and (timeout is None or timeout > 0):
+        if not ready and timeout is None:
+            ready = self._wait_for_threads()
+        elif not ready and timeout is not None and timeout > 0:
             self._jump(timeout)
+        return ready
+
+    def _wait_for_threads(self) -> list[tuple[selectors.SelectorKey, int]]:
+        """Nothing can happen any more, unless a thread that this loop started reports its result."""
+        ready = self._real.select(_THREADS_S) if set(threading.enumerate()) - self._threads else []
+        if not ready:
+            raise self._deadlock()
         return ready
 
 
@@ -57,16 +71,19 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         self._virtual_now = 0.0
-        super().__init__(_JumpingSelector(self._jump))
+        super().__init__(_JumpingSelector(self._jump, self._deadlock))
+        # The base class fires timers this much early: more than what rounding costs after a year.
+        self._clock_resolution = 1e-6
 
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
         return self._virtual_now
 
-    def _jump(self, seconds: float | None) -> None:
-        if seconds is None:
-            raise Deadlock(_describe(asyncio.all_tasks(self)))
+    def _jump(self, seconds: float) -> None:
         self._virtual_now += seconds
+
+    def _deadlock(self) -> Deadlock:
+        return Deadlock(_describe(asyncio.all_tasks(self)))
 
 
 def _describe(tasks: set[asyncio.Task[Any]]) -> str:

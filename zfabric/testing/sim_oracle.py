@@ -84,15 +84,16 @@ class Oracle:
             got = lane.streams.get(key)
             if got is None or got.start is None or lane.closed:
                 continue
-            if max(got.next, got.start) < before:
+            if not self._settled(lane, got, max(got.next, got.start), before):
                 raise Violation("confirmed-not-received", f"{lane} has {_show(key)} up to {got.next}, not {before}")
-            if processed and lane.alive and max(got.processed, got.start) < before and not self._skipped(lane, got, before):
+            done = max(got.processed, got.start, got.abandoned)
+            if processed and lane.alive and not self._settled(lane, got, done, before):
                 raise Violation("confirmed-not-processed", f"{lane} processed {_show(key)} up to {got.processed}")
 
-    def _skipped(self, lane: LaneTruth, got: LaneStream, before: int) -> bool:
-        """Whether what is not processed never arrived."""
-        gaps = self.nodes[lane.node_id].gaps.get(got.key[:2], RangeSet())
-        return not list(gaps.missing(max(got.processed, got.start or 0), before))
+    def _settled(self, lane: LaneTruth, got: LaneStream, start: int, stop: int) -> bool:
+        """Whether all of a range was announced as lost, or given up and reported by its publisher."""
+        gaps = self.nodes[lane.node_id].gaps.get(got.key[:2], ())
+        return not list(RangeSet([*gaps, *got.excused]).missing(start, stop))
 
     # -- at the subscriber ---------------------------------------------------------------------
 
@@ -121,7 +122,8 @@ class Oracle:
         if not offers(stream.delivery, lane.delivery):
             raise Violation("incompatible", f"{lane} asked for {lane.delivery} and got {_show(key)} as {stream.delivery}")
         got = self.part(lane, key)
-        if lane.full and got.reliable and key[0] != lane.node_id and stream.alive:
+        waits = stream.alive and key[0] != lane.node_id and key[0] not in self.nodes[lane.node_id].left_at
+        if lane.full and got.reliable and waits:
             raise Violation("memory", f"{lane} is full and got {_show(key)} {batch.base}")
         if batch.epoch < lane.epochs.get(key[:2], 0):
             raise Violation("fencing", f"{lane} got {_show(key)} after epoch {lane.epochs[key[:2]]}")
@@ -180,7 +182,7 @@ class Oracle:
             for first, end in gaps.missing(start, stop):
                 raise Violation("silent-hole", f"{lane} never got {_show(got.key)} {first} to {end - 1}, without a word")
             if self.streams[got.key].alive and not got.given_up:
-                for first, end in got.excused.missing(start, stop):
+                for first, end in got.excused.missing(max(start, got.start or 0), stop):
                     raise Violation("hole-without-cause", f"{lane} never got {_show(got.key)} {first} to {end - 1}")
 
     def uncovered(self, lane: LaneTruth, got: LaneStream, start: int, stop: int) -> list[tuple[int, int]]:
@@ -207,8 +209,10 @@ class Oracle:
             for key in outbox.remote:
                 if key not in readers:
                     got = self.part(self.lanes[key], stream.key)
-                    if got.start is None:
+                    unheard = key not in stream.best_effort and not got.delivered and not got.arrived
+                    if got.start is None or unheard:
                         got.start = outbox.base
+            stream.best_effort = {key for key in outbox.remote if key not in readers}
             for local in outbox.local:
                 got = self.part(self.lanes[node.id, local.request.lane], stream.key)
                 if got.start is None:
@@ -229,12 +233,11 @@ class Oracle:
         ]
         if old is not None:
             taken.remove(old)
-            del stream.readers[old]
-            kept_from = reader.received
             before = self.part(self.lanes[old], stream.key)
-            if reader.received > max(before.processed, before.start or 0) and not self._skipped(
-                self.lanes[old], before, reader.received
-            ):
+            kept_from = max(reader.received, stream.readers.pop(old).kept_from)
+            got.excused = RangeSet([*got.excused, *before.excused])
+            done = max(before.processed, before.start or 0)
+            if not self._settled(self.lanes[old], before, done, reader.received):
                 raise Violation("restart", f"{lane} goes on at {reader.received}, {before.processed} was processed")
         elif waiting and got.start is None:
             raise Violation("restart", f"{lane} begins at {reader.received} although its forerunner is waited for")
@@ -286,6 +289,7 @@ class Oracle:
         if not (lane.closed or away or (full and stuck)):
             raise Violation("evicted-early", f"{_show(stream.key)} gave {lane} up without reason")
         got.given_up = True
+        got.abandoned = len(stream.sizes)
         if watch.received < len(stream.sizes):
             got.excused.add(watch.received, len(stream.sizes))
 
@@ -314,7 +318,7 @@ class Oracle:
         elif stream.full_since is None:
             stream.full_since = now
         else:
-            worst = min(stream.readers.values(), key=lambda watch: watch.received)
+            worst = min(stream.readers.values(), key=lambda watch: watch.processed)
             since = max(stream.full_since, worst.progress_at, node.resumed_at)
             if now - since > 2 * self.config.grace_s + HELD_UP_SLACK_S:
                 raise Violation("held-up", f"{_show(stream.key)} waits for a stuck reader since {since:.3f}")
@@ -363,7 +367,8 @@ class Oracle:
 
     def _unfinished_remains(self, lane: LaneTruth, got: LaneStream | None) -> tuple[str, str] | None:
         """A stream that ended: all that had come to the node is settled."""
-        if got is None or got.start is None or not got.arrived:
+        newer = sum(1 for key in self.streams if got is not None and key[:2] == got.key[:2] and key[2] > got.key[2])
+        if got is None or got.start is None or not got.arrived or newer > 1:
             return None
         start = got.start
         if got.reliable:

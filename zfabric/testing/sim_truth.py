@@ -51,9 +51,12 @@ class Violation(Exception):
     """A rule does not hold."""
 
     def __init__(self, rule: str, detail: str) -> None:
-        super().__init__(f"{rule}: {detail}")
+        super().__init__(rule, detail)
         self.rule = rule
         self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.detail}"
 
 
 def payload(key: StreamKey, seq: int, size: int) -> list[Any]:
@@ -83,6 +86,8 @@ class StreamTruth(msgspec.Struct):
     times: list[float] = []
     alive: bool = True
     readers: dict[tuple[bytes, int], Watch] = {}
+    best_effort: set[tuple[bytes, int]] = set()
+    "Subscriptions in place that acknowledge nothing."
     full_since: float | None = None
     burst_bytes: int = 0
 
@@ -101,6 +106,8 @@ class LaneStream(msgspec.Struct):
     "What the publisher was allowed to give up."
     given_up: bool = False
     "The publisher waits for it no longer, and it has not come back yet."
+    abandoned: int = 0
+    "Before this number its publisher has given up to wait for its processing."
     arrived: int = 0
     "Everything that came to the node lies before this number."
 

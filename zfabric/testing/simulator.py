@@ -269,12 +269,16 @@ class Simulation:
 
     def _unfinished(self) -> tuple[str, str] | None:
         left = self.oracle.unfinished()
-        if left is None:
-            for party in self.living():
-                for publisher in party.publishers:
-                    if publisher.flushes:
-                        return "stuck-flush", f"{party.name} waits for {publisher.outbox} to reach {publisher.flushes}"
-        return left
+        if left is not None:
+            return left
+        for party in self.living():
+            for publisher in party.publishers:
+                if publisher.flushes:
+                    return "stuck-flush", f"{party.name} waits for {publisher.outbox} to reach {publisher.flushes}"
+            for consumer in party.consumers:
+                if consumer.nbytes:
+                    return "stuck-delivery", f"{consumer.truth} has {consumer.nbytes} bytes to read"
+        return None
 
     def _quiet(self) -> None:
         """When all is said, nodes send heartbeats and little else."""

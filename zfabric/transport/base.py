@@ -24,6 +24,9 @@ class Receiver(Protocol):
     def on_filter(self, data: bytes) -> None:
         """A subscription (first byte 1) or its end (0) arrived at the outlet."""
 
+    def on_feed_broken(self, endpoint: str) -> None:
+        """An outlet sent what the feed cannot take; the connection was ended and will be made again."""
+
     def on_burst_end(self) -> None:
         """No more for now: answer all of it at once."""
 

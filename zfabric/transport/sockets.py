@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 from zlib import crc32
 
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
 from zfabric.config import Config
 from zfabric.transport.base import Buffer, Receiver, Route
@@ -36,6 +38,8 @@ CALM_BATCHES = 1000
 "The queue grows again after this many batches that would allow it."
 DIALLER_LINGER_S = 0.25
 "What was sent to peers that we dialled may take this long to leave when the node closes."
+DESCRIPTORS_MIN = 40
+"A node's sockets and libzmq's threads take about half of these."
 FEED_QUEUE = 64
 "Batches waiting in the feed for one publisher; what is more waits at the publisher."
 
@@ -63,6 +67,7 @@ class ZmqTransport:
         self._tcp: dict[str, tuple[str, str]] = {}
         self._dialled: dict[int, str] = {}
         self._followed: Counter[str] = Counter()
+        self._broken: dict[str, asyncio.TimerHandle] = {}
         self._touched: dict[zmq.Socket[bytes], Callable[[], None]] = {}
         self._outlet_queue = OUTLET_QUEUE_MAX
         self._calm = 0
@@ -72,6 +77,7 @@ class ZmqTransport:
 
     def open(self, receiver: Receiver) -> None:
         """Bind and start to receive."""
+        _check_descriptors()
         self._loop = asyncio.get_running_loop()
         self._receiver = receiver
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -85,6 +91,7 @@ class ZmqTransport:
             self._feed = self._socket(zmq.SUB)
             self._outlet.set(zmq.SNDHWM, self._outlet_queue)
             self._feed.set(zmq.RCVHWM, FEED_QUEUE)
+            self._watch_feed()
             self._feed.set(zmq.SNDHWM, 0)  # else subscriptions beyond it vanish on reconnect (libzmq #4064)
             self._bind()
         except zmq.ZMQError as error:
@@ -99,6 +106,7 @@ class ZmqTransport:
             self._dialler: partial(self._drain_control, self._dialler),
             self._outlet: self._drain_outlet,
             self._feed: self._drain_feed,
+            self._feed_events: self._drain_feed_events,
         }
         for socket, drain in self._drains.items():
             self._readiness.watch(socket.fileno(), drain)
@@ -117,6 +125,10 @@ class ZmqTransport:
         socket.set(zmq.TCP_KEEPALIVE, 1)
         socket.set(zmq.TCP_KEEPALIVE_IDLE, max(1, round(config.peer_timeout_s)))
         return socket
+
+    def _watch_feed(self) -> None:
+        events = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
+        self._feed_events: zmq.Socket[bytes] = self._feed.get_monitor_socket(events)
 
     def _control_socket(self) -> zmq.Socket[bytes]:
         config = self._config
@@ -315,6 +327,29 @@ class ZmqTransport:
             self._touch(feed)
         self._receiver.on_burst_end()
 
+    def _drain_feed_events(self) -> None:
+        """A connection that broke the rules of ZMTP is not tried again by libzmq: it has no RETRIED after the end."""
+        while self._feed_events.poll(0):
+            event = parse_monitor_message(self._feed_events.recv_multipart(zmq.NOBLOCK))
+            endpoint = event["endpoint"].decode(errors="replace")
+            timer = self._broken.pop(endpoint, None)
+            if timer is not None:
+                timer.cancel()
+            if event["event"] == zmq.EVENT_DISCONNECTED and endpoint in self._followed:
+                pause = self._config.reconnect_interval_s_max
+                self._broken[endpoint] = self._loop.call_later(pause, self._mend_feed, endpoint)
+
+    def _mend_feed(self, endpoint: str) -> None:
+        del self._broken[endpoint]
+        if endpoint in self._followed and not self._feed.closed:
+            with suppress(zmq.ZMQError):
+                self._feed.disconnect(endpoint)
+            with suppress(zmq.ZMQError):
+                self._feed.set(zmq.IPV6, "[" in endpoint)
+                self._feed.connect(endpoint)
+            self._touch(self._feed)
+            self._receiver.on_feed_broken(endpoint)
+
     def pause_feed(self, paused: bool) -> None:
         """Stop or go on reading batches."""
         if self._paused and not paused:
@@ -328,6 +363,10 @@ class ZmqTransport:
         for socket in self._drains:
             self._readiness.forget(socket.fileno())
         self._readiness.close()
+        for timer in self._broken.values():
+            timer.cancel()
+        self._feed.disable_monitor()
+        self._feed_events.close(linger=0)
         self._feed.close(linger=0)  # its subscriptions to outlets that are gone would wait for nothing
         # Connections that we dialled may lead to peers that are gone: their goodbyes would wait for nobody.
         self._dialler.close(linger=_ms(min(timeout, DIALLER_LINGER_S)))
@@ -344,6 +383,20 @@ class ZmqTransport:
         threading.Thread(target=terminate, name="zfabric-term", daemon=True).start()
         with suppress(TimeoutError):
             await asyncio.wait_for(done.wait(), timeout + 0.5)
+
+
+def _check_descriptors() -> None:
+    """Raise OSError unless enough files can be opened: libzmq aborts the process where they run out in between."""
+    files: list[int] = []
+    try:
+        for _ in range(DESCRIPTORS_MIN):
+            files.append(os.open(os.devnull, os.O_RDONLY))  # noqa: PERF401 - what was opened must be closed
+    except OSError as error:
+        reason = f"a node needs {DESCRIPTORS_MIN} free file descriptors, and more for its peers: raise `ulimit -n`"
+        raise OSError(error.errno, reason) from error
+    finally:
+        for file in files:
+            os.close(file)
 
 
 def _crc(frame: bytes) -> bytes:
