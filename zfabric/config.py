@@ -94,8 +94,6 @@ class Config:
     "A peer that got nothing else from us in this time gets a heartbeat."
     peer_timeout_s: float = 5.0
     "A peer that was silent for this long has left."
-    zmtp_heartbeat_interval_s: float = 2.0
-    "libzmq's own heartbeat, which finds dead hosts and half-open links."
     handshake_timeout_s: float = 3.0
     "Time for a connection's ZMTP handshake, and for a peer's answer to HELLO on one address."
     reconnect_interval_s: float = 0.1

@@ -82,12 +82,12 @@ class Commands:
     def __init__(self) -> None:
         self._started: list[asyncio.subprocess.Process] = []
 
-    async def start(self, *arguments: str, stdout: int = asyncio.subprocess.PIPE, **changes: str) -> Running:
+    async def start(self, *arguments: str, **changes: str) -> Running:
         """Start a command; `changes` go into its environment."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-W", "error", "-m", "zfabric", *arguments),
             stdin=asyncio.subprocess.PIPE,
-            stdout=stdout,
+            stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=environment(**changes),
         )

@@ -16,6 +16,7 @@ from zfabric.cli.checks import Check, Situation, Status, ok
 SITUATION = Situation("loopback", insecure=False, mdns=False, timeout_s=1.0)
 
 
+@pytest.mark.slow
 async def test_green_and_red(cli: Commands, tmp_path: Path) -> None:
     """Here everything works, down to messages through mDNS; a directory open to all is refused and the cure told."""
     everybody = tmp_path / "shared"

@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 import zfabric
 from tests.cli.processes import Commands
+
+pytestmark = pytest.mark.slow
 
 
 async def beat(node: zfabric.Node, until: asyncio.Event) -> int:

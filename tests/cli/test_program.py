@@ -14,7 +14,7 @@ import click
 import pytest
 
 import zfabric
-from tests.cli.processes import ROOT, Commands, environment
+from tests.cli.processes import Commands, environment
 from zfabric.cli import main
 from zfabric.cli._exits import EXITS, Exit
 from zfabric.cli._program import SECTIONS, program
@@ -106,6 +106,7 @@ def test_completion_scripts(shell: str, capsys: pytest.CaptureFixture[str]) -> N
     assert f"_ZFABRIC_COMPLETE={shell}_complete" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 async def test_topics_are_completed(cli: Commands, node: zfabric.Node) -> None:
     """The Tab key offers the topics that are published now, and verbs without looking at any fabric."""
     node.publisher("plant.temp")
@@ -144,6 +145,7 @@ def on_terminal(arguments: list[str], **changes: str) -> tuple[int, str]:
     return process.returncode, shown.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 async def test_on_a_terminal(node: zfabric.Node) -> None:
     """On a terminal sub shows time, topic and value, and others draw tables; names cannot give orders to it."""
@@ -180,7 +182,8 @@ def test_the_examples_are_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "pip install 'zfabric[demo]'" in capsys.readouterr().err
 
 
-async def test_module_and_interrupt_at_once(cli: Commands) -> None:
+@pytest.mark.slow
+async def test_errors_have_a_traceback_only_when_asked(cli: Commands) -> None:
     """`python -m zfabric` is the command, and its errors come without a traceback unless -vv asks for one."""
     quiet, loud = await asyncio.gather(
         cli.run("nodes", "--interface", "nope0"), cli.run("nodes", "--interface", "nope0", "-vv")
@@ -190,4 +193,3 @@ async def test_module_and_interrupt_at_once(cli: Commands) -> None:
     assert quiet.err.startswith("error: no interface 'nope0' here; there are: loopback")
     assert "Traceback" not in quiet.err
     assert "Traceback" in loud.err
-    assert ROOT.is_dir()

@@ -14,6 +14,8 @@ import zfabric
 from tests.cli.processes import Commands
 from tests.waiting import wait_until_async
 
+pytestmark = pytest.mark.slow
+
 
 async def subscribed(publisher: zfabric.Publisher) -> None:
     """Return once somebody receives the topic."""

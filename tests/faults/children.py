@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from tests.faults.options import Options
-from tests.faults.oracle import Line, Verdict, judge, read
+from tests.faults.oracle import Line, Stream, Verdict, judge, read
 from tests.netns import Namespace
 from tests.waiting import wait_until
 
@@ -25,7 +25,6 @@ ROOT = Path(__file__).parents[2]
 FAST: dict[str, Any] = {
     "heartbeat_interval_s": 0.2,
     "peer_timeout_s": 1.0,
-    "zmtp_heartbeat_interval_s": 0.3,
     "handshake_timeout_s": 0.5,
     "reconnect_interval_s": 0.05,
     "reconnect_interval_s_max": 0.3,
@@ -63,6 +62,8 @@ class Child:
         self._lines: list[Line] = []
         self._got: dict[str, int] = {}
         self._told: dict[str, int] = {}
+        self.streams: dict[Stream, int] = {}
+        "The newest message of every stream that it got."
         argv = [sys.executable, "-m", "tests.faults.program", msgspec.json.encode(options).decode()]
         if namespace is not None:
             # `ip netns exec` replaces itself, so signals reach the program.
@@ -89,7 +90,8 @@ class Child:
             for line in map(msgspec.json.decode, whole.splitlines()):
                 self._lines.append(line)
                 if "got" in line:
-                    self._got[line["got"][2]] = line["got"][4]
+                    name, incarnation, topic, _, last = line["got"]
+                    self._got[topic] = self.streams[name, incarnation, topic] = last
                 elif line.get("event") == "Gap":
                     self._told[line["topic"]] = line["last"]
         return self._lines

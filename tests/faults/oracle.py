@@ -64,6 +64,8 @@ class Verdict:
     duplicates: Counter[str] = field(default_factory=Counter)
     announced: Counter[str] = field(default_factory=Counter)
     "Messages that Gap events told of, by mode."
+    given_up: Counter[Stream] = field(default_factory=Counter)
+    "The same by stream, reliable ones only."
     lost: dict[tuple[str, Stream], list[Span]] = field(default_factory=dict)
     "Confirmed, and never delivered to that subscriber: half-open ranges."
     silent: dict[tuple[str, Stream], list[Span]] = field(default_factory=dict)
@@ -164,4 +166,7 @@ def _follow(lines: list[Line], seen: dict[Stream, Seen], sent: Sent, verdict: Ve
         elif line.get("event") == "Gap" and line["source"]["id"] in sent.names:
             stream = (*sent.names[line["source"]["id"]], line["topic"])
             seen[stream].announced.add(line["first"], line["last"] + 1)
-            verdict.announced[sent.mode[stream]] += line["last"] - line["first"] + 1
+            count = line["last"] - line["first"] + 1
+            verdict.announced[sent.mode[stream]] += count
+            if sent.mode[stream] != "at-most-once":
+                verdict.given_up[stream] += count

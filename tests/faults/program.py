@@ -2,8 +2,8 @@
 
     python -m tests.faults.program '{"role": "publish", "name": "p", "count": 1000, "history": "/tmp/p.jsonl"}'
 
-Reads commands from stdin, one a line: `stop` and `go` (a subscriber stops reading, goes on), `mark` (latencies from
-here on), `close`. SIGTERM closes as well; SIGUSR1 blocks the event loop until SIGUSR2.
+Reads commands from stdin, one a line: `stop` and `go` (a subscriber stops reading, goes on; a publisher flushes and
+is done), `mark` (latencies from here on), `close`. SIGTERM closes as well; SIGUSR1 blocks the event loop until SIGUSR2.
 """
 
 from __future__ import annotations
@@ -236,16 +236,17 @@ class Program:
         self.history.write(began=len(publishers))
         began, pad, done, flushed = time.monotonic(), bytes(options.pad), 0, 0
         try:
-            while done < options.count:
+            while done < options.count and self.reading.is_set():
                 numbers = range(done, min(done + options.chunk, options.count))
                 for publisher in publishers:
                     await self._say(publisher, numbers, pad)
                 done = numbers.stop
-                if (options.flush_every and done - flushed >= options.flush_every) or done == options.count:
+                if options.flush_every and done - flushed >= options.flush_every:
                     await self._flush(publishers, done)
                     flushed = done
                 pause = began + done * len(publishers) / options.rate - time.monotonic() if options.rate else 0.0
                 await asyncio.sleep(max(0.0, pause))
+            await self._flush(publishers, done)
         except NodeClosed:
             self.history.write(cut=done)
             return
@@ -301,7 +302,13 @@ class Program:
                 self.history.write(damaged=repr(value), topic=topic, seq=message.seq)
                 continue
             run = runs[-1] if runs else None
-            if run is not None and run[3] + 1 == number and run[0] == name and run[4] == topic and run[1] == incarnation:
+            if (
+                run is not None
+                and run[3] + 1 == number
+                and run[0] == name
+                and run[4] == topic
+                and run[1] == incarnation
+            ):
                 run[3] = number
             else:
                 runs.append([name, incarnation, number, number, topic])

@@ -32,7 +32,9 @@ def test_a_node_that_runs_out_of_descriptors_serves_on(team: Crew) -> None:
 
     Meanwhile it dials an address again and again, which takes a descriptor each time.
     """
-    publisher = team.publisher(count=20_000, rate=12_000, files_max=80, seeds=["tcp://127.0.0.1:1"], config={"handshake_timeout_s": 3.0})
+    publisher = team.publisher(
+        count=20_000, rate=12_000, files_max=80, seeds=["tcp://127.0.0.1:1"], config={"handshake_timeout_s": 3.0}
+    )
     subscriber = team.subscriber(seeds=publisher.endpoints[:1])
     subscriber.until_position(500)
     host, _, port = publisher.endpoints[0].removeprefix("tcp://").rpartition(":")

@@ -15,7 +15,7 @@ from tests.faults.proxy import Line, Proxy
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
-COUNT, RATE = 6_000, 9_000
+COUNT, RATE = 4_000, 9_000
 BATCH = b"t."
 "How every batch begins."
 SAFE: dict[str, Any] = {"checksums": True}
@@ -24,7 +24,9 @@ SAFE: dict[str, Any] = {"checksums": True}
 class Pair:
     """A publisher and a subscriber with the proxy between them, whoever connects to whom."""
 
-    def __init__(self, team: Crew, proxy: Proxy, *, subscribing: dict[str, Any] | None = None, **publishing: Any) -> None:
+    def __init__(
+        self, team: Crew, proxy: Proxy, *, subscribing: dict[str, Any] | None = None, **publishing: Any
+    ) -> None:
         self.team = team
         self.publisher = team.publisher(**{"count": COUNT, "rate": RATE, "via": proxy.host, **publishing})
         self.count = self.publisher.options.count
@@ -46,11 +48,10 @@ class Pair:
         return self.subscriber
 
 
-@pytest.mark.parametrize("which", ["inbox", "outlet", "both"])
-def test_resets_in_mid_stream(team: Crew, proxy: Proxy, which: str) -> None:
+def test_resets_in_mid_stream(team: Crew, proxy: Proxy) -> None:
     """RST takes what was in the kernel's buffers: reliable streams are repaired, at-most-once ones tell their loss."""
     pair = Pair(team, proxy)
-    for position in (1_000, 2_500, 4_000):
+    for position, which in ((500, "outlet"), (1_200, "inbox"), (1_900, "both"), (2_600, "outlet")):
         pair.subscriber.until_position(position)
         wait_until(lambda: any(proxy.connections(line) for line in pair.lines(which)))
         proxy.reset(*pair.lines(which))
@@ -65,7 +66,7 @@ def test_late_and_shuffled_connections(team: Crew, proxy: Proxy) -> None:
     """100 ms and as much jitter on data, none on control frames, then the reverse: repairs overtake what they repair."""
     pair = Pair(team, proxy)
     pair.outlet.delay_s = pair.outlet.jitter_s = 0.1
-    pair.subscriber.until_position(2_000)
+    pair.subscriber.until_position(1_000)
     pair.outlet.delay_s, pair.inbox.delay_s = 0.0, 0.1
     pair.finish()
 
@@ -75,17 +76,17 @@ def test_late_and_shuffled_connections(team: Crew, proxy: Proxy) -> None:
     assert closed["repaired"] <= pair.publisher.last("closed")["batches_sent"], "repairs must not storm"
 
 
-@pytest.mark.parametrize("which", ["inbox", "outlet", "both"])
+@pytest.mark.parametrize("which", ["outlet", "both"])
 def test_a_half_open_link(team: Crew, proxy: Proxy, which: str) -> None:
     """Connections stand and carry nothing, without FIN or RST: the peer is left in time, and taken up again."""
-    pair = Pair(team, proxy, count=9_000)
-    pair.subscriber.until_position(1_000)
+    pair = Pair(team, proxy, count=6_000)
+    pair.subscriber.until_position(500)
     for line in pair.lines(which):
         line.blackhole = True
     if which == "outlet":
         hold(1.0, "half-open data connection")
     else:
-        for child in (pair.publisher, pair.subscriber) if which == "both" else (pair.publisher,):
+        for child in (pair.publisher, pair.subscriber):
             assert child.until_event("PeerLeft", 3.0)["reason"] == "silent"
     for line in pair.lines(which):
         line.blackhole = False
@@ -99,7 +100,7 @@ def test_flipped_bits(team: Crew, proxy: Proxy) -> None:
 
     Lengths of frames are damaged too, so that the rest of a connection makes no sense any more.
     """
-    pair = Pair(team, proxy, subscribing=SAFE, count=9_000, pad=50, **SAFE)
+    pair = Pair(team, proxy, subscribing=SAFE, count=6_000, pad=50, **SAFE)
     pair.subscriber.until_position(500)
     pair.inbox.flip_every, pair.outlet.flip_every = 300, 20_000
     wait_until(lambda: pair.outlet.flipped > 20 and pair.inbox.flipped > 2)
@@ -128,7 +129,9 @@ def test_the_loss_of_the_last_message(team: Crew, proxy: Proxy) -> None:
     pair.finish()
 
     verdict = team.verdict(to_end=True).check()
-    assert [(gap["first"], gap["last"], gap["cause"]) for gap in pair.subscriber.events("Gap")] == [(900, 999, "overflow")]
+    assert [(gap["first"], gap["last"], gap["cause"]) for gap in pair.subscriber.events("Gap")] == [
+        (900, 999, "overflow")
+    ]
     assert verdict.announced["at-most-once"] == 100
 
 
@@ -189,7 +192,7 @@ def test_repairs_that_are_lost_too(team: Crew, proxy: Proxy) -> None:
     before = memory_kb(pair.subscriber.pid)
     for line in (pair.inbox, pair.outlet):
         line.frames = lambda _, body: [] if pair.outlet.random.random() < 0.3 else [body]
-    pair.subscriber.until_position(4_000)
+    pair.subscriber.until_position(2_500)
     for line in (pair.inbox, pair.outlet):
         line.frames = None
     grown = memory_kb(pair.subscriber.pid) - before
@@ -199,34 +202,29 @@ def test_repairs_that_are_lost_too(team: Crew, proxy: Proxy) -> None:
     assert grown < 48 * 1024
 
 
-@pytest.mark.parametrize("where", ["control from publisher", "control to publisher", "header", "body"])
-def test_damaged_frames(team: Crew, proxy: Proxy, where: str) -> None:
+@pytest.mark.parametrize("what", ["control", "data"])
+def test_damaged_frames(team: Crew, proxy: Proxy, what: str) -> None:
     """One flipped bit in every other frame: wrong positions, acknowledgements and numbers must not be believed."""
-    pair = Pair(team, proxy, subscribing=SAFE, flush_every=300, **SAFE)
+    pair = Pair(team, proxy, subscribing=SAFE, flush_every=200, **SAFE)
+    random = pair.inbox.random
     pair.subscriber.until_position(500)
-    damaged = []
+    damaged: list[int] = []
 
     def damage(flags: int, body: bytes) -> list[bytes]:
-        random, start = pair.inbox.random, 0
-        if where in ("header", "body"):
-            start = body.find(b"\0") + (1 if where == "header" else 60)
-            body, rest = (body[: start + 55], body[start + 55 :]) if where == "header" else (body, b"")
-        else:
-            rest = b""
-        if random.random() > 0.5 or len(body) <= start:
-            return [body + rest]
-        changed = bytearray(body)
-        changed[random.randrange(start, len(changed))] ^= 1 << random.randrange(8)
-        damaged.append(changed)
-        return [bytes(changed) + rest]
+        if random.random() > 0.5 or not body:
+            return [body]
+        end = min(len(body), 80) if random.random() < 0.5 else len(body)  # often in the header
+        place = random.randrange(end)
+        damaged.append(place)
+        return [body[:place] + bytes([body[place] ^ 1 << random.randrange(8)]) + body[place + 1 :]]
 
-    lines = pair.lines("inbox" if where.startswith("control") else "outlet")
-    direction = "inward" if where == "control to publisher" else "frames"
+    lines = pair.lines("inbox" if what == "control" else "outlet")
     for line in lines:
-        setattr(line, direction, damage)
-    wait_until(lambda: len(damaged) > 20)
+        line.frames = line.inward = damage
+    wait_until(lambda: len(damaged) > 40)
     for line in lines:
-        setattr(line, direction, None)
+        line.frames = line.inward = None
     pair.finish()
 
     team.verdict(to_end=True).check()
+    assert pair.subscriber.last("closed")["protocol_errors"]

@@ -12,7 +12,7 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.slow
 PAUSE_S = 2.0
 "Twice the peer timeout of these tests."
-COUNT = 10_000
+COUNT = 8_000
 
 
 @pytest.mark.parametrize("who", ["publisher", "subscriber"])

@@ -65,7 +65,9 @@ def test_a_slow_subscriber_slows_and_loses_nothing(team: Crew) -> None:
         config={"grace_s": GRACE_S}, count=3_000, pad=1000, window_bytes=500_000, subscribers=2, deliveries=RELIABLE
     )
     fast = team.subscriber("fast", seeds=publisher.endpoints[:1], deliveries=RELIABLE)
-    slow = team.subscriber("slow", seeds=publisher.endpoints[:1], deliveries=RELIABLE, pause_s=0.02, buffer_bytes=200_000)
+    slow = team.subscriber(
+        "slow", seeds=publisher.endpoints[:1], deliveries=RELIABLE, pause_s=0.02, buffer_bytes=200_000
+    )
 
     for child in (fast, slow):
         child.until_settled(3_000)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.hostile.attackers import GREETING, PORTS, Raw, message, port, raws, ready
+from tests.hostile.attackers import GREETING, PORTS, Raw, message, port, raws
 from tests.hostile.conftest import Arena
 from tests.waiting import wait_until_async
 
@@ -116,16 +116,3 @@ async def test_a_node_hears_nothing_from_a_port_that_is_no_inbox(arena: Arena) -
     await lost.wait_for_peers(2, timeout=10)
 
     await arena.lives()
-
-
-@pytest.mark.parametrize("limits", [{"zmtp_heartbeat_interval_s": 0.1}])
-@pytest.mark.parametrize("name", ["inbox-tcp", "inbox-ipc"])
-async def test_a_peer_that_answers_no_ping_is_cut(arena: Arena, name: str, limits: dict[str, Any]) -> None:
-    """A half-open connection to the inbox ends after a few of libzmq's own heartbeats."""
-    raw = Raw(port(arena.victim, name))
-    raw.send(GREETING[:11] + b"\x01" + GREETING[12:] + ready(b"DEALER"))
-
-    await wait_until_async(raw.gone)
-
-    assert b"PING" in raw.received
-    raw.close()

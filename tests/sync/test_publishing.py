@@ -94,6 +94,23 @@ def test_many_threads_publish_at_once(near: Node, far: Node) -> None:
     }
 
 
+def test_every_message_leaves_soon(near: Node) -> None:
+    """No wake-up of the loop is lost: threads that compete for topics and wait for each message go on."""
+    everything = near.subscribe("#", overflow="block")
+
+    def ping(topic: str) -> None:
+        shared, own, echo = near.publisher("shared"), near.publisher(topic), near.subscribe(topic)
+        for n in range(1_000):
+            shared.publish_nowait(n)
+            own.publish_nowait(n)
+            assert echo.receive(TIMEOUT_S).value == n
+
+    for work in [Work(lambda topic=topic: ping(topic)) for topic in ("a", "b", "c")]:  # type: ignore[misc]
+        work.result()
+
+    assert sum(1 for _ in zip(range(6_000), everything.iterate(TIMEOUT_S), strict=False)) == 6_000
+
+
 def test_publishers_of_one_topic_share_its_numbers(near: Node, far: Node) -> None:
     """A second publisher goes on where the first one is; the topic ends with the last of them."""
     first, subscription = wired(near, far)

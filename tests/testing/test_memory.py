@@ -199,6 +199,27 @@ def test_an_address_is_taken_once() -> None:
     run(main())
 
 
+def test_lifetimes_are_virtual_too() -> None:
+    """A ttl passes with the virtual clock, and timestamps are its readings."""
+
+    async def main() -> None:
+        async with MemoryFabric() as fabric:
+            a, b = await fabric.open("a"), await fabric.open("b")
+            publisher, subscription = await connect(a, b)
+            sent_at = fabric.clock.utc()
+            publisher.publish_nowait("stale", ttl=20)
+            publisher.publish_nowait("fresh", ttl=40)
+            await fabric.clock.advance(30)
+
+            message = await subscription.receive(timeout=1)
+            assert message.value == "fresh"
+            assert message.timestamp == pytest.approx(sent_at)
+            assert b.statistics().topics["t"].expired == 1
+            assert 0 <= fabric.clock.utc() - 30 - b.peers[0].since < 1
+
+    run(main())
+
+
 # -- faults ------------------------------------------------------------------------------------
 
 

@@ -83,7 +83,7 @@ async def _echo(situation: Situation, token: str, ways: list[str]) -> AsyncItera
     finally:
         try:
             async with asyncio.timeout(3):
-                await process.communicate()
+                await process.communicate(b"")  # which closes its stdin
         except TimeoutError:
             process.kill()
             await process.wait()

@@ -87,7 +87,7 @@ def registry(_: Situation) -> Iterator[Check]:
     detail = f"{len(living)} live on {fabrics} fabrics" if living else "no node on this host now"
     stale = max(0, files - len(living))
     if stale:
-        detail += f"; {stale} left by nodes that died, which the next node of their fabric removes"
+        detail += f"; {stale} stale, until the next node of their fabric starts"
     yield ok("registry", detail)
 
 

@@ -40,7 +40,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, msgspec.msgpack.Ext):
-        return {"encoding": "base64", "extension": value.code, "data": _base64(value.data)}
+        return {"encoding": "base64", "extension": value.code, "data": _base64(bytes(value.data))}
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return _array(value)
     return str(value)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from math import inf
@@ -44,8 +43,16 @@ log = logging.getLogger("zfabric")
 class Driver:
     """One node's engine room; implements `transport.base.Receiver`."""
 
-    def __init__(self, core: Core, transport: Transport, ways: Sequence[Discovery], config: Config) -> None:
+    def __init__(
+        self,
+        core: Core,
+        transport: Transport,
+        ways: Sequence[Discovery],
+        config: Config,
+        utc: Callable[[], float],
+    ) -> None:
         self.core = core
+        self.utc = utc
         self.events = EventHub(config.events_max)
         self.batches_sent = self.batches_received = 0
         self.bytes_sent = self.bytes_received = 0
@@ -55,7 +62,7 @@ class Driver:
         self._ways = ways
         self._config = config
         self._dirty: list[Outbox] = []
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._waiters: dict[asyncio.Future[None], None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
         self._pump_soon = False
@@ -176,7 +183,7 @@ class Driver:
         if self._pump_soon:
             self.pump()  # who listens may be about to change
         now = self.loop.time()
-        frames = self.core.seal(outbox, time.time_ns(), now)
+        frames = self.core.seal(outbox, int(self.utc() * 1e9), now)
         self.batches_sent += 1
         self.bytes_sent += sum(map(len, frames))
         if outbox.remote:
@@ -327,8 +334,8 @@ class Driver:
                 if condition():
                     return
                 waiter: asyncio.Future[None] = self.loop.create_future()
-                self._waiters.add(waiter)
+                self._waiters[waiter] = None
                 try:
                     await waiter
                 finally:
-                    self._waiters.discard(waiter)
+                    self._waiters.pop(waiter, None)

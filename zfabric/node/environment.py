@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +30,9 @@ class Environment(Protocol):
     def random_bytes(self, count: int) -> bytes:
         """Fresh randomness."""
 
+    def utc(self) -> float:
+        """Seconds since 1970."""
+
     def transport(self, node_id: bytes, scope: Scope, config: Config) -> Transport:
         """Sockets, not open yet."""
 
@@ -46,6 +50,10 @@ class Machine:
     def random_bytes(self, count: int) -> bytes:
         """From the operating system."""
         return secrets.token_bytes(count)
+
+    def utc(self) -> float:
+        """The machine's clock."""
+        return time.time()
 
     def transport(self, node_id: bytes, scope: Scope, config: Config) -> Transport:
         """ZeroMQ."""

@@ -7,7 +7,6 @@ import os
 import random
 import socket
 import sys
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -108,8 +107,8 @@ class Node:
         loop = asyncio.get_running_loop()
         transport = environment.transport(node_id, scope, config)
         jitter = random.Random(environment.random_bytes(8))  # noqa: S311 - spreads requests, hides nothing
-        core = Core(node_id, config, transport.usable, jitter, time.time() - loop.time())
-        driver = Driver(core, transport, environment.ways(scope, config), config)
+        core = Core(node_id, config, transport.usable, jitter, environment.utc() - loop.time())
+        driver = Driver(core, transport, environment.ways(scope, config), config, environment.utc)
         host = socket.gethostname()
         identity = Identity(environment.random_bytes(16), self.fabric, self.name, host, os.getpid(), (), ())
         driver.open(identity, "", self._seeds)

@@ -47,6 +47,7 @@ class Publisher:
         self._encode = codec.encode_plain
         self._config = config
         self._batch_bytes = config.batch_bytes
+        self._inline_bytes = config.inline_bytes
         self._messages_last = config.batch_messages_max - 1
         self._mandatory = mandatory
         self._confirm = confirm
@@ -111,7 +112,7 @@ class Publisher:
         kind = value.__class__
         try:
             if self._encode is None or (
-                kind in SPECIAL_TYPES and (kind is not bytes or len(value) >= self._config.inline_bytes)
+                kind in SPECIAL_TYPES and (kind is not bytes or len(value) >= self._inline_bytes)
             ):
                 self._codec.encode_into(value, buffer)
             else:

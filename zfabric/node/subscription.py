@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from operator import length_hint
 from types import TracebackType
@@ -236,7 +235,7 @@ class Subscription:
             waiter.set_result(None)
 
     def _decode(self, batch: Batch, source: Source) -> list[Message]:
-        messages, expired = decode_batch(batch, source, self._codec, time.time(), self._bad)
+        messages, expired = decode_batch(batch, source, self._codec, self._driver.utc(), self._bad)
         if expired:
             self._driver.expired[batch.topic] += expired
         return messages

@@ -136,9 +136,9 @@ class ReliableInbox:
 
     # fmt: off
     __slots__ = (
-        "_ack_at", "_attempts", "_before", "_config", "_have", "_jitter", "_known", "_lost", "_passed", "_pending", "_pending_bytes",
-        "_renewed", "_repair_at", "_unacked_bytes", "_urgent_before", "duplicates", "ended", "epoch", "expected", "lane",
-        "processed", "topic",
+        "_ack_at", "_attempts", "_before", "_config", "_have", "_jitter", "_known", "_lost", "_passed", "_pending",
+        "_pending_bytes", "_renewed", "_repair_at", "_unacked_bytes", "_urgent_before", "duplicates", "ended",
+        "epoch", "expected", "lane", "processed", "topic",
     )
     # fmt: on
 
@@ -369,9 +369,7 @@ class ReliableInbox:
         return False
 
 
-def _late(
-    before: tuple[int, int | None], batch: Batch
-) -> tuple[tuple[int, int] | None, tuple[int, int | None]]:
+def _late(before: tuple[int, int | None], batch: Batch) -> tuple[tuple[int, int] | None, tuple[int, int | None]]:
     epoch, known = before
     if batch.epoch != epoch or known is None or batch.end <= known:
         return None, before

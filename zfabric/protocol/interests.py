@@ -56,7 +56,7 @@ def parse_marker(data: bytes) -> tuple[bool, bytes, int] | None:
 class RemoteInterest:
     """What one peer publishes and subscribes to."""
 
-    __slots__ = ("following", "incompatible", "patterns", "table", "topics", "wanted")
+    __slots__ = ("following", "incompatible", "patterns", "table", "topics", "wanted", "whole")
 
     def __init__(self, config: Config) -> None:
         self.topics: dict[str, TopicOffer] = {}
@@ -65,6 +65,7 @@ class RemoteInterest:
         self.incompatible: set[tuple[int, str]] = set()
         self.wanted: set[str] = set()
         self.following: str | None = None
+        self.whole = False
 
 
 class Interests:
@@ -189,7 +190,7 @@ class Interests:
             for key in outbox.remote:
                 if key[0] == peer.id:
                     self._tell_attached(peer, outbox, key[1], self._position(outbox, key), now)
-        self._follow(peer, now)
+        self._evaluate(peer, now)
 
     def peer_left(self, peer: PeerRecord, now: float, *, for_good: bool) -> None:
         """A peer is gone: stop sending to it and following it; reliable readers may still come back."""
@@ -210,6 +211,7 @@ class Interests:
         """A peer's topics or patterns changed. Raises TopicError or LimitExceeded after what could be taken in."""
         remote = self.remote[peer.id]
         if interest.full:
+            remote.whole = True
             remote.topics.clear()
             remote.wanted.clear()
             remote.patterns.clear()
@@ -227,7 +229,8 @@ class Interests:
             self._learn(remote, interest)
         finally:
             if not interest.more:
-                self._forget_closed(peer, remote, now)
+                if remote.whole:  # else what it does not name may still be told
+                    self._forget_closed(peer, remote, now)
                 self._evaluate(peer, now)
 
     def _forget_closed(self, peer: PeerRecord, remote: RemoteInterest, now: float) -> None:
@@ -289,11 +292,11 @@ class Interests:
         key = peer.id, record.lane
         if outbox is None:
             return
-        if key in outbox.evicted:
-            outbox.evicted.discard(key)
-            self._evaluate(peer, now)
-        elif key in outbox.remote:  # the news of the eviction came late, by another connection
+        if key in outbox.remote:  # the news of the eviction came late, by another connection
             self._tell_attached(peer, outbox, record.lane, self._position(outbox, key), now)
+            return
+        outbox.evicted.discard(key)
+        self._evaluate(peer, now)
 
     def incompatible(self, peer: PeerRecord, record: Incompatible, _now: float) -> None:
         """A publisher offers less than one of our subscriptions asks for."""
@@ -357,14 +360,17 @@ class Interests:
             reader.progress_at = now
             outbox.readers[key] = reader
             position = reader.received
+        else:
+            outbox.begun[key] = position
         outbox.remote[key] = request
         outbox.count_listeners()
         self._tell_attached(peer, outbox, request.lane, position, now)
         self._effects.emit(SubscriberJoined(outbox.topic, peer.source))
 
     def _position(self, outbox: Outbox, key: tuple[bytes, int]) -> int:
+        """What to count from: a peer may never have heard where its subscription began."""
         reader = outbox.readers.get(key)
-        return outbox.base if reader is None else reader.received
+        return outbox.begun[key] if reader is None else reader.received
 
     def _tell_attached(self, peer: PeerRecord, outbox: Outbox, lane: int, position: int, now: float) -> None:
         at = Position(lane, outbox.topic, outbox.epoch, outbox.first_kept, position)
@@ -374,6 +380,7 @@ class Interests:
             self._peers.tell(peer, Positions([so_far]), now=now)
 
     def _detach(self, peer: PeerRecord, outbox: Outbox, key: tuple[bytes, int], now: float, *, for_good: bool) -> None:
+        outbox.begun.pop(key, None)
         if outbox.remote.pop(key, None) is not None:
             self._effects.emit(SubscriberLeft(outbox.topic, peer.source))
         reader = outbox.readers.get(key)

@@ -66,10 +66,10 @@ class Outbox:
 
     # fmt: off
     __slots__ = (
-        "_config", "_floor", "_history", "_history_bytes", "_history_max", "_unacked", "ack_now", "base", "delivery",
-        "epoch", "evicted", "failures", "full", "full_since", "listeners", "local", "local_full", "position_at",
-        "position_pause", "readers", "ready", "reliable", "remote", "skipped", "topic", "waiting_bytes", "window_bytes",
-        "writer",
+        "_config", "_floor", "_history", "_history_bytes", "_history_max", "_unacked", "ack_now", "base", "begun",
+        "delivery", "epoch", "evicted", "failures", "full", "full_since", "listeners", "local", "local_full",
+        "position_at", "position_pause", "readers", "ready", "reliable", "remote", "skipped", "topic",
+        "waiting_bytes", "window_bytes", "writer",
     )
     # fmt: on
 
@@ -93,6 +93,8 @@ class Outbox:
         self.base = 0
         self.skipped = 0
         self.remote: dict[tuple[bytes, int], PatternRequest] = {}
+        self.begun: dict[tuple[bytes, int], int] = {}
+        "Where those of them that acknowledge nothing began."
         self.readers: dict[tuple[bytes, int], Reader] = {}
         self.evicted: set[tuple[bytes, int]] = set()
         self.local: list[Lane] = []
@@ -248,9 +250,7 @@ class Outbox:
         # What a late joiner began with stays until it has it, as what is unacknowledged does.
         while history and history[0].end <= floor and (history[0].end <= oldest or self._history_bytes > bytes_max):
             self._history_bytes -= history.popleft().nbytes
-        held_up = (
-            self.waiting_bytes >= self.window_bytes or self.base - floor >= self._config.window_messages_max
-        )
+        held_up = self.waiting_bytes >= self.window_bytes or self.base - floor >= self._config.window_messages_max
         if held_up != (self.full_since < inf):
             self.full_since = now if held_up else inf
         full = held_up or self.local_full

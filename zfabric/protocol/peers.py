@@ -345,6 +345,8 @@ class PeerTable:
             self.dialler.seek_peer(peer.id, usable, now, self._config.rejoin_s)
 
     def _adopt(self, peer: PeerRecord, route: Route, identity: Identity) -> None:
+        if peer.endpoint in peer.identity.inbox and peer.endpoint not in identity.inbox:
+            self._leave_address(peer, route)
         peer.identity = identity
         if route in peer.routes:
             return
@@ -357,6 +359,14 @@ class PeerTable:
                 self._by_route.pop(old, None)
             peer.routes = [*dialled, route, *inbound[: INBOUND_ROUTES_MAX - 1]]
         self._by_route[route] = peer
+
+    def _leave_address(self, peer: PeerRecord, route: Route) -> None:
+        """A peer no longer listens where we dialled it: libzmq would try there for ever, and swallow what we send."""
+        peer.endpoint = None
+        for old in [old for old in peer.routes if isinstance(old, int) and old != route]:
+            peer.routes.remove(old)
+            self._by_route.pop(old, None)
+            self._effects.hang_up(old)
 
     def _addresses(self, *, besides: bytes) -> Peers:
         limit = self._config.control_records_max

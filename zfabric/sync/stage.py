@@ -54,6 +54,8 @@ class Stage:
         self._bytes_filled = self._bytes_drained = 0
         self._next_seq = self._drained_seq = outbox.next_seq
         self._awake = False
+        "A drain is due. Changed only under the lock."
+        self._retrying = False
         self._wanted = False
         "The loop could not get at the open batch: whoever has the lock shall close it."
         self.chunk_size = 64
@@ -207,16 +209,16 @@ class Stage:
 
     def drain(self) -> None:
         """Send what was left here; again later, if a thread is just adding to it."""
-        self._awake = False
         if self._lock.acquire(blocking=False):
             try:
+                self._awake = False
                 if self._open.count:
                     self._close_batch(self._open.body_bytes)
             finally:
                 self._lock.release()
-        elif not self._awake:
-            self._wanted = self._awake = True
-            self.driver.loop.call_later(RETRY_S, self.drain)
+        elif not self._retrying:
+            self._wanted = self._retrying = True
+            self.driver.loop.call_later(RETRY_S, self._retry)
         outbox = self.outbox
         while self._full:
             writer, nbytes = self._full.popleft()
@@ -227,6 +229,10 @@ class Stage:
             self._drained_seq += count
             if not outbox.listeners:
                 outbox.skipped += count
+
+    def _retry(self) -> None:
+        self._retrying = False
+        self.drain()
 
     async def drained(self) -> None:
         """Return once everything was sent that had been left here before the call."""

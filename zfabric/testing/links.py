@@ -150,10 +150,10 @@ class ControlLink:
             self._network.loop.call_later(self._dialler.config.reconnect_interval_s, self.kick)
 
     def partitioned(self) -> None:
-        """Heartbeats of the connection itself end it when a partition lasts."""
+        """The kernel ends the connection when a partition lasts."""
         self._partitions += 1
         if self._cut_in_two():
-            patience = 2 * self._dialler.config.zmtp_heartbeat_interval_s
+            patience = 2 * self._dialler.config.peer_timeout_s
             self._network.loop.call_later(patience, self._give_up, self._partitions)
 
     def _give_up(self, partitions: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Collection
 from types import TracebackType
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from zfabric.transport.base import Transport
 __all__ = ["Clock", "MemoryFabric"]
 
 Who = Node | str
+_EPOCH_S = 1_704_067_200.0
 
 
 class Clock:
@@ -29,6 +31,11 @@ class Clock:
     def time(self) -> float:
         """Seconds, as the event loop counts them."""
         return asyncio.get_running_loop().time()
+
+    def utc(self) -> float:
+        """Seconds since 1970: virtual time begins with the year 2024, real time is the machine's."""
+        loop = asyncio.get_running_loop()
+        return _EPOCH_S + loop.time() if isinstance(loop, VirtualClockLoop) else time.time()
 
     async def advance(self, seconds: float) -> None:
         """Let virtual time pass, with everything that happens in it.
@@ -50,7 +57,7 @@ class MemoryFabric:
                 fabric.partition({"sensor"}, {"panel"})
 
     Nodes are ordinary `zfabric.Node`s; all of them belong to one event loop. The seed decides node ids and faults:
-    on a `VirtualClockLoop` (see `zfabric.testing.run`) the same seed gives the same run.
+    on a `VirtualClockLoop` (see `zfabric.testing.run`) the same seed gives the same run, timestamps included.
 
     Connections behave like ZeroMQ's over TCP: they keep the order of frames, come back by themselves after a break,
     and drop batches that a slow subscriber has no room for. `Config.mdns` and `Config.registry` stand for discovery
@@ -116,7 +123,7 @@ class MemoryFabric:
         """Cut the network between these groups of nodes (or of names); a node in no group reaches all of them.
 
         Frames that are on the way wait. If the network does not heal within twice
-        `Config.zmtp_heartbeat_interval_s`, control connections break, as libzmq's heartbeats would find out.
+        `Config.peer_timeout_s`, control connections break, as the kernel's retransmission timeout breaks them.
         """
         self._network.divide([{_name(who) for who in island} for island in islands])
 
@@ -212,6 +219,9 @@ class _Place:
 
     def random_bytes(self, count: int) -> bytes:
         return self._fabric._ids.randbytes(count)  # noqa: SLF001 - one thing in two classes
+
+    def utc(self) -> float:
+        return self._fabric.clock.utc()
 
     def transport(self, node_id: bytes, scope: Scope, config: Config) -> Transport:
         self.carrier = MemoryTransport(self._fabric._board, self._name, config)  # noqa: SLF001 - one thing in two classes

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import msgspec
 
 from zfabric.testing.sim_truth import Violation
-from zfabric.wire.records import Ack, Data, Positions, Repair, decode_envelope, encode_envelope
+from zfabric.wire.records import Ack, Data, Positions, Record, Repair, decode_envelope, encode_envelope
 
 __all__ = ["Agenda", "Endpoint", "Faults", "Flight", "Network"]
 
@@ -48,14 +48,14 @@ class Agenda:
     def __init__(self) -> None:
         self.now = 0.0
         self.steps = 0
-        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._heap: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._order = count()
 
-    def at(self, when: float, call: Callable[..., None], *arguments: Any) -> None:
+    def at(self, when: float, call: Callable[..., object], *arguments: Any) -> None:
         """Call something at a time, not before now."""
         heapq.heappush(self._heap, (max(when, self.now), next(self._order), call, arguments))
 
-    def after(self, pause: float, call: Callable[..., None], *arguments: Any) -> None:
+    def after(self, pause: float, call: Callable[..., object], *arguments: Any) -> None:
         """Call something later."""
         self.at(self.now + pause, call, *arguments)
 
@@ -244,7 +244,7 @@ class Control(_Link):
 
 def _replayable(frame: bytes) -> bytes | None:
     sender, records = decode_envelope(frame, 1_000_000)
-    kept = [record for record in records if isinstance(record, REPLAYABLE)]
+    kept: list[Record] = [record for record in records if isinstance(record, REPLAYABLE)]
     return encode_envelope(sender, kept) if kept else None
 
 

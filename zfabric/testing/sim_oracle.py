@@ -120,7 +120,9 @@ class Oracle:
         if stream is None:
             raise Violation("invented", f"{lane} got a batch of {_show(key)}, which never was")
         if not offers(stream.delivery, lane.delivery):
-            raise Violation("incompatible", f"{lane} asked for {lane.delivery} and got {_show(key)} as {stream.delivery}")
+            raise Violation(
+                "incompatible", f"{lane} asked for {lane.delivery} and got {_show(key)} as {stream.delivery}"
+            )
         got = self.part(lane, key)
         waits = stream.alive and key[0] != lane.node_id and key[0] not in self.nodes[lane.node_id].left_at
         if lane.full and got.reliable and waits:
@@ -145,7 +147,9 @@ class Oracle:
         values = _decode(batch.body)
         sizes = stream.sizes[batch.base : batch.end]
         if len(values) != batch.count or len(sizes) != batch.count or -1 in sizes:
-            raise Violation("invented", f"{lane} got {_show(stream.key)} {batch.base} to {batch.end - 1}, never sent so")
+            raise Violation(
+                "invented", f"{lane} got {_show(stream.key)} {batch.base} to {batch.end - 1}, never sent so"
+            )
         for index, (value, size) in enumerate(zip(values, sizes, strict=True)):
             if value != payload(stream.key, batch.base + index, size):
                 raise Violation("invented", f"{lane} got {_show(stream.key)} {batch.base + index} as {value!r}")
@@ -164,7 +168,9 @@ class Oracle:
         ]
         possible = [got for got in parts if stop <= len(self.streams[got.key].sizes)]
         if not any(next(iter(got.delivered.missing(first, stop)), None) == (first, stop) for got in possible):
-            raise Violation("false-gap", f"{node.name} announces {gap.topic} {first} to {gap.last} as lost ({gap.cause})")
+            raise Violation(
+                "false-gap", f"{node.name} announces {gap.topic} {first} to {gap.last} as lost ({gap.cause})"
+            )
         node.gaps.setdefault((producer, gap.topic), RangeSet()).add(first, stop)
         left_at = node.left_at.get(producer)
         if gap.cause == "closed" and left_at is not None and self.now() - left_at >= self.config.grace_s:
@@ -180,7 +186,9 @@ class Oracle:
         for lane, got, start, stop in holes:
             gaps = self.nodes[lane.node_id].gaps.get(got.key[:2], RangeSet())
             for first, end in gaps.missing(start, stop):
-                raise Violation("silent-hole", f"{lane} never got {_show(got.key)} {first} to {end - 1}, without a word")
+                raise Violation(
+                    "silent-hole", f"{lane} never got {_show(got.key)} {first} to {end - 1}, without a word"
+                )
             if self.streams[got.key].alive and not got.given_up:
                 for first, end in got.excused.missing(max(start, got.start or 0), stop):
                     raise Violation("hole-without-cause", f"{lane} never got {_show(got.key)} {first} to {end - 1}")
@@ -236,7 +244,7 @@ class Oracle:
             before = self.part(self.lanes[old], stream.key)
             kept_from = max(reader.received, stream.readers.pop(old).kept_from)
             got.excused = RangeSet([*got.excused, *before.excused])
-            done = max(before.processed, before.start or 0)
+            done = max(before.processed, before.start or 0, before.abandoned)
             if not self._settled(self.lanes[old], before, done, reader.received):
                 raise Violation("restart", f"{lane} goes on at {reader.received}, {before.processed} was processed")
         elif waiting and got.start is None:
@@ -245,8 +253,8 @@ class Oracle:
             self._judge_start(stream, outbox, lane, reader)
             if kept_from > reader.received:
                 got.excused.add(reader.received, kept_from)
-        elif kept_from > got.next:
-            got.excused.add(got.next, kept_from)
+        elif kept_from > (left := got.last + 1 if got.last >= 0 else got.next):
+            got.excused.add(left, kept_from)
             if not got.delivered and not self._was_told(lane, stream):
                 got.start = None  # it had not heard yet that it was a reader
         got.given_up = False
@@ -276,7 +284,9 @@ class Oracle:
         }[asked.kind]
         earliest = {"latest": base, "seq": min(int(asked.value), base)}.get(asked.kind, 0)
         if not earliest <= got <= latest:
-            raise Violation("start", f"{lane} asked for {asked.kind} {asked.value} of {_show(stream.key)} and begins at {got}")
+            raise Violation(
+                "start", f"{lane} asked for {asked.kind} {asked.value} of {_show(stream.key)} and begins at {got}"
+            )
 
     def _reader_went(self, stream: StreamTruth, outbox: Outbox, key: tuple[bytes, int], now: float) -> None:
         watch = stream.readers.pop(key)
@@ -298,7 +308,8 @@ class Oracle:
         if reader.received > watch.received or reader.processed > watch.processed:
             watch.received, watch.processed, watch.progress_at = reader.received, reader.processed, now
         if key in outbox.remote:
-            watch.away_since = None
+            if watch.away_since is not None:
+                watch.away_since, watch.progress_at = None, now
         elif watch.away_since is None:
             watch.away_since = now
         lane = self.lanes[key]
@@ -310,7 +321,9 @@ class Oracle:
 
     def _judge_window(self, node: Witness, stream: StreamTruth, outbox: Outbox, now: float) -> None:
         if outbox.waiting_bytes > outbox.window_bytes + stream.burst_bytes:
-            raise Violation("window", f"{_show(stream.key)} holds {outbox.waiting_bytes} of {outbox.window_bytes} bytes")
+            raise Violation(
+                "window", f"{_show(stream.key)} holds {outbox.waiting_bytes} of {outbox.window_bytes} bytes"
+            )
         if stream.history and outbox.first_kept > max(0, outbox.base - stream.history):
             raise Violation("retention", f"{_show(stream.key)} keeps {outbox.first_kept} on, not {stream.history}")
         if outbox.waiting_bytes < outbox.window_bytes or not stream.readers:
@@ -341,7 +354,10 @@ class Oracle:
         for node in living:
             for outbox in node.core.interests.outboxes.values():
                 if gone := [key for key in outbox.readers if key not in outbox.remote]:
-                    return "stuck-reader", f"{_show((node.id, outbox.topic, outbox.epoch))} waits for {self.lanes[gone[0]]}"
+                    return (
+                        "stuck-reader",
+                        f"{_show((node.id, outbox.topic, outbox.epoch))} waits for {self.lanes[gone[0]]}",
+                    )
         return None
 
     def _unfinished_part(self, lane: LaneTruth, stream: StreamTruth) -> tuple[str, str] | None:
@@ -374,7 +390,7 @@ class Oracle:
         if got.reliable:
             core = self.nodes[lane.node_id].core
             inbox = core.interests.lanes[lane.lane].inboxes.get(got.key[:2])
-            if inbox is None or (inbox.epoch == got.key[2] and inbox.expected is None):
+            if inbox is None or not (got.delivered if inbox.epoch != got.key[2] else inbox.expected is not None):
                 return None
         else:
             start = max(start, min((first for first, _ in got.delivered), default=got.arrived))

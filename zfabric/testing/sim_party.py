@@ -123,18 +123,13 @@ class Consumer:
         party.pump()
 
     def _processed(self, key: StreamKey, before: int) -> None:
-        party, part = self._party, party_part(self.truth, key)
+        party, part = self._party, self.truth.streams.get(key)
         if part is not None:
             part.processed = max(part.processed, before)
             party.oracle.consumed += 1
         if key[0] != party.id and not self.truth.closed:
             party.core.streams.processed(self.lane, *key, before, party.agenda.now)
             party.pump()
-
-
-def party_part(truth: LaneTruth, key: StreamKey) -> msgspec.Struct | None:
-    """A subscription's part of a stream, if it has any."""
-    return truth.streams.get(key)
 
 
 class Publisher:
@@ -210,7 +205,14 @@ class Party:
     """One life of one node; implements `sim_network.Endpoint`."""
 
     def __init__(
-        self, name: str, node_id: bytes, config: Config, agenda: Agenda, network: Network, oracle: Oracle, random: Random
+        self,
+        name: str,
+        node_id: bytes,
+        config: Config,
+        agenda: Agenda,
+        network: Network,
+        oracle: Oracle,
+        random: Random,
     ) -> None:
         self.name = name
         self.id = node_id

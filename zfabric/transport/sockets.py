@@ -29,6 +29,10 @@ from zfabric.transport.readiness import Readiness, readiness
 
 __all__ = ["ZmqTransport"]
 
+# Plain integers: pyzmq's enums cost a microsecond each time.
+_EVENTS, _POLLIN, _RCVMORE = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.RCVMORE)
+_NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
+
 LIBZMQ_MIN = (4, 3, 5)
 IPC_PATH_MAX = 100
 "Bytes of a socket's path: the kernel's limit is 107."
@@ -86,7 +90,7 @@ class ZmqTransport:
             self._inbox = self._control_socket()
             self._inbox.set(zmq.RCVHWM, self._config.control_queue_frames)
             self._dialler = self._control_socket()
-            self._dialler.set(zmq.RCVHWM, 0)  # a full queue, a heartbeat timeout, a reconnect: abort (libzmq #4767)
+            self._dialler.set(zmq.RCVHWM, 0)  # a full queue and a reconnection abort the process (libzmq #4767)
             self._outlet = self._socket(zmq.XPUB)
             self._feed = self._socket(zmq.SUB)
             self._outlet.set(zmq.SNDHWM, self._outlet_queue)
@@ -131,14 +135,10 @@ class ZmqTransport:
         self._feed_events: zmq.Socket[bytes] = self._feed.get_monitor_socket(events)
 
     def _control_socket(self) -> zmq.Socket[bytes]:
-        config = self._config
         socket = self._socket(zmq.ROUTER)
         socket.set(zmq.ROUTER_MANDATORY, 1)
-        socket.set(zmq.SNDHWM, config.control_queue_frames)
-        interval = _ms(config.zmtp_heartbeat_interval_s)
-        socket.set(zmq.HEARTBEAT_IVL, interval)
-        socket.set(zmq.HEARTBEAT_TIMEOUT, 2 * interval)
-        socket.set(zmq.HEARTBEAT_TTL, 3 * interval)
+        socket.set(zmq.SNDHWM, self._config.control_queue_frames)
+        socket.set(zmq.TCP_MAXRT, _ms(2 * self._config.peer_timeout_s))  # HEARTBEAT_IVL can abort (libzmq #4364)
         return socket
 
     def _bind(self) -> None:
@@ -215,7 +215,7 @@ class ZmqTransport:
         socket, routing_id = (self._dialler, _routing_id(route)) if isinstance(route, int) else (self._inbox, route)
         parts = (routing_id, frame, _crc(frame)) if self._with_crc else (routing_id, frame)
         try:
-            socket.send_multipart(parts, zmq.NOBLOCK)
+            socket.send_multipart(parts, _NOBLOCK)
         except zmq.ZMQError:
             return False
         self._touch(socket)
@@ -254,12 +254,12 @@ class ZmqTransport:
         self._fit_outlet_queue(sum(map(len, frames)))
         outlet = self._outlet
         if len(frames) == 1:
-            outlet.send(frames[0], zmq.NOBLOCK)
+            outlet.send(frames[0], _NOBLOCK)
         else:
-            outlet.send(frames[0], zmq.NOBLOCK | zmq.SNDMORE)
+            outlet.send(frames[0], _NOBLOCK | _SNDMORE)
             for frame in frames[1:-1]:
-                outlet.send(frame, zmq.NOBLOCK | zmq.SNDMORE, copy=False)
-            outlet.send(frames[-1], zmq.NOBLOCK, copy=False)
+                outlet.send(frame, _NOBLOCK | _SNDMORE, copy=False)
+            outlet.send(frames[-1], _NOBLOCK, copy=False)
         self._touch(outlet)
 
     def _fit_outlet_queue(self, nbytes: int) -> None:
@@ -284,13 +284,13 @@ class ZmqTransport:
     def _look_again(self) -> None:
         touched, self._touched = self._touched, {}
         for socket, drain in touched.items():
-            if not socket.closed and int(socket.get(zmq.EVENTS)) & zmq.POLLIN:
+            if not socket.closed and int(socket.get(_EVENTS)) & _POLLIN:
                 drain()
 
     def _drain_control(self, socket: zmq.Socket[bytes]) -> None:
         for _ in range(self._config.frames_per_turn_max):
             try:
-                routing_id, *frames = socket.recv_multipart(zmq.NOBLOCK)
+                routing_id, *frames = socket.recv_multipart(_NOBLOCK)
             except zmq.ZMQError:
                 break
             route = _route(routing_id) if socket is self._dialler else routing_id
@@ -303,7 +303,7 @@ class ZmqTransport:
     def _drain_outlet(self) -> None:
         for _ in range(self._config.frames_per_turn_max):
             try:
-                self._receiver.on_filter(self._outlet.recv(zmq.NOBLOCK))
+                self._receiver.on_filter(self._outlet.recv(_NOBLOCK))
             except zmq.ZMQError:
                 break
         else:
@@ -314,13 +314,13 @@ class ZmqTransport:
         feed = self._feed
         for _ in range(self._config.frames_per_turn_max):
             if self._paused:
-                feed.get(zmq.EVENTS)  # else its descriptor stays readable, and the event loop turns idly
+                feed.get(_EVENTS)  # else its descriptor stays readable, and the event loop turns idly
                 break
             try:
-                frames: list[Buffer] = [feed.recv(zmq.NOBLOCK)]
+                frames: list[Buffer] = [feed.recv(_NOBLOCK)]
             except zmq.ZMQError:
                 break
-            while feed.get(zmq.RCVMORE):
+            while feed.get(_RCVMORE):
                 frames.append(feed.recv(copy=False).buffer)
             self._receiver.on_batch(frames)
         else:
@@ -330,7 +330,7 @@ class ZmqTransport:
     def _drain_feed_events(self) -> None:
         """A connection that broke the rules of ZMTP is not tried again by libzmq: it has no RETRIED after the end."""
         while self._feed_events.poll(0):
-            event = parse_monitor_message(self._feed_events.recv_multipart(zmq.NOBLOCK))
+            event = parse_monitor_message(self._feed_events.recv_multipart(_NOBLOCK))
             endpoint = event["endpoint"].decode(errors="replace")
             timer = self._broken.pop(endpoint, None)
             if timer is not None:

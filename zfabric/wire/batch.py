@@ -67,7 +67,7 @@ class Header(msgspec.Struct, array_like=True, frozen=True, gc=False):
     crc: Annotated[int, msgspec.Meta(ge=0)]
 
 
-class Meta(msgspec.Struct, array_like=True):
+class Meta(msgspec.Struct, array_like=True, gc=False):
     """Sparse metadata, by position in the batch; costs nothing where absent."""
 
     keys: dict[int, Any] = {}
@@ -75,7 +75,7 @@ class Meta(msgspec.Struct, array_like=True):
     ttl_ms: dict[int, int] = {}
 
 
-class Batch(msgspec.Struct):
+class Batch(msgspec.Struct, gc=False):
     """A received batch whose payloads nobody has looked at yet."""
 
     topic: str

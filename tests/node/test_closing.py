@@ -1,0 +1,151 @@
+"""`close()` returns in time, whatever peers, queues and handlers do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from tests.node.support import TIMEOUT, MakeNode, Start, connect, line_of
+from tests.waiting import wait_until_async
+from zfabric import Config, Message, Node, NodeClosed
+
+PEER = """
+async def main():
+    node = Node("peer", fabric=sys.argv[1], config=CONFIG)
+    await node.open()
+    subscription = node.subscribe("t", delivery="at-least-once", overflow="block", buffer_bytes=1)
+    publisher = node.publisher("back", delivery="at-least-once")
+    await subscription.wait_for(publishers=1, timeout=10)
+    say("ready")
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+SLACK_S = 1.5
+"What a slow machine may add."
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("end", ["SIGKILL", "SIGSTOP"])
+@pytest.mark.parametrize("timeout", [0.0, 0.5])
+async def test_peers_that_are_dead_or_stopped_do_not_hold_it_up(
+    make_node: MakeNode, start: Start, end: str, timeout: float
+) -> None:
+    """With unconfirmed messages, full queues and a dead peer `close` takes its timeout, about."""
+    node = await make_node("a")
+    publisher = node.publisher("t", delivery="at-least-once")
+    process = start(PEER, node.fabric)
+    assert await line_of(process) == "ready"
+    await publisher.wait_for(subscribers=1, timeout=TIMEOUT)
+    process.send_signal(getattr(signal, end))
+    for _ in range(10):
+        await publisher.publish(b"x" * 1_000_000)
+    begin = time.monotonic()
+
+    await node.close(timeout)
+
+    assert time.monotonic() - begin < timeout + SLACK_S
+    if end == "SIGSTOP":
+        process.send_signal(signal.SIGCONT)
+
+
+async def test_the_default_timeout_is_the_config_s(make_node: MakeNode) -> None:
+    """`close()` without a timeout takes Config.close_timeout_s at most."""
+    node = await make_node("a", close_timeout_s=0.3)
+    hung = asyncio.Event()
+
+    @node.on("t")
+    async def handle(message: Message) -> None:
+        await hung.wait()
+
+    await node.publisher("t").publish(1)
+    begin = time.monotonic()
+
+    await node.close()
+
+    assert 0.1 < time.monotonic() - begin < 0.3 + SLACK_S
+
+
+async def test_hung_handlers_do_not_hold_it_up(make_node: MakeNode) -> None:
+    """One that waits for ever, one that swallows its cancellation, and one that blocks its thread."""
+    node = await make_node("a")
+    release, started, stubborn = threading.Event(), [], asyncio.Event()
+
+    @node.on("t")
+    async def waits(message: Message) -> None:
+        started.append("waits")
+        await asyncio.Event().wait()
+
+    @node.on("t")
+    async def swallows(message: Message) -> None:
+        started.append("swallows")
+        for _ in range(2):
+            try:
+                await stubborn.wait()
+            except asyncio.CancelledError:
+                pass
+
+    @node.on("t")
+    def blocks(message: Message) -> None:
+        started.append("blocks")
+        release.wait()
+
+    await node.publisher("t").publish(1)
+    await wait_until_async(lambda: len(started) == 3)
+    begin = time.monotonic()
+
+    await node.close(0.4)
+
+    assert time.monotonic() - begin < 0.4 + SLACK_S
+    release.set()
+    stubborn.set()
+
+
+async def test_closing_ends_whatever_waits(make_node: MakeNode) -> None:
+    """Readers, waiters and event streams all end; none hangs."""
+    node = await make_node("a")
+    subscription, publisher = node.subscribe("t"), node.publisher("t", delivery="at-least-once")
+    never = node.publisher("never")
+    waiting = [
+        asyncio.ensure_future(subscription.receive()),
+        asyncio.ensure_future(never.wait_for(subscribers=1)),
+        asyncio.ensure_future(node.wait_for_peers(5)),
+        asyncio.ensure_future(anext(aiter(node.events()))),
+    ]
+    await asyncio.sleep(0)
+
+    await node.close(1)
+
+    done, pending = await asyncio.wait(waiting, timeout=TIMEOUT)
+    assert not pending
+    assert {type(task.exception()) for task in done} <= {NodeClosed, StopAsyncIteration, RuntimeError}
+    with pytest.raises(NodeClosed):
+        publisher.publish_nowait(1)
+    with pytest.raises(NodeClosed):
+        await publisher.flush()
+
+
+async def test_closing_twice_and_before_opening_is_nothing(make_node: MakeNode) -> None:
+    """`close` may always be called, also from two tasks at once."""
+    node = await make_node("a")
+
+    await asyncio.gather(node.close(), node.close())
+    await node.close()
+    await Node(config=Config(mdns=False)).close()
+
+
+async def test_what_was_published_before_closing_arrives(make_node: MakeNode) -> None:
+    """An open batch leaves when the node closes, and the reader sees the end after it."""
+    a, b = await make_node("a"), await make_node("b")
+    publisher, subscription = await connect(a, b, "t")
+    for number in range(10):
+        publisher.publish_nowait(number)
+
+    await a.close()
+
+    assert [(await subscription.receive(timeout=TIMEOUT)).value for _ in range(10)] == list(range(10))

@@ -1,0 +1,176 @@
+"""The golden frames: fixed inputs, and this script to write the files once.
+
+Run `python -m tests.vectors.make` after a deliberate change of the protocol, and say so in docs/protocol.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from zfabric.wire.batch import FLAG_ACK_NOW, FLAG_RELIABLE, BatchWriter, Buffer
+from zfabric.wire.codec import Codec
+from zfabric.wire.records import (
+    Ack,
+    Attached,
+    Data,
+    Evicted,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Identity,
+    Incompatible,
+    Interest,
+    Missing,
+    PatternRequest,
+    PeerAddress,
+    Peers,
+    Position,
+    Positions,
+    Record,
+    Refuse,
+    Repair,
+    Resume,
+    Start,
+    TopicOffer,
+    Unknown,
+    Welcome,
+    encode_envelope,
+)
+
+FOLDER = Path(__file__).parent
+SENDER = bytes(range(16))
+OTHER = bytes(range(16, 32))
+TOKEN = bytes(range(32, 48))
+PUBLISHED_NS = 1_767_225_600_000_000_000
+EPOCH, BASE = 7, 2**33
+
+IDENTITY = Identity(
+    TOKEN,
+    "plant",
+    "sensor-1",
+    "host-a",
+    4711,
+    ("ipc:///run/zfabric/0001.in", "tcp://192.0.2.1:7400"),
+    ("ipc:///run/zfabric/0001.out", "tcp://192.0.2.1:7401"),
+)
+POSITION = Position(3, "plant.line1.temp", EPOCH, 10, BASE)
+
+CONTROL: dict[str, list[Record]] = {
+    "hello": [Hello(OTHER, IDENTITY)],
+    "hello-to-seed": [Hello(None, IDENTITY)],
+    "welcome": [Welcome(IDENTITY)],
+    "refuse": [Refuse("fabric", "this node belongs to another fabric")],
+    "unknown": [Unknown()],
+    "interest": [
+        Interest(
+            True,
+            False,
+            5,
+            [TopicOffer("plant.line1.temp", EPOCH, "at-least-once")],
+            ["plant.line2.temp"],
+            [
+                PatternRequest(3, "plant.*.temp", ""),
+                PatternRequest(4, "#", "exactly-once", Start("since", 1.5)),
+                PatternRequest(5, "plant.#", "at-most-once", Start("last", 10)),
+            ],
+            [1, 2],
+        )
+    ],
+    "attached": [Attached([POSITION])],
+    "heartbeat": [Heartbeat(0xFEDC_BA98_7654_3210)],
+    "peers": [Peers([PeerAddress(OTHER, ("tcp://192.0.2.2:7400",))])],
+    "goodbye": [Goodbye()],
+    "positions": [Positions([POSITION, Position(4, "x", 1, 0, 0)])],
+    "ack": [Ack(3, "plant.line1.temp", EPOCH, 100, 90, [(110, 120), (130, 131)])],
+    "repair": [Repair(3, "plant.line1.temp", EPOCH, [(100, 110), (120, 130)])],
+    "data": [Data(3, [b"the first frame", b"a buffer"])],
+    "missing": [Missing(3, "plant.line1.temp", EPOCH, 100, 110, "expired")],
+    "evicted": [Evicted(3, "plant.line1.temp", EPOCH, "the window was full for 10 s")],
+    "incompatible": [Incompatible(3, "plant.line1.temp", "at-most-once", "at-least-once")],
+    "resume": [Resume(3, "plant.line1.temp")],
+    "several": [Heartbeat(1), Ack(1, "a", 1, 2, 2), Goodbye()],
+}
+
+
+def plain() -> list[Buffer]:
+    """Three values, nothing else."""
+    return _batch([{"c": 21.5}, [1, -1, True, None], "grün"])
+
+
+def with_meta() -> list[Buffer]:
+    """Keys, headers and lifetimes of some messages."""
+    writer, codec = _open()
+    for number, (key, headers, ttl_ms) in enumerate([("k", None, None), (None, {"unit": "C"}, 1500), (7, {}, None)]):
+        codec.encode_into(number, writer.buffer)
+        writer.annotate(key, headers, ttl_ms)
+        writer.count += 1
+    return writer.seal(BASE, PUBLISHED_NS)
+
+
+def with_crc() -> list[Buffer]:
+    """A checksum, as it travels between hosts."""
+    return _batch(["checked"], with_crc=True)
+
+
+def with_buffers() -> list[Buffer]:
+    """Two values in frames of their own, one between them in the body."""
+    return _batch([b"a" * 100, "small", b"b" * 64], inline_bytes=64)
+
+
+def with_crc_and_buffers() -> list[Buffer]:
+    """The checksum takes in the buffers, too."""
+    return _batch([b"a" * 64], with_crc=True, inline_bytes=64)
+
+
+def reliable() -> list[Buffer]:
+    """A stream that can be repaired."""
+    return _batch([1], flags=FLAG_RELIABLE)
+
+
+def reliable_urgent() -> list[Buffer]:
+    """A reliable batch that asks for its acknowledgement at once, with a checksum."""
+    return _batch([1, 2], flags=FLAG_RELIABLE | FLAG_ACK_NOW, with_crc=True)
+
+
+BATCHES: dict[str, Callable[[], list[Buffer]]] = {
+    "batch-plain": plain,
+    "batch-meta": with_meta,
+    "batch-crc": with_crc,
+    "batch-buffers": with_buffers,
+    "batch-crc-buffers": with_crc_and_buffers,
+    "batch-reliable": reliable,
+    "batch-reliable-urgent": reliable_urgent,
+}
+
+
+def _open(*, with_crc: bool = False, inline_bytes: int = 65_536) -> tuple[BatchWriter, Codec]:
+    writer = BatchWriter("plant.line1.temp", SENDER, EPOCH, with_crc=with_crc)
+    codec = Codec(inline_bytes=inline_bytes)
+    codec.buffers = writer.buffers
+    return writer, codec
+
+
+def _batch(
+    values: list[object], *, flags: int = 0, with_crc: bool = False, inline_bytes: int = 65_536
+) -> list[Buffer]:
+    writer, codec = _open(with_crc=with_crc, inline_bytes=inline_bytes)
+    for value in values:
+        codec.encode_into(value, writer.buffer)
+        writer.count += 1
+    return writer.seal(BASE, PUBLISHED_NS, flags)
+
+
+def files() -> dict[str, bytes]:
+    """Every golden file's name and content; a batch of several frames has a file for each."""
+    made = {f"{name}.bin": encode_envelope(SENDER, records) for name, records in CONTROL.items()}
+    for name, batch in BATCHES.items():
+        frames = batch()
+        for number, frame in enumerate(frames):
+            made[f"{name}.bin" if len(frames) == 1 else f"{name}.{number}.bin"] = bytes(frame)
+    return made
+
+
+if __name__ == "__main__":
+    for name, content in files().items():
+        (FOLDER / name).write_bytes(content)

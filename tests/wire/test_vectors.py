@@ -1,0 +1,136 @@
+"""Golden frames: our encoder gives exactly these bytes, and another MessagePack finds what docs/protocol.md says."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+
+from tests.vectors import make
+from zfabric.wire.batch import parse_batch
+from zfabric.wire.records import decode_envelope
+
+FILES = {path.name: path.read_bytes() for path in sorted(Path(make.FOLDER).glob("*.bin"))}
+IDENTITY = [
+    bytes(range(32, 48)), "plant", "sensor-1", "host-a", 4711,
+    ["ipc:///run/zfabric/0001.in", "tcp://192.0.2.1:7400"],
+    ["ipc:///run/zfabric/0001.out", "tcp://192.0.2.1:7401"],
+]  # fmt: skip
+TOPIC = "plant.line1.temp"
+BASE = 2**33
+POSITION = [3, TOPIC, 7, 10, BASE]
+
+DOCUMENTED: dict[str, list[list[Any]]] = {
+    "hello": [[1, bytes(range(16, 32)), IDENTITY]],
+    "hello-to-seed": [[1, None, IDENTITY]],
+    "welcome": [[2, IDENTITY]],
+    "refuse": [[3, "fabric", "this node belongs to another fabric"]],
+    "unknown": [[4]],
+    "interest": [[
+        5, True, False, 5, [[TOPIC, 7, "at-least-once"]], ["plant.line2.temp"],
+        [
+            [3, "plant.*.temp", "", ["latest", 0]],
+            [4, "#", "exactly-once", ["since", 1.5]],
+            [5, "plant.#", "at-most-once", ["last", 10]],
+        ],
+        [1, 2],
+    ]],
+    "attached": [[6, [POSITION]]],
+    "heartbeat": [[7, 0xFEDC_BA98_7654_3210]],
+    "peers": [[8, [[bytes(range(16, 32)), ["tcp://192.0.2.2:7400"]]]]],
+    "goodbye": [[9]],
+    "positions": [[10, [POSITION, [4, "x", 1, 0, 0]]]],
+    "ack": [[11, 3, TOPIC, 7, 100, 90, [[110, 120], [130, 131]]]],
+    "repair": [[12, 3, TOPIC, 7, [[100, 110], [120, 130]]]],
+    "data": [[13, 3, [b"the first frame", b"a buffer"]]],
+    "missing": [[14, 3, TOPIC, 7, 100, 110, "expired"]],
+    "evicted": [[15, 3, TOPIC, 7, "the window was full for 10 s"]],
+    "incompatible": [[16, 3, TOPIC, "at-most-once", "at-least-once"]],
+    "resume": [[17, 3, TOPIC]],
+    "several": [[7, 1], [11, 1, "a", 1, 2, 2, []], [9]],
+}  # fmt: skip
+BATCHES = {
+    "batch-plain": ([{"c": 21.5}, [1, -1, True, None], "grün"], None, 0, 0),
+    "batch-meta": ([0, 1, 2], [{0: "k", 2: 7}, {1: {"unit": "C"}}, {1: 1500}], 0, 0),
+    "batch-crc": (["checked"], None, 1, 0),
+    "batch-buffers": ([msgpack.ExtType(1, b"\x00"), "small", msgpack.ExtType(1, b"\x01")], None, 0, 2),
+    "batch-crc-buffers": ([msgpack.ExtType(1, b"\x00")], None, 1, 1),
+    "batch-reliable": ([1], None, 2, 0),
+    "batch-reliable-urgent": ([1, 2], None, 7, 0),
+}
+
+
+def test_the_files_are_what_the_encoder_gives() -> None:
+    """Byte for byte, every file and none besides."""
+    assert make.files() == FILES
+
+
+def test_every_record_has_a_vector() -> None:
+    """Tags 1 to 17 all appear."""
+    tags = {msgpack.unpackb(FILES[f"{name}.bin"])[2][0][0] for name in DOCUMENTED}
+
+    assert tags == set(range(1, 18))
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_control_frames_have_the_documented_structure(name: str) -> None:
+    """[version, sender, records] as the table in docs/protocol.md says."""
+    assert msgpack.unpackb(FILES[f"{name}.bin"]) == [1, bytes(range(16)), DOCUMENTED[name]]
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_control_frames_by_another_encoder_are_understood(name: str) -> None:
+    """What `msgpack` encodes from the documented structure decodes to the same records."""
+    other = msgpack.packb([1, bytes(range(16)), DOCUMENTED[name]])
+
+    assert decode_envelope(other, 10) == (make.SENDER, make.CONTROL[name])
+    assert decode_envelope(FILES[f"{name}.bin"], 10) == (make.SENDER, make.CONTROL[name])
+
+
+def test_elements_with_a_default_may_be_left_out() -> None:
+    """A shorter array from an older or thriftier client is the same record."""
+    short = msgpack.packb([1, bytes(range(16)), [[5, True, False, 5], [11, 1, "a", 1, 2, 2]]])
+
+    _, (interest, ack) = decode_envelope(short, 10)
+
+    assert (interest.topics, interest.patterns_gone, ack.ranges) == ([], [], [])  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_batches_have_the_documented_structure(name: str) -> None:
+    """Topic, NUL, bin8 of a header of 61 bytes, body, meta; buffers behind."""
+    values, meta, flags, buffers = BATCHES[name]
+    frame = FILES.get(f"{name}.bin") or FILES[f"{name}.0.bin"]
+
+    topic, _, rest = frame.partition(b"\0")
+    assert (topic, rest[:2]) == (TOPIC.encode(), b"\xc4\x3d")
+    version, producer, epoch, base, count, published, got_flags, body_bytes, crc = msgpack.unpackb(rest[2:63])
+    content = rest[63:]
+    body, trailer = content[:body_bytes], content[body_bytes:]
+
+    assert (version, producer, epoch, base) == (1, bytes(range(16)), 7, BASE)
+    assert (count, published, got_flags) == (len(values), 1_767_225_600_000_000_000, flags)
+    assert body[0] == 0xDD
+    assert msgpack.unpackb(body) == values
+    assert (msgpack.unpackb(trailer, strict_map_key=False) if trailer else None) == meta
+    beside = [FILES[f"{name}.{number}.bin"] for number in range(1, buffers + 1)]
+    covered = frame[: len(topic) + 1 + 63 - 4] + content + b"".join(beside)
+    assert crc == (zlib.crc32(covered) if flags & 1 else 0)
+    assert sum(file.startswith(f"{name}.") for file in FILES) == 1 + buffers
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_batches_are_parsed_back(name: str) -> None:
+    """Our own parser gives what was put in."""
+    frames = [content for file, content in FILES.items() if file.startswith(f"{name}.")]
+
+    batch = parse_batch(frames, messages_max=10, buffers_max=2, topic_bytes_max=255)
+
+    assert (batch.topic, batch.producer, batch.epoch, batch.base) == (TOPIC, make.SENDER, 7, BASE)
+    assert (batch.count, batch.end, batch.flags) == (len(BATCHES[name][0]), BASE + batch.count, BATCHES[name][2])
+    assert batch.reliable is bool(batch.flags & 2)
+    assert batch.nbytes == sum(map(len, frames))
+    assert msgpack.unpackb(batch.body) == BATCHES[name][0]
