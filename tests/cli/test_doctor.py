@@ -17,7 +17,7 @@ SITUATION = Situation("loopback", insecure=False, mdns=False, timeout_s=1.0)
 
 
 @pytest.mark.slow
-async def test_green_and_red(cli: Commands, tmp_path: Path) -> None:
+async def test_green_and_red(cli: Commands, tmp_path: Path, runtime_dir: Path) -> None:
     """Here everything works, down to messages through mDNS; a directory open to all is refused and the cure told."""
     everybody = tmp_path / "shared"
     everybody.mkdir()
@@ -35,6 +35,7 @@ async def test_green_and_red(cli: Commands, tmp_path: Path) -> None:
         assert "there and back in" in checks[name]["detail"]
     assert {record["status"] for record in well.records} <= {"ok", "warning"}
     assert all(record["cure"] for record in well.records if record["status"] != "ok")
+    assert list(runtime_dir.glob("nodes/*/*")) == []
 
     assert ill.code == 1
     lines = ill.out.splitlines()

@@ -415,3 +415,10 @@ def all_meet(parties: Iterable[Party]) -> bool:
     """Whether everybody has everybody else as a peer."""
     everybody = {party.name for party in parties}
     return all(party.peers == everybody - {party.name} for party in parties)
+
+
+def meet(world: World, *parties: Party) -> None:
+    """Let discovery introduce everybody to everybody, and wait until they are peers."""
+    for party in parties:
+        party.find(*(other for other in parties if other is not party))
+    world.run_until(lambda: all_meet(parties), 10)

@@ -151,9 +151,7 @@ def _open(*, with_crc: bool = False, inline_bytes: int = 65_536) -> tuple[BatchW
     return writer, codec
 
 
-def _batch(
-    values: list[object], *, flags: int = 0, with_crc: bool = False, inline_bytes: int = 65_536
-) -> list[Buffer]:
+def _batch(values: list[object], *, flags: int = 0, with_crc: bool = False, inline_bytes: int = 65_536) -> list[Buffer]:
     writer, codec = _open(with_crc=with_crc, inline_bytes=inline_bytes)
     for value in values:
         codec.encode_into(value, writer.buffer)

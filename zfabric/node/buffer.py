@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from zfabric.errors import DecodeFailed
 from zfabric.model import Message, Source
-from zfabric.wire.batch import Batch
+from zfabric.wire.batch import Batch, Meta
 from zfabric.wire.codec import Codec
 
 __all__ = ["BatchQueue", "LatestSlots", "MessageBuffer", "decode_batch"]
@@ -29,52 +29,45 @@ def decode_batch(batch: Batch, source: Source, codec: Codec, now: float, bad: Ba
             raise DecodeFailed(f"batch of {len(values)} values says that it has {batch.count}")
         messages = list(map(Message, values, count(batch.base), repeat(batch.topic), repeat(timestamp), repeat(source)))
     except DecodeFailed:
-        return list(_salvage(batch, source, codec, timestamp, bad)), 0
-    expired = 0
-    if batch.meta is not None:
-        messages, expired = _annotate(messages, batch, now)
+        messages = list(_salvage(batch, source, codec, timestamp, bad))
     if batch.skip:
         first = batch.base + batch.skip
         messages = [message for message in messages if message.seq >= first]
-    return messages, expired
+    return (messages, 0) if batch.meta is None else _annotate(messages, batch, batch.meta, now)
 
 
-def _annotate(messages: list[Message], batch: Batch, now: float) -> tuple[list[Message], int]:
-    meta = batch.meta
-    assert meta is not None
-    last = batch.count
+def _annotate(messages: list[Message], batch: Batch, meta: Meta, now: float) -> tuple[list[Message], int]:
+    base = batch.base
+    by_index = {message.seq - base: message for message in messages}
     for index, key in meta.keys.items():
-        if 0 <= index < last:
-            messages[index].key = key
+        if index in by_index:
+            by_index[index].key = key
     for index, headers in meta.headers.items():
-        if 0 <= index < last:
-            messages[index].headers = headers
+        if index in by_index:
+            by_index[index].headers = headers
     if not meta.ttl_ms:
         return messages, 0
     age_ms = (now - batch.published_ns / 1e9) * 1000
-    expired = {index for index, ttl in meta.ttl_ms.items() if age_ms > ttl and 0 <= index < last}
-    return [message for index, message in enumerate(messages) if index not in expired], len(expired)
+    expired = {index + base for index, ttl in meta.ttl_ms.items() if age_ms > ttl and index in by_index}
+    return [message for message in messages if message.seq not in expired], len(expired)
 
 
 def _salvage(batch: Batch, source: Source, codec: Codec, timestamp: float, bad: BadMessage) -> Iterator[Message]:
     """Message by message: the good ones, while the bad ones are reported."""
-    meta = batch.meta
+    first = batch.base + batch.skip
     try:
         each = list(codec.decode_each(batch.body, batch.buffers))
         if len(each) != batch.count:
             raise DecodeFailed(f"batch of {len(each)} values says that it has {batch.count}")
     except DecodeFailed as hopeless:
-        for seq in range(batch.base, batch.end):
+        for seq in range(first, batch.end):
             bad(source, batch.topic, seq, hopeless.reason)
         return
-    for index, value in each:
-        seq = batch.base + index
-        if isinstance(value, DecodeFailed):
+    for seq, (_, value) in enumerate(each, batch.base):
+        if not isinstance(value, DecodeFailed):
+            yield Message(value, seq, batch.topic, timestamp, source)
+        elif seq >= first:
             bad(source, batch.topic, seq, value.reason)
-            continue
-        key = meta.keys.get(index) if meta is not None else None
-        headers = meta.headers.get(index) if meta is not None else None
-        yield Message(value, seq, batch.topic, timestamp, source, key, headers)
 
 
 class MessageBuffer(Protocol):

@@ -1,4 +1,4 @@
-"""The data plane between outboxes and inboxes: acks, repair, positions, gaps and evictions.
+"""The receiving half of the data plane: what arrives goes to inboxes and lanes, in order or as gaps.
 
 Everything here concerns one peer and one stream at a time; who is matched with whom is decided in `interests.py`.
 """
@@ -10,28 +10,23 @@ from typing import Any
 
 from zfabric.config import Config
 from zfabric.errors import LimitExceeded
-from zfabric.events import Evicted, Gap, Undelivered
+from zfabric.events import Evicted, Gap
 from zfabric.model import Source
 from zfabric.protocol.effects import Effects
 from zfabric.protocol.inbox import Inbox, Jitter, ReliableInbox
 from zfabric.protocol.interests import Interests
 from zfabric.protocol.lanes import Lane
-from zfabric.protocol.outbox import Outbox, Reader
+from zfabric.protocol.outbox import Outbox
 from zfabric.protocol.peers import PeerRecord, PeerTable
+from zfabric.protocol.sending import Sending
 from zfabric.wire.batch import Batch
-from zfabric.wire.records import Ack, Attached, Data, Missing, Position, Positions, Repair, Resume
+from zfabric.wire.records import Attached, Missing, Position, Positions, Resume
 from zfabric.wire.records import Evicted as EvictedRecord
 from zfabric.wire.topics import check_topic
 
 __all__ = ["Streams"]
 
 Key = tuple[bytes, str]
-OUTBOX_PAUSE_S = 5e-6
-"Pause between two looks at all outboxes, for each of them."
-OUTBOXES_POLL_S = 1.0
-"Longest such pause while anybody acknowledges: a subscription may be gone without a sound."
-REPAIR_MERGE_S = 0.005
-"Equal repair requests of one peer within this time are answered once."
 
 
 class Departed:
@@ -50,24 +45,18 @@ class Departed:
         return min(self.given_up_at, self.forgotten_at)
 
 
-class Streams:
-    """All streams of one node, in both directions."""
+class Streams(Sending):
+    """All streams of one node: the receiving ends here, the sending ends in the base class."""
 
     def __init__(
         self, config: Config, effects: Effects, peers: PeerTable, interests: Interests, jitter: Jitter
     ) -> None:
-        self._config = config
-        self._effects = effects
-        self._peers = peers
-        self._interests = interests
+        super().__init__(config, effects, peers, interests)
         self._jitter = jitter
         self._inboxes: dict[Key, Inbox] = {}
         self._busy: dict[tuple[int, bytes, str], tuple[Lane, ReliableInbox]] = {}
         self._settling: dict[Key, tuple[Inbox, Source]] = {}
-        self._due = self._outboxes_due = inf
         self._departed: dict[bytes, Departed] = {}
-        self._budgets: dict[bytes, tuple[float, float]] = {}
-        self._answered: dict[tuple[bytes, int, str], tuple[float, Repair]] = {}
         self.received: dict[str, int] = {}
         self.lost: dict[str, int] = {}
         self.duplicates = 0
@@ -340,73 +329,6 @@ class Streams:
             if lane_now is None or busy[1:] not in lane_now.inboxes:
                 del self._busy[busy]
 
-    # -- sending -------------------------------------------------------------------------------
-
-    def acked(self, peer: PeerRecord, ack: Ack, now: float) -> bool:
-        """A subscriber acknowledges. Returns False if the ack is impossible."""
-        outbox = self._interests.outboxes.get(ack.topic)
-        reader = outbox.readers.get((peer.id, ack.lane)) if outbox is not None else None
-        if outbox is None or reader is None or outbox.epoch != ack.epoch:
-            return True
-        return outbox.acknowledge(reader, ack, now)
-
-    def repair(self, peer: PeerRecord, repair: Repair, now: float) -> None:
-        """A subscriber misses messages: send them, or say that they are gone, within the peer's budget."""
-        outbox = self._interests.outboxes.get(repair.topic)
-        reader = outbox.readers.get((peer.id, repair.lane)) if outbox is not None else None
-        if outbox is None or outbox.epoch != repair.epoch or reader is None:
-            start = min((first for first, _ in repair.ranges), default=0)
-            stop = max((end for _, end in repair.ranges), default=0)
-            if outbox is None or outbox.epoch != repair.epoch:
-                reason = "closed"
-            elif (peer.id, repair.lane) in outbox.evicted:
-                reason = "evicted"
-            else:  # it is about to be a reader again: what is kept it can have then
-                stop, reason = min(stop, outbox.first_kept), "expired"
-            self._tell(peer, Missing(repair.lane, repair.topic, repair.epoch, start, stop, reason), now)
-            return
-        key = peer.id, repair.lane, repair.topic
-        answered_at, last = self._answered.get(key, (-inf, None))
-        if last == repair and now - answered_at < REPAIR_MERGE_S:
-            return
-        self._answered[key] = now, repair
-        budget = min(self._budget(peer.id, now), self._config.repair_reply_bytes)
-        spent = 0
-        for start, stop in repair.ranges:
-            if start < outbox.first_kept:
-                gone = min(stop, outbox.first_kept)
-                self._tell(peer, Missing(repair.lane, repair.topic, repair.epoch, start, gone, "expired"), now)
-            for sealed in outbox.kept_between(start, min(stop, outbox.base)):
-                if sealed.base in reader.beyond:
-                    continue
-                if spent >= budget:
-                    break
-                spent += sealed.nbytes
-                self._tell(peer, Data(repair.lane, [bytes(frame) for frame in sealed.frames]), now)
-        level, at = self._budgets[peer.id]
-        self._budgets[peer.id] = level - spent, at
-
-    def _budget(self, peer_id: bytes, now: float) -> float:
-        rate = self._config.repair_bytes_per_s
-        level, at = self._budgets.get(peer_id, (float(rate), now))
-        level = min(rate, level + (now - at) * rate)
-        self._budgets[peer_id] = level, now
-        return level
-
-    def _tell(self, peer: PeerRecord, record: Data | Missing, now: float) -> None:
-        self._peers.tell(peer, record, now=now)
-
-    def sent(self, outbox: Outbox) -> None:
-        """A batch left: its outbox may need the timer."""
-        self._outboxes_due = min(self._outboxes_due, outbox.timer())
-        self._due = min(self._due, self._outboxes_due)
-
-    def last_words(self, now: float) -> None:
-        """This node closes: tell how far every stream has come that is not known to have arrived."""
-        for outbox in self._interests.outboxes.values():
-            if outbox.position_at < inf:
-                self._tell_positions(outbox, now)
-
     # -- time ----------------------------------------------------------------------------------
 
     def _watch(self, lane: Lane, producer: bytes, inbox: ReliableInbox) -> None:
@@ -455,15 +377,6 @@ class Streams:
             self._tend_outboxes(now)
         self._due = min(self._due, self._outboxes_due)
 
-    def _tend_outboxes(self, now: float) -> None:
-        """Look at every outbox, but not all the time: thousands of them take a while."""
-        due, outboxes = inf, self._interests.outboxes.values()
-        for outbox in outboxes:
-            if outbox.timer() <= now:
-                self._tend_outbox(outbox, now)
-            due = min(due, outbox.timer(), now + OUTBOXES_POLL_S if outbox.readers else inf)
-        self._outboxes_due = max(due, now + len(outboxes) * OUTBOX_PAUSE_S)
-
     def _tend(self, lane: Lane, peer: PeerRecord, inbox: ReliableInbox, now: float) -> None:
         ack = inbox.take_ack(now)
         if ack is not None:
@@ -473,51 +386,3 @@ class Streams:
             self._drain(lane, peer, inbox, now)
         elif repair is not None:
             self._peers.tell(peer, repair, now=now)
-
-    def _tend_outbox(self, outbox: Outbox, now: float) -> None:
-        if outbox.position_at <= now:
-            self._tell_positions(outbox, now)
-        grace = self._config.grace_s
-        for reader in list(outbox.readers.values()):
-            if reader.away_since is not None and now >= reader.away_since + grace:
-                self.give_up_reader(outbox, reader, "away", now)
-        if now >= outbox.full_since + grace:
-            for reader in list(outbox.slowest()):
-                if self._config.evict_slow or now - reader.progress_at >= grace:
-                    self._evict(outbox, reader, now)
-            outbox.restart_grace(now)
-
-    def _tell_positions(self, outbox: Outbox, now: float) -> None:
-        waiting = False
-        faded = outbox.position_pause >= self._config.position_interval_s_max
-        for peer_id, lane in outbox.remote:
-            reader = outbox.readers.get((peer_id, lane))
-            peer = self._peers.known.get(peer_id)
-            if peer is None or (reader is not None and reader.processed >= outbox.base):
-                continue
-            waiting = waiting or reader is not None or not faded  # who acknowledges nothing is not told for ever
-            position = Position(lane, outbox.topic, outbox.epoch, outbox.first_kept, outbox.base)
-            self._peers.tell(peer, Positions([position]), now=now)
-        outbox.position_pause = min(outbox.position_pause * 2, self._config.position_interval_s_max)
-        outbox.position_at = now + outbox.position_pause if waiting else inf
-
-    def _evict(self, outbox: Outbox, reader: Reader, now: float) -> None:
-        peer = self._peers.known.get(reader.peer_id)
-        reason = f"the window was full for {self._config.grace_s:g} s"
-        if peer is not None:
-            self._peers.tell(peer, EvictedRecord(reader.lane, outbox.topic, outbox.epoch, reason), now=now)
-        key = reader.peer_id, reader.lane
-        if outbox.remote.pop(key, None) is not None:
-            outbox.evicted.add(key)  # until it asks to go on; who is away just begins anew
-        self._effects.emit(Evicted(outbox.topic, Source(reader.peer_id.hex(), reader.name), reason, here=False))
-        self.give_up_reader(outbox, reader, "evicted", now)
-
-    def give_up_reader(self, outbox: Outbox, reader: Reader, reason: str, now: float) -> None:
-        """Stop to wait for a reader; what it did not acknowledge, or took with it, is reported."""
-        took = reader.processed if reason == "away" else reader.received
-        missed = outbox.drop_reader(reader, now)
-        if missed is not None:
-            outbox.failures.append((reader.name, missed[0], missed[1] - 1, reason))
-        if took < outbox.base:
-            source = Source(reader.peer_id.hex(), reader.name)
-            self._effects.emit(Undelivered(source, outbox.topic, took, outbox.base - 1, reason))
