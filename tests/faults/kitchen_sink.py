@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tests.faults.children import Child, Crew, crew, hold, memory_kb, open_files
@@ -104,8 +105,7 @@ class Round:
                 count = publisher.last("done")
                 who = publisher.options.name, publisher.options.incarnation
                 for topic in publisher.options.reliable:
-                    key = *who, topic
-                    wait_until(lambda s=subscriber, k=key, n=count: s.lines() and s.streams.get(k, -1) >= n - 1, DRAIN_S)
+                    wait_until(partial(_has_all, subscriber, (*who, topic), count), DRAIN_S)
         self.team.finish(self.children)
         verdict = self.team.verdict().check(duplicates=True, gaps=True)
         unexpected = {stream: n for stream, n in verdict.given_up.items() if stream[:2] not in self.killed}
@@ -233,6 +233,10 @@ def main() -> None:
         ten_million(options.messages, options.seed)
     else:
         rotate(options.minutes, options.seed, options.first)
+
+
+def _has_all(subscriber: Child, key: tuple[str, int, str], count: int) -> bool:
+    return bool(subscriber.lines()) and subscriber.streams.get(key, -1) >= count - 1
 
 
 if __name__ == "__main__":

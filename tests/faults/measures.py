@@ -12,14 +12,12 @@ from pathlib import Path
 from tests.faults.children import Child, crew, hold, memory_kb
 from tests.faults.oracle import Line
 from tests.faults.proxy import Proxy
-from tests.waiting import wait_until
 
 __all__ = ["stuck", "ten_million"]
 
 DEFAULTS = {
     "heartbeat_interval_s": 1.0,
     "peer_timeout_s": 5.0,
-    "zmtp_heartbeat_interval_s": 2.0,
     "handshake_timeout_s": 3.0,
     "reconnect_interval_s": 0.1,
     "reconnect_interval_s_max": 5.0,
@@ -97,7 +95,9 @@ def ten_million(messages: int, seed: int) -> None:
         assert verdict.delivered.total() == messages
         closed = subscriber.last("closed")
         _print(f"{verdict.delivered.total()} messages received exactly once each, in order, in {seconds:.0f} s")
-        _print(f"faults: {dict(done)}; batches repaired {closed['repaired']}, duplicates filtered {closed['duplicates']}")
+        _print(
+            f"faults: {dict(done)}; batches repaired {closed['repaired']}, duplicates filtered {closed['duplicates']}"
+        )
 
 
 def _measured(child: Child, seconds: float) -> Line:

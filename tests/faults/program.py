@@ -113,7 +113,7 @@ def _no_positions() -> None:
     def none(self: streams.Streams, outbox: Any, now: float) -> None:
         outbox.position_at = float("inf")
 
-    streams.Streams._tell_positions = none  # type: ignore[method-assign]
+    streams.Streams._tell_positions = none  # type: ignore[assignment,method-assign]
 
 
 def _no_deduplication() -> None:

@@ -108,9 +108,9 @@ def test_a_publisher_that_is_terminated_under_load_loses_nothing(team: Crew) -> 
     publisher.signal(signal.SIGTERM)
 
     assert publisher.wait() == 0
-    accepted = {topic: last for topic, last in publisher.all("sent")}
-    for topic in publisher.options.reliable:
-        wait_until(lambda topic=topic: subscriber.position(topic) >= accepted[topic])
+    accepted: dict[str, int] = dict(publisher.all("sent"))
+    reliable = publisher.options.reliable
+    wait_until(lambda: all(subscriber.position(topic) >= accepted[topic] for topic in reliable))
     subscriber.until_event("PeerLeft")
     team.finish()
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import socket
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
-from tests.faults.children import Crew, open_files
+from tests.faults.children import Child, Crew, open_files
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -18,7 +19,7 @@ def test_too_few_descriptors_to_open_are_a_clean_error(team: Crew) -> None:
     outcomes = {}
     children = [team.start("idle", f"n{limit}", files_max=limit) for limit in range(8, 72, 8)]
     for child in children:
-        wait_until(lambda child=child: child.process.poll() is not None or child.last("opened"))
+        wait_until(partial(_opened_or_ended, child))
         outcomes[child.options.files_max] = child.close() if child.process.poll() is None else child.wait()
         text = child.errors.read_text()
         assert outcomes[child.options.files_max] in (0, 1, 3), f"{child.options.files_max}: {text[-2000:]}"
@@ -53,3 +54,7 @@ def test_a_node_that_runs_out_of_descriptors_serves_on(team: Crew) -> None:
 
     team.verdict(from_start=False, excused=["late"]).check()
     assert not publisher.silences()
+
+
+def _opened_or_ended(child: Child) -> bool:
+    return child.process.poll() is not None or bool(child.last("opened"))

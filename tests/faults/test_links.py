@@ -28,6 +28,7 @@ class Pair:
         self, team: Crew, proxy: Proxy, *, subscribing: dict[str, Any] | None = None, **publishing: Any
     ) -> None:
         self.team = team
+        self._proxy = proxy
         self.publisher = team.publisher(**{"count": COUNT, "rate": RATE, "via": proxy.host, **publishing})
         self.count = self.publisher.options.count
         self.inbox, self.outlet = (proxy.serve(endpoint) for endpoint in self.publisher.endpoints)
@@ -39,6 +40,10 @@ class Pair:
         """The connections for control frames, that for data, or both."""
         control = [self.inbox, self._back]
         return {"inbox": control, "outlet": [self.outlet], "both": [*control, self.outlet]}[which]
+
+    def until_connected(self, lines: Sequence[Line]) -> None:
+        """Wait until one of the lines has a connection to break."""
+        wait_until(lambda: any(self._proxy.connections(line) for line in lines))
 
     def finish(self) -> Child:
         """Everything arrives in the end; returns the subscriber."""
@@ -53,8 +58,9 @@ def test_resets_in_mid_stream(team: Crew, proxy: Proxy) -> None:
     pair = Pair(team, proxy)
     for position, which in ((500, "outlet"), (1_200, "inbox"), (1_900, "both"), (2_600, "outlet")):
         pair.subscriber.until_position(position)
-        wait_until(lambda: any(proxy.connections(line) for line in pair.lines(which)))
-        proxy.reset(*pair.lines(which))
+        lines = pair.lines(which)
+        pair.until_connected(lines)
+        proxy.reset(*lines)
     pair.finish()
 
     verdict = team.verdict(to_end=True).check()
@@ -63,7 +69,7 @@ def test_resets_in_mid_stream(team: Crew, proxy: Proxy) -> None:
 
 
 def test_late_and_shuffled_connections(team: Crew, proxy: Proxy) -> None:
-    """100 ms and as much jitter on data, none on control frames, then the reverse: repairs overtake what they repair."""
+    """100 ms and as much jitter on data, none on control frames, then the reverse: repairs overtake live data."""
     pair = Pair(team, proxy)
     pair.outlet.delay_s = pair.outlet.jitter_s = 0.1
     pair.subscriber.until_position(1_000)

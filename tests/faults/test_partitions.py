@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ def three() -> Iterator[Hosts]:
         yield hosts
 
 
-def start(team: Crew, hosts: Hosts, **publishing: object) -> tuple[Child, list[Child]]:
+def start(team: Crew, hosts: Hosts, **publishing: Any) -> tuple[Child, list[Child]]:
     """A publisher on the first host and a subscriber on each of the others, connected."""
     a = hosts[0][0]
     publisher = team.publisher(on=a, config={"port": PORT}, subscribers=len(hosts) - 1, **publishing)

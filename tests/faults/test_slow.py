@@ -22,7 +22,7 @@ def latency(child: Child, reason: str) -> Line:
 
 
 def test_a_stuck_subscriber_is_evicted_and_told(team: Crew) -> None:
-    """Full speed beside one that stopped reading: bounded memory, latency of the other as before, an event each side."""
+    """Full speed beside one that stopped reading: memory bounded, the other as quick as before, an event each side."""
     window = 2 * 1024 * 1024
     publisher = team.publisher(
         config={"grace_s": GRACE_S}, count=10_000_000, rate=4_000, chunk=4, pad=1000, window_bytes=window,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from tests.faults.children import Child, Crew
@@ -49,7 +51,7 @@ def test_late_joiners_get_history_and_the_present_without_a_seam(team: Crew) -> 
     seeds = publisher.endpoints[:1]
     joiners = []
     for number, position in enumerate((1_000, 4_000, 8_000)):
-        wait_until(lambda position=position: (publisher.last("sent") or [0, 0])[1] >= position)
+        wait_until(partial(_published, publisher, position))
         joiners.append(team.subscriber(f"late-{number}", seeds=seeds, start="earliest", deliveries=only))
     for joiner in joiners:
         joiner.until_settled(15_000)
@@ -100,3 +102,7 @@ def test_a_stranger_on_old_ports_is_ignored(team: Crew, fabric: str) -> None:
     names = {got[0] for got in subscriber.all("got")}
     assert names == ({"pub", "stranger"} if fabric == "faults" else {"pub"})
     team.verdict(excused=[] if fabric == "faults" else ["sub"]).check()
+
+
+def _published(publisher: Child, position: int) -> bool:
+    return bool((publisher.last("sent") or [0, 0])[1] >= position)

@@ -39,7 +39,7 @@ def port(node: Node, name: str) -> str:
     driver = node._driver
     assert driver is not None
     kind, transport = name.split("-")
-    endpoints = getattr(driver._transport, f"{kind}_endpoints")
+    endpoints: tuple[str, ...] = getattr(driver._transport, f"{kind}_endpoints")
     return next(endpoint for endpoint in endpoints if endpoint.startswith(transport))
 
 

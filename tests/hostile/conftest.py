@@ -97,7 +97,10 @@ class Arena:
 
     async def complaint(self, *words: str) -> ProtocolError:
         """The victim's next ProtocolError, whose reason holds these words."""
-        return await next_event(self.events, ProtocolError, lambda event: all(word in event.reason for word in words))
+        event: ProtocolError = await next_event(
+            self.events, ProtocolError, lambda event: all(word in event.reason for word in words)
+        )
+        return event
 
     async def stop(self) -> None:
         """End the exchange; what was published until then has arrived."""

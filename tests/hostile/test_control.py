@@ -382,7 +382,7 @@ async def test_impossible_starts_and_positions_break_nothing(arena: Arena, impos
         feed.connect(port(arena.victim, "outlet-tcp"))
         feed.subscribe(b"\xff" + attacker.id + (1).to_bytes(4, "big"))
         values = (float("nan"), float("inf"), -1.0, 1e300, -5, 2**63)
-        starts = [Start(kind, value) for kind in ("seq", "last", "since") for value in values]  # type: ignore[arg-type]
+        starts = [Start(kind, value) for kind in ("seq", "last", "since") for value in values]
         lanes = range(1, len(starts) + 1)
         requests = [PatternRequest(n, "good.a", "at-least-once", s) for n, s in zip(lanes, starts, strict=True)]
         attacker.say(Interest(False, False, 1, patterns=requests))

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from zfabric.testing import RealFabric
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 10.0
 QUICK = Config(mdns=False, handshake_timeout_s=0.5, reconnect_interval_s=0.02)
-MakeNode = Callable[..., Any]
+MakeNode = Callable[..., Awaitable[Node]]
 Start = Callable[..., "subprocess.Popen[str]"]
 
 

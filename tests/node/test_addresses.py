@@ -115,7 +115,7 @@ async def test_the_watch_leads_to_the_announcement(make_node: MakeNode) -> None:
             watch._changed(report)
         await asyncio.Event().wait()
 
-    original, AddressWatch.run = AddressWatch.run, run  # type: ignore[method-assign]
+    original, AddressWatch.run = AddressWatch.run, run  # type: ignore[method-assign, assignment]
     watching = asyncio.ensure_future(node._watch_addresses(scope))
     try:
         await wait_until_async(lambda: node.endpoints[0].startswith("tcp://127.0.0.7:"))

@@ -42,7 +42,7 @@ async def test_events_are_bounded_and_dropped_ones_counted(make_node: MakeNode) 
 
 
 async def test_statistics_agree_with_what_happened(make_node: MakeNode) -> None:
-    """Published, unmatched, received, lost, undecodable and expired add up, and outlive their publishers and readers."""
+    """Published, unmatched, received, undecodable and expired add up, and outlive publishers and readers."""
     a, b = await make_node("a"), await make_node("b")
     publisher = a.publisher("t")
     publisher.publish_nowait("nobody")

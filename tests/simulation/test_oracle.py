@@ -24,7 +24,7 @@ from zfabric.wire.ranges import RangeSet
 from zfabric.wire.records import Ack, PatternRequest, Start
 
 Saboteur = Callable[[pytest.MonkeyPatch], None]
-SEEDS = range(120)
+SEEDS = range(500)
 
 
 def acks_are_never_sent(patch: pytest.MonkeyPatch) -> None:

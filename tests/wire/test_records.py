@@ -46,7 +46,7 @@ def test_the_number_of_records_is_bounded() -> None:
     frame = encode_envelope(make.SENDER, [Heartbeat(0)] * 11)
 
     assert len(decode_envelope(frame, 11)[1]) == 11
-    with pytest.raises(RemoteProtocolError, match="11 records in a frame; Config.control_records_max is 10"):
+    with pytest.raises(RemoteProtocolError, match=r"11 records in a frame; Config\.control_records_max is 10"):
         decode_envelope(frame, 10)
 
 

@@ -52,7 +52,7 @@ DOCUMENTED: dict[str, list[list[Any]]] = {
     "resume": [[17, 3, TOPIC]],
     "several": [[7, 1], [11, 1, "a", 1, 2, 2, []], [9]],
 }  # fmt: skip
-BATCHES = {
+BATCHES: dict[str, tuple[list[Any], Any, int, int]] = {
     "batch-plain": ([{"c": 21.5}, [1, -1, True, None], "grün"], None, 0, 0),
     "batch-meta": ([0, 1, 2], [{0: "k", 2: 7}, {1: {"unit": "C"}}, {1: 1500}], 0, 0),
     "batch-crc": (["checked"], None, 1, 0),

@@ -290,5 +290,7 @@ class Core:
     def actions(self, now: float) -> list[Action]:
         """What the driver must do now, in order. Call it after every other verb."""
         self.interests.flush(now)
+        while self.interests.waiting:
+            self.streams.sent(self.interests.waiting.pop())
         self.streams.handle_timer(now)
         return self._effects.take()

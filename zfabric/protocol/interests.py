@@ -17,6 +17,7 @@ from zfabric.protocol.effects import AddFilter, ConnectFeed, DisconnectFeed, Eff
 from zfabric.protocol.lanes import Lane, Sink
 from zfabric.protocol.outbox import Outbox, Reader
 from zfabric.protocol.peers import PeerRecord, PeerTable
+from zfabric.protocol.remote import RemoteInterest
 from zfabric.wire.records import (
     Attached,
     Incompatible,
@@ -53,21 +54,6 @@ def parse_marker(data: bytes) -> tuple[bool, bytes, int] | None:
     return data[0] == 1, data[2:18], int.from_bytes(data[18:], "big")
 
 
-class RemoteInterest:
-    """What one peer publishes and subscribes to."""
-
-    __slots__ = ("following", "incompatible", "patterns", "table", "topics", "wanted", "whole")
-
-    def __init__(self, config: Config) -> None:
-        self.topics: dict[str, TopicOffer] = {}
-        self.patterns: dict[int, tuple[PatternRequest, int]] = {}
-        self.table: TopicTable[int] = TopicTable(bytes_max=config.topic_bytes_max)
-        self.incompatible: set[tuple[int, str]] = set()
-        self.wanted: set[str] = set()
-        self.following: str | None = None
-        self.whole = False
-
-
 class Interests:
     """The node's own topics and subscriptions, and those of its peers."""
 
@@ -95,6 +81,8 @@ class Interests:
         self._prefixes: dict[bytes, int] = {}
         self._generation = 0
         self._markers: dict[bytes, set[int]] = {}
+        self.waiting: list[Outbox] = []
+        "Outboxes that a reader has just left: they need the timer."
         self._attach_soon: set[str] = set()
         self._topics_added: dict[str, TopicOffer] = {}
         self._topics_gone: dict[str, None] = {}
@@ -210,6 +198,12 @@ class Interests:
     def received(self, peer: PeerRecord, interest: Interest, now: float) -> None:
         """A peer's topics or patterns changed. Raises TopicError or LimitExceeded after what could be taken in."""
         remote = self.remote[peer.id]
+        if interest.full:
+            remote.outdated = interest.generation < remote.generation
+        if remote.outdated:  # an older state, which came late, by another connection
+            remote.outdated = interest.more
+            return
+        remote.generation = interest.generation
         if interest.full:
             remote.whole = True
             remote.topics.clear()
@@ -389,6 +383,7 @@ class Interests:
                 outbox.drop_reader(reader, now)
             else:
                 reader.away_since = now
+                self.waiting.append(outbox)
         outbox.count_listeners()
 
     # -- whom we follow ------------------------------------------------------------------------

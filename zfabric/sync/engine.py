@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from zfabric.node.driver import Driver
 from zfabric.node.node import Node
 from zfabric.node.publisher import Publisher
 from zfabric.sync.stage import Stage
@@ -37,10 +38,17 @@ class Engine(Node):
     async def close(self, timeout: float | None = None) -> None:
         """As zfabric.Node."""
         timeout = self.close_timeout_s if timeout is None else timeout
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout / 2):
-                await self.drained()
+        await self._drained_within(timeout / 2)  # this node's own handlers still get it
         await super().close(timeout)
+
+    async def _confirm_all(self, driver: Driver, timeout: float) -> None:
+        await self._drained_within(timeout)  # what the handlers published last
+        await super()._confirm_all(driver, timeout)
+
+    async def _drained_within(self, timeout: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self.drained()
 
     async def drained(self) -> None:
         """Return once everything was sent that had been published before the call."""

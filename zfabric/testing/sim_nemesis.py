@@ -32,9 +32,9 @@ class Nemesis:
             "crash": (self._crash, 3),
             "close": (self._close, 1),
             "pause": (self._pause, 2),
-            "stick": (self._stick, 3),
+            "stick": (self._stick, 4),
             "resubscribe": (self._resubscribe, 2),
-            "reopen": (self._reopen, 1),
+            "reopen": (self._reopen, 2),
             "clock": (self._clock, 1),
             "weather": (self._weather, 2),
         }
@@ -158,7 +158,7 @@ class Nemesis:
         party = self._anybody()
         if party is not None and party.consumers:
             consumer = self._random.choice(party.consumers)
-            duration = self._random.choice((0.5, 3.0, 12.0))
+            duration = self._random.choice((0.5, 3.0, 30.0))
             party.trace("stick", consumer.lane.request.lane, duration)
             consumer.stuck = True
             self._simulation.agenda.after(duration, consumer.unstick)

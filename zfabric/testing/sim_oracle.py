@@ -233,7 +233,16 @@ class Oracle:
         lane = self.lanes[key]
         got = self.part(lane, stream.key)
         kept_from = max(reader.received, outbox.first_kept)
-        old = next((k for k in taken if self._continues(lane, self.lanes[k])), None)
+        begun = stream.readers
+        old = next(
+            (
+                k
+                for k in taken
+                if self._continues(lane, self.lanes[k])
+                and (not self.lanes[k].closed or begun[k].processed == reader.received)
+            ),
+            None,
+        )
         waiting = [
             k
             for k in stream.readers
@@ -249,11 +258,11 @@ class Oracle:
                 raise Violation("restart", f"{lane} goes on at {reader.received}, {before.processed} was processed")
         elif waiting and got.start is None:
             raise Violation("restart", f"{lane} begins at {reader.received} although its forerunner is waited for")
-        elif got.start is None:
+        elif kept_from > reader.received:
+            got.excused.add(reader.received, kept_from)
+        if old is None and got.start is None:
             self._judge_start(stream, outbox, lane, reader)
-            if kept_from > reader.received:
-                got.excused.add(reader.received, kept_from)
-        elif kept_from > (left := got.last + 1 if got.last >= 0 else got.next):
+        elif old is None and kept_from > (left := got.last + 1 if got.last >= 0 else got.next):
             got.excused.add(left, kept_from)
             if not got.delivered and not self._was_told(lane, stream):
                 got.start = None  # it had not heard yet that it was a reader

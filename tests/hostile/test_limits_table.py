@@ -1,0 +1,100 @@
+"""Every field of Config is reached by a test: this table tells by which."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from zfabric import Config
+
+TESTS = Path(__file__).parents[1]
+GROWING = "hostile/test_timing_limits.py::test_pauses_between_tries_grow_from_the_first_to_the_longest"
+REPEATED = "hostile/test_timing_limits.py::test_positions_are_repeated_with_pauses_that_end_growing"
+
+REACHED = {
+    # addresses
+    "port": "node/test_opening.py::test_a_taken_port_is_an_oserror_that_names_it",
+    "ipc": "transport/test_sockets.py::test_ipc_can_be_turned_off",
+    "mdns": "discovery/test_ways.py::test_ways_can_be_turned_off",
+    "registry": "discovery/test_ways.py::test_ways_can_be_turned_off",
+    "force_waker_thread": "transport/test_sockets.py::test_no_wakeup_is_lost_between_sends_and_receives",
+    # batches
+    "batch_bytes": "node/test_events.py::test_batches_are_sealed_at_their_limits",
+    "batch_messages_max": "hostile/test_data.py::test_batches_beyond_the_limits_are_refused",
+    "frame_bytes_max": "hostile/test_raw.py::test_an_oversize_frame_ends_its_connection",
+    "inline_bytes": "node/test_events.py::test_batches_are_sealed_at_their_limits",
+    "buffers_per_batch_max": "hostile/test_data.py::test_batches_beyond_the_limits_are_refused",
+    # publish and subscribe
+    "outlet_queue_bytes": "transport/test_sockets.py::test_a_stuck_subscriber_costs_no_more_than_its_queue",
+    "buffer_bytes": "node/test_events.py::test_a_full_buffer_is_a_gap_of_the_right_size",
+    "handler_threads_max": "node/test_events.py::test_handlers_use_a_bounded_number_of_threads",
+    "topics_max": "hostile/test_control.py::test_topics_and_patterns_of_a_peer_are_bounded",
+    "patterns_max": "hostile/test_control.py::test_topics_and_patterns_of_a_peer_are_bounded",
+    "topic_bytes_max": "hostile/test_data.py::test_batches_beyond_the_limits_are_refused",
+    "inboxes_max": "hostile/test_data.py::test_streams_are_bounded_and_live_ones_stay",
+    # delivery
+    "window_bytes": "node/test_reliable.py::test_a_full_window_raises_and_opens_again",
+    "window_messages_max": "node/test_reliable.py::test_a_full_window_raises_and_opens_again",
+    "history_bytes_max": "node/test_reliable.py::test_history_is_bounded_in_bytes",
+    "reorder_bytes": "protocol/test_inbox.py::test_the_reorder_buffer_is_bounded",
+    "ack_delay_s": "hostile/test_timing_limits.py::test_received_bytes_make_an_ack_due_at_once",
+    "ack_bytes": "hostile/test_timing_limits.py::test_received_bytes_make_an_ack_due_at_once",
+    "repair_delay_s": "protocol/test_inbox.py::test_a_hole_is_asked_for_after_a_moment_and_again",
+    "repair_retry_s": "protocol/test_inbox.py::test_a_hole_is_asked_for_after_a_moment_and_again",
+    "repair_retry_s_max": "protocol/test_inbox.py::test_a_hole_is_asked_for_after_a_moment_and_again",
+    "repair_attempts_max": "protocol/test_inbox.py::test_nobody_waits_for_ever_for_an_answer",
+    "repair_reply_bytes": "hostile/test_control.py::test_repair_floods_get_a_bounded_answer",
+    "repair_bytes_per_s": "hostile/test_control.py::test_repair_floods_get_a_bounded_answer",
+    "position_interval_s": REPEATED,
+    "position_interval_s_max": REPEATED,
+    "gap_settle_s": "protocol/test_inbox.py::test_a_loss_at_the_end_is_known_after_a_while",
+    "unsettled_max": "node/test_reliable.py::test_unsettled_messages_are_bounded",
+    "grace_s": "node/test_reliable.py::test_a_reader_that_does_not_return_fails_what_waits_for_it",
+    "evict_slow": "node/test_reliable.py::test_slow_readers_are_given_up_only_if_asked_for",
+    # peers
+    "heartbeat_interval_s": "hostile/test_control.py::test_a_silent_peer_is_given_up",
+    "peer_timeout_s": "hostile/test_control.py::test_a_silent_peer_is_given_up",
+    "handshake_timeout_s": "hostile/test_raw.py::test_connections_that_never_finish_the_handshake_are_closed",
+    "reconnect_interval_s": GROWING,
+    "reconnect_interval_s_max": GROWING,
+    "peers_max": "hostile/test_control.py::test_hello_floods_stop_at_peers_max",
+    "connections_max": "transport/test_sockets.py::test_too_few_sockets_are_an_oserror",
+    "backlog": "transport/test_sockets.py::test_every_option_of_the_documentation_is_set",
+    "dials_per_s_max": "hostile/test_control.py::test_forged_addresses_cannot_flood_the_network",
+    "dials_pending_max": "hostile/test_control.py::test_forged_addresses_cannot_flood_the_network",
+    "dial_keep_s": "hostile/test_timing_limits.py::test_a_discovered_address_is_forgotten",
+    "rejoin_s": "hostile/test_timing_limits.py::test_a_peer_that_fell_silent_is_sought_for_a_while",
+    "control_records_max": "hostile/test_control.py::test_more_records_than_the_limit_are_refused",
+    "control_queue_frames": "transport/test_sockets.py::test_a_peer_that_reads_nothing_is_noticed",
+    "frames_per_turn_max": "transport/test_sockets.py::test_a_burst_is_bounded_and_nothing_is_left_behind",
+    # discovery
+    "discovery_records_max": "hostile/test_control.py::test_forged_addresses_cannot_flood_the_network",
+    "endpoints_per_peer_max": "hostile/test_control.py::test_forged_addresses_cannot_flood_the_network",
+    "address_poll_s": "discovery/test_interfaces.py::test_run_sleeps_as_long_as_check_asks",
+    "address_settle_s": "discovery/test_interfaces.py::test_a_change_is_told_once_it_has_settled",
+    "registry_poll_s": "discovery/test_registry.py::test_quiet_registries_are_not_read_again",
+    "gossip_interval_s": "hostile/test_timing_limits.py::test_lists_of_peers_are_sent_with_growing_pauses",
+    # events and closing
+    "events_max": "node/test_events.py::test_events_are_bounded_and_dropped_ones_counted",
+    "close_timeout_s": "node/test_closing.py::test_the_default_timeout_is_the_config_s",
+}
+
+
+def test_every_field_is_in_the_table() -> None:
+    """A new field needs a test that reaches it, and a line here; one that is gone needs none."""
+    assert [field.name for field in fields(Config) if field.name not in REACHED] == []
+    assert REACHED.keys() <= {field.name for field in fields(Config)}
+
+
+@pytest.mark.parametrize("field", REACHED)
+def test_the_test_exists_and_is_about_the_field(field: str) -> None:
+    """The file has a test of that name, and sets or names the field."""
+    file, _, name = REACHED[field].partition("::")
+    source = (TESTS / file).read_text("utf-8")
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+    assert name in {node.name for node in ast.walk(ast.parse(source)) if isinstance(node, functions)}
+    assert field in source
