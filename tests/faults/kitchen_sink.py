@@ -198,7 +198,7 @@ def rotate(minutes: float, seed: int, first: int) -> None:
     end, number = time.monotonic() + minutes * 60, first
     while number == first or time.monotonic() < end:
         name = f"{seed}.{number}"
-        with tempfile.TemporaryDirectory(prefix="zf") as folder, crew(Path(folder), Path(folder)) as team:
+        with tempfile.TemporaryDirectory(prefix="zf") as folder, crew(Path(folder), Path(folder)) as team:  # noqa: SIM117 - the proxy ends first
             with Proxy(seed=seed + number) as proxy:
                 one = Round(team, proxy, name)
                 try:

@@ -296,7 +296,7 @@ class Program:
         now = time.time()
         runs: list[list[Any]] = []
         for message in batch:
-            name, incarnation, number, sent, check, _ = value = message.value
+            name, incarnation, number, _, check, _ = value = message.value
             topic = message.topic
             if check != crc32(f"{name} {incarnation} {topic} {number}".encode()) or number != message.seq:
                 self.history.write(damaged=repr(value), topic=topic, seq=message.seq)

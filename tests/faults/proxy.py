@@ -214,7 +214,7 @@ async def _pump(line: Line, reader: asyncio.StreamReader, writer: asyncio.Stream
         while True:
             due, data = await queue.get()
             await asyncio.sleep(max(0.0, due - loop.time()))
-            while line.blackhole:
+            while line.blackhole:  # noqa: ASYNC110 - a plain attribute, set by the test's thread
                 await asyncio.sleep(POLL_S)
             if not data:
                 raise EOFError

@@ -264,10 +264,10 @@ class Outbox:
             self.local_full = full
             self._settle(now)
 
-    def restart_grace(self, now: float) -> None:
-        """Somebody made progress, or was given up: who holds the window up now has as long again."""
+    def restart_grace(self, since: float) -> None:
+        """Somebody made progress, or was given up: who holds the window up now has the grace from its last progress."""
         if self.full_since < inf:
-            self.full_since = now
+            self.full_since = max(self.full_since, since)
 
     def timer(self) -> float:
         """When somebody must be told how far this stream has come, or somebody has waited long enough."""

@@ -121,7 +121,7 @@ class Sending:
             for reader in list(outbox.slowest()):
                 if self._config.evict_slow or now - reader.progress_at >= grace:
                     self._evict(outbox, reader, now)
-            outbox.restart_grace(now)
+            outbox.restart_grace(min((reader.progress_at for reader in outbox.slowest()), default=now))
 
     def _tell_positions(self, outbox: Outbox, now: float) -> None:
         waiting = False
