@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.faults.children import Child, crew, hold, memory_kb
 from tests.faults.oracle import Line
 from tests.faults.proxy import Proxy
+from tests.waiting import wait_until
 
 __all__ = ["stuck", "ten_million"]
 
@@ -50,8 +51,9 @@ def stuck(seconds: float) -> None:
         _print(f"evicted after {[round(event['at'] - began, 1) for event in events]} s; it was told: {told}")
         after = _measured(fast, 10.0)
         _print(f"after the eviction: {_latency(after)}")
-        publisher.command("stop")
         other.command("go")
+        wait_until(lambda: other.events("Gap"), 120)
+        publisher.command("stop")
         publisher.until("done", 60)
         fast.until_position(publisher.last("done") - 1, 60)
         team.finish()

@@ -26,12 +26,17 @@ from zfabric import Config, DeliveryFailed, FabricError, Message, Node, NodeClos
 from zfabric.discovery.interfaces import Scope
 from zfabric.node.environment import Machine
 from zfabric.node.publisher import Publisher
-from zfabric.protocol import inbox, streams
+from zfabric.protocol import inbox, sending
+from zfabric.protocol import outbox as outboxes
+from zfabric.transport import sockets
 from zfabric.transport.sockets import ZmqTransport
+from zfabric.wire import batch as batches
 
 __all__ = ["HANDICAPS", "payload"]
 
 LATENCIES_MAX = 200_000
+DEBT_S = 0.1
+"Time behind its rate that a publisher makes up for; after a longer stall it goes on at its rate."
 
 
 def payload(name: str, incarnation: int, topic: str, number: int, pad: bytes) -> list[Any]:
@@ -106,14 +111,14 @@ def _no_acks() -> None:
 
 
 def _no_repair() -> None:
-    streams.Streams.repair = lambda self, peer, repair, now: None  # type: ignore[method-assign]
+    sending.Sending.repair = lambda self, peer, repair, now: None  # type: ignore[method-assign]
 
 
 def _no_positions() -> None:
-    def none(self: streams.Streams, outbox: Any, now: float) -> None:
+    def none(self: sending.Sending, outbox: outboxes.Outbox, now: float) -> None:
         outbox.position_at = float("inf")
 
-    streams.Streams._tell_positions = none  # type: ignore[assignment,method-assign]
+    sending.Sending._tell_positions = none  # type: ignore[method-assign]
 
 
 def _no_deduplication() -> None:
@@ -128,13 +133,29 @@ def _no_deduplication() -> None:
     inbox.ReliableInbox.accept = accept  # type: ignore[method-assign]
 
 
+def _no_checksums() -> None:
+    batches._checksum = lambda frame, body_start, buffers: 0
+    sockets._crc = lambda frame: b""
+
+
+def _no_retention() -> None:
+    original = outboxes.Outbox.received_by_all
+
+    def received(self: outboxes.Outbox, *, processed: bool = False) -> int:
+        return original(self)
+
+    outboxes.Outbox.received_by_all = received  # type: ignore[method-assign]
+
+
 HANDICAPS = {
     "no acks": _no_acks,
     "no repair": _no_repair,
     "no positions": _no_positions,
     "no deduplication": _no_deduplication,
+    "no checksums": _no_checksums,
+    "no retention": _no_retention,
 }
-"Mechanisms that can be switched off, to see that the tests would notice."
+"Mechanisms that can be switched off, to see that the tests notice."
 
 
 class Program:
@@ -245,6 +266,7 @@ class Program:
                     await self._flush(publishers, done)
                     flushed = done
                 pause = began + done * len(publishers) / options.rate - time.monotonic() if options.rate else 0.0
+                began += max(0.0, -pause - DEBT_S)
                 await asyncio.sleep(max(0.0, pause))
             await self._flush(publishers, done)
         except NodeClosed:

@@ -22,7 +22,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
-__all__ = ["Frames", "Line", "Proxy", "can_serve"]
+__all__ = ["FrameFilter", "Frames", "Line", "Proxy", "can_serve"]
 
 T = TypeVar("T")
 CHUNK = 64 * 1024

@@ -149,3 +149,19 @@ async def test_what_was_published_before_closing_arrives(make_node: MakeNode) ->
     await a.close()
 
     assert [(await subscription.receive(timeout=TIMEOUT)).value for _ in range(10)] == list(range(10))
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_a_topic_opened_again_reaches_its_subscribers_at_once(make_node: MakeNode, turns: int) -> None:
+    """However many turns of the loop lie between closing and opening: what `wait_for` says is true."""
+    a, b = await make_node("a"), await make_node("b")
+    everything = b.subscribe("#")
+    for number in range(5):
+        for value in ("old", "new"):
+            publisher = a.publisher(f"t{number}")
+            await publisher.wait_for(subscribers=1, timeout=TIMEOUT)
+            await publisher.publish(value)
+            assert (await everything.receive(timeout=TIMEOUT)).value == value
+            await publisher.close()
+            for _ in range(turns):
+                await asyncio.sleep(0)

@@ -117,7 +117,7 @@ def old_epochs_are_accepted(patch: pytest.MonkeyPatch) -> None:
         return (True, None) if batch.epoch < inbox.epoch else real(inbox, batch)
 
     patch.setattr(Inbox, "accept", accept)
-    patch.setattr(Streams, "_report_late", lambda streams, peer, inbox, batch: None)
+    patch.setattr(Inbox, "late", lambda inbox, batch: None)
 
 
 def positions_are_not_told(patch: pytest.MonkeyPatch) -> None:

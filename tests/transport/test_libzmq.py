@@ -287,6 +287,7 @@ def test_sub_connects_once_to_an_endpoint(sockets: Sockets) -> None:
 
     feed.disconnect(endpoint)
 
+    wait_until(lambda: feed.poll(0) or publisher.poll(0))
     assert subscribed(publisher) == [b"\x00"]
 
 

@@ -228,9 +228,8 @@ class Publisher:
             await asyncio.sleep(0)
 
     def _raise_failures(self, before: int) -> None:
-        failures = tuple(failure for failure in self._outbox.failures if failure[1] < before)
+        failures = self._outbox.take_failures(before, processed=self._confirm == "processed")
         if failures:
-            self._outbox.failures = [failure for failure in self._outbox.failures if failure[1] >= before]
             raise DeliveryFailed(self.topic, failures)
 
     async def _room(self) -> None:

@@ -64,7 +64,7 @@ class Core:
         self._config = config
         self._effects = Effects(me)
         self.peers = PeerTable(me, config, self._effects, usable, self._on_step)
-        self.interests = Interests(me, config, self._effects, self.peers, usable, wall_offset)
+        self.interests = Interests(me, config, self._effects, self.peers, usable)
         self.streams = Streams(config, self._effects, self.peers, self.interests, jitter)
         self._dispatch: dict[type[Record], Callable[[PeerRecord, Any, float], None]] = {
             Ack: self._on_ack,

@@ -182,6 +182,11 @@ class ReliableInbox:
         """Whether the producer told of messages that were not handed on yet."""
         return self.expected is not None and self._known > self.expected
 
+    @property
+    def idle(self) -> bool:
+        """Whether the subscription is done with everything that it was handed."""
+        return self.expected is None or self.processed >= self.expected
+
     # -- what arrives --------------------------------------------------------------------------
 
     def renew(self, epoch: int) -> tuple[int, int] | None:

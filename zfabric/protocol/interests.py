@@ -64,14 +64,12 @@ class Interests:
         effects: Effects,
         peers: PeerTable,
         usable: Callable[[str], bool],
-        wall_offset: float,
     ) -> None:
         self._me = me
         self._config = config
         self._effects = effects
         self._peers = peers
         self._usable = usable
-        self._wall_offset = wall_offset
         self.outboxes: dict[str, Outbox] = {}
         self.lanes: dict[int, Lane] = {}
         self.local: TopicTable[Lane] = TopicTable(bytes_max=config.topic_bytes_max)
@@ -345,7 +343,7 @@ class Interests:
         if outbox.reliable and request.delivery != "at-most-once":
             reader = outbox.returning(peer.id, peer.identity.name, request)
             if reader is None:
-                start = outbox.start_of(request.start, int((now + self._wall_offset) * 1e9))
+                start = outbox.start_of(request.start, now)
                 reader = Reader(peer.id, peer.identity.name, request, start, now)
             elif reader.peer_id != peer.id:
                 del outbox.readers[reader.peer_id, reader.lane]
@@ -391,9 +389,7 @@ class Interests:
     def _follow(self, peer: PeerRecord, now: float) -> None:
         remote = self.remote[peer.id]
         if not remote.wanted:
-            if remote.following is not None:
-                self._effects.do(DisconnectFeed(remote.following))
-                remote.following = None
+            # What we follow we go on following: the outlet would take a while to notice that we left and came back.
             return
         if remote.following is not None and remote.following in peer.identity.outlet:
             return

@@ -25,6 +25,10 @@ START_MAX = 2**62
 "What a peer asks for beyond it is nonsense."
 
 
+FAILURES_MAX = 1000
+"Readers given up that nobody has asked about yet."
+
+
 class Sealed(msgspec.Struct, frozen=True, gc=False):
     """A batch that left."""
 
@@ -32,7 +36,8 @@ class Sealed(msgspec.Struct, frozen=True, gc=False):
     end: int
     frames: list[Buffer]
     nbytes: int
-    published_ns: int
+    sealed_at: float
+    "By the clock that never steps."
 
 
 class Reader:
@@ -66,8 +71,8 @@ class Outbox:
 
     # fmt: off
     __slots__ = (
-        "_config", "_floor", "_history", "_history_bytes", "_history_max", "_unacked", "ack_now", "base", "begun",
-        "delivery", "epoch", "evicted", "failures", "full", "full_since", "listeners", "local", "local_full",
+        "_config", "_failures", "_floor", "_history", "_history_bytes", "_history_max", "_unacked", "ack_now", "base",
+        "begun", "delivery", "epoch", "evicted", "full", "full_since", "listeners", "local", "local_full",
         "position_at", "position_pause", "readers", "ready", "reliable", "remote", "skipped", "topic",
         "waiting_bytes", "window_bytes", "writer",
     )
@@ -105,7 +110,7 @@ class Outbox:
         self.ready = False
         "Somebody listens, and there is room: the one thing to look at before each message."
         self.local_full = False
-        self.failures: list[tuple[str, int, int, str]] = []
+        self._failures: deque[tuple[Reader, int, str]] = deque(maxlen=FAILURES_MAX)
         self.full_since = inf
         self.ack_now = False
         self.position_at = inf
@@ -166,7 +171,7 @@ class Outbox:
         self.ack_now = False
         frames = self.writer.seal(base, published_ns, flags)
         nbytes = sum(map(len, frames))
-        self._unacked.append(Sealed(base, end, frames, nbytes, published_ns))
+        self._unacked.append(Sealed(base, end, frames, nbytes, now))
         self.waiting_bytes += nbytes
         if self.remote:
             self._expect_positions(now)
@@ -179,7 +184,7 @@ class Outbox:
 
     # -- readers -------------------------------------------------------------------------------
 
-    def start_of(self, start: Start, now_ns: int) -> int:
+    def start_of(self, start: Start, now: float) -> int:
         """The sequence number that a subscription begins at."""
         value = start.value if 0 <= start.value <= START_MAX else 0  # NaN fails, too
         if start.kind == "earliest":
@@ -189,8 +194,8 @@ class Outbox:
         if start.kind == "last":
             return min(max(self.first_kept, self.next_seq - int(value)), self.base)
         if start.kind == "since":
-            oldest = now_ns - int(value * 1e9)
-            return next((sealed.base for sealed in self._kept() if sealed.published_ns >= oldest), self.base)
+            oldest = now - value
+            return next((sealed.base for sealed in self._kept() if sealed.sealed_at >= oldest), self.base)
         return self.base
 
     def returning(self, peer_id: bytes, name: str, request: PatternRequest) -> Reader | None:
@@ -224,6 +229,22 @@ class Outbox:
         self.count_listeners()
         self._settle(now)
         return missed
+
+    def give_up(self, reader: Reader, reason: str, now: float) -> None:
+        """No longer wait for a reader, and remember it for those who wait for confirmations."""
+        self.drop_reader(reader, now)
+        self._failures.append((reader, self.base, reason))
+
+    def take_failures(self, before: int, *, processed: bool) -> tuple[tuple[str, int, int, str], ...]:
+        """Who was given up and lacks (or has not processed) messages before this one: (name, first, last, reason)."""
+        taken = []
+        for failure in list(self._failures):
+            reader, stop, reason = failure
+            first = reader.processed if processed else reader.received
+            if first < min(stop, before):
+                self._failures.remove(failure)
+                taken.append((reader.name, first, stop - 1, reason))
+        return tuple(taken)
 
     def received_by_all(self, *, processed: bool = False) -> int:
         """Every reader has received (or processed) all messages before this one."""

@@ -151,9 +151,7 @@ class Sending:
     def give_up_reader(self, outbox: Outbox, reader: Reader, reason: str, now: float) -> None:
         """Stop to wait for a reader; what it did not acknowledge, or took with it, is reported."""
         took = reader.processed if reason == "away" else reader.received
-        missed = outbox.drop_reader(reader, now)
-        if missed is not None:
-            outbox.failures.append((reader.name, missed[0], missed[1] - 1, reason))
+        outbox.give_up(reader, reason, now)
         if took < outbox.base:
             source = Source(reader.peer_id.hex(), reader.name)
             self._effects.emit(Undelivered(source, outbox.topic, took, outbox.base - 1, reason))

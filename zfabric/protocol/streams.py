@@ -150,6 +150,14 @@ class Streams(Sending):
         if inbox is not None and inbox.epoch == epoch:
             inbox.was_processed(before, now)
             self._watch(lane, producer, inbox)
+            peer = self._peers.known.get(producer)
+            if inbox.ended and peer is not None:
+                self._resume(lane, peer, inbox, now)
+
+    def _resume(self, lane: Lane, peer: PeerRecord, inbox: ReliableInbox, now: float) -> None:
+        """Ask to go on after an eviction, once all that had arrived is dealt with: a stuck reader has to move first."""
+        if not lane.sink.full and inbox.idle:
+            self._peers.tell(peer, Resume(lane.request.lane, inbox.topic), now=now)
 
     def _count(self, batch: Batch, skipped: int) -> None:
         self.received[batch.topic] = self.received.get(batch.topic, 0) + batch.count - skipped
@@ -229,7 +237,7 @@ class Streams(Sending):
             self._drain(lane, peer, inbox, now)
 
     def evicted(self, peer: PeerRecord, record: EvictedRecord, now: float) -> None:
-        """A publisher gave one of our subscriptions up. With room it goes on at once: its acks were held up, not it."""
+        """A publisher gave one of our subscriptions up. If it is not stuck it goes on: only its acks were held up."""
         lane = self._interests.lanes.get(record.lane)
         if lane is None or record.topic not in self._interests.remote[peer.id].topics:
             return
@@ -240,8 +248,7 @@ class Streams(Sending):
         inbox.ended = True
         lane.attached.discard((peer.id, record.topic))
         self._effects.emit(Evicted(record.topic, peer.source, record.reason, here=True))
-        if not lane.sink.full:
-            self._peers.tell(peer, Resume(record.lane, record.topic), now=now)
+        self._resume(lane, peer, inbox, now)
 
     def _inbox(self, peer: PeerRecord, topic: str, epoch: int) -> Inbox:
         key = peer.id, topic

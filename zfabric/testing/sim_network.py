@@ -26,6 +26,8 @@ BACKLOG_MAX = 200
 "Frames that wait in a dialled connection while it is down."
 AT_ONCE_MAX = 5000
 "More events than this without any time passing are a loop."
+OLD_MAX = 8
+"Frames of a connection that may come again."
 REPLAYABLE = (Ack, Data, Positions, Repair)
 
 
@@ -37,7 +39,7 @@ class Faults(msgspec.Struct):
     duplication: float = 0.0
     reordering: float = 0.0
     replay: float = 0.0
-    "Control frames after which an old ack, repair request, repaired batch or position comes again."
+    "Control frames after which an old ack, repair request, repaired batch or position comes again, and old batches."
     spikes: float = 0.0
     "Frames that take a hundred times as long."
 
@@ -237,7 +239,7 @@ class Control(_Link):
             if self._old:
                 index = network.random.randrange(len(self._old))
                 again = self._old[index]
-                if len(self._old) > 8:
+                if len(self._old) > OLD_MAX:
                     del self._old[index]
                 target.on_control(self.accepted, again)
 
@@ -253,6 +255,7 @@ class Feed(_Link):
 
     def __init__(self, network: Network, near: Endpoint, address: str) -> None:
         self.seen: set[bytes] = set()
+        self._old: list[Flight] = []
         super().__init__(network, near, address)
 
     def connected(self, far: Endpoint) -> None:
@@ -271,7 +274,7 @@ class Feed(_Link):
     def arrived(self, direction: int, item: Any) -> None:
         """A subscription at the outlet, or a batch at the feed."""
         if direction == 1:
-            self.near.on_batch(item)
+            self._receive(item)
             return
         assert self.far is not None
         prefix = item[1:]
@@ -281,6 +284,17 @@ class Feed(_Link):
         elif prefix in self.seen:
             self.seen.discard(prefix)
             self.network.filter_removed(self.far, prefix)
+
+    def _receive(self, flight: Flight) -> None:
+        """Hand a batch over, and perhaps an old one once more."""
+        network = self.network
+        self.near.on_batch(flight)
+        replay = network.faults.replay / 4
+        if replay and network.random.random() < replay:
+            self._old.append(flight)
+            self.near.on_batch(self._old[network.random.randrange(len(self._old))])
+            if len(self._old) > OLD_MAX:
+                del self._old[network.random.randrange(len(self._old))]
 
     def publish(self, flight: Flight) -> None:
         """The outlet sends a batch to this feed."""

@@ -6,6 +6,7 @@ what they keep; whether that was right is judged by what subscriptions really go
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -261,7 +262,7 @@ class Oracle:
         elif kept_from > reader.received:
             got.excused.add(reader.received, kept_from)
         if old is None and got.start is None:
-            self._judge_start(stream, outbox, lane, reader)
+            self._judge_start(stream, outbox, lane, reader, now)
         elif old is None and kept_from > (left := got.last + 1 if got.last >= 0 else got.next):
             got.excused.add(left, kept_from)
             if not got.delivered and not self._was_told(lane, stream):
@@ -281,21 +282,21 @@ class Oracle:
         """Whether a subscription looks to its publisher like an old one of a node that was started again."""
         return old.node_id != lane.node_id and old.node == lane.node and old.pattern.text == lane.pattern.text
 
-    def _judge_start(self, stream: StreamTruth, outbox: Outbox, lane: LaneTruth, reader: Reader) -> None:
+    def _judge_start(self, stream: StreamTruth, outbox: Outbox, lane: LaneTruth, reader: Reader, now: float) -> None:
         base, asked, got = outbox.base, lane.start, reader.received
         kept = max(0, base - stream.history)
+        young = bisect_left(stream.times, now - asked.value)
         latest = {
             "latest": base,
             "earliest": kept,
             "seq": min(int(asked.value), base),
             "last": max(kept, base - int(asked.value)),
-            "since": base,
+            "since": max(kept, min(young, base)),
         }[asked.kind]
         earliest = {"latest": base, "seq": min(int(asked.value), base)}.get(asked.kind, 0)
         if not earliest <= got <= latest:
-            raise Violation(
-                "start", f"{lane} asked for {asked.kind} {asked.value} of {_show(stream.key)} and begins at {got}"
-            )
+            wanted = f"{asked.kind} {asked.value}"
+            raise Violation("start", f"{lane} asked for {wanted} of {_show(stream.key)} and begins at {got}")
 
     def _reader_went(self, stream: StreamTruth, outbox: Outbox, key: tuple[bytes, int], now: float) -> None:
         watch = stream.readers.pop(key)

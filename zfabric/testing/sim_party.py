@@ -188,10 +188,7 @@ class Publisher:
         processed = self.spec.confirm == "processed"
         while self.flushes and self.outbox.received_by_all(processed=processed) >= self.flushes[0]:
             before = self.flushes.pop(0)
-            failed = [failure for failure in self.outbox.failures if failure[1] < before]
-            if failed:
-                self.outbox.failures = [failure for failure in self.outbox.failures if failure[1] >= before]
-            else:
+            if not self.outbox.take_failures(before, processed=processed):
                 self._party.oracle.confirmed_before(self.key, before, processed=processed)
 
     def close(self) -> None:
