@@ -223,8 +223,12 @@ class Crew:
     def finish(self, children: Sequence[Child] | None = None) -> None:
         """Close the children (publishers first) and see that they end well."""
         chosen = [c for c in (self.children if children is None else children) if c.process.poll() is None]
-        for child in sorted(chosen, key=lambda child: child.options.role):
-            assert child.close() == 0, child.errors.read_text()[-2000:]
+        for role in ("publish", "subscribe", "idle"):
+            leaving = [child for child in chosen if child.options.role == role]
+            for child in leaving:
+                child.command("close")
+            for child in leaving:
+                assert child.wait() == 0, child.errors.read_text()[-2000:]
         for child in chosen:
             assert "Traceback" not in child.errors.read_text(), child.errors.read_text()[-2000:]
 

@@ -18,21 +18,21 @@ RELIABLE = ("at-least-once", "exactly-once")
 
 def test_a_killed_subscriber_resumes_under_its_name(team: Crew) -> None:
     """SIGKILL and a restart within the grace: nothing is missing, only what was not processed comes again."""
-    publisher = team.publisher(count=12_000, rate=12_000)
+    publisher = team.publisher(count=9_000, rate=12_000)
     subscriber = team.subscriber(seeds=publisher.endpoints[:1])
-    for position in (1_000, 4_000):
+    for position in (1_000, 3_500):
         subscriber.until_position(position)
         subscriber.kill()
         subscriber = team.subscriber(seeds=publisher.endpoints[:1])
 
-    subscriber.until_position(11_999)
+    subscriber.until_position(8_999)
     publisher.until("done")
     team.finish()
 
     verdict = team.verdict().check(duplicates=True)
-    assert all(verdict.delivered[mode] == 12_000 for mode in RELIABLE)
+    assert all(verdict.delivered[mode] == 9_000 for mode in RELIABLE)
     assert all(verdict.duplicates[mode] < 6_000 for mode in RELIABLE)
-    assert verdict.delivered["at-most-once"] < 12_000, "nobody keeps these for who is away"
+    assert verdict.delivered["at-most-once"] < 9_000, "nobody keeps these for who is away"
     assert not publisher.events("Undelivered")
 
 
@@ -122,7 +122,7 @@ def test_a_publisher_that_is_terminated_under_load_loses_nothing(team: Crew) -> 
 
 def test_a_subscriber_that_is_terminated_under_load_holds_nobody_up(team: Crew) -> None:
     """It leaves with a goodbye and exit 0; the publisher does not wait for it and serves the others."""
-    publisher = team.publisher(count=9_000, rate=12_000, subscribers=2)
+    publisher = team.publisher(count=6_000, rate=12_000, subscribers=2)
     leaves = team.subscriber("leaves", seeds=publisher.endpoints[:1])
     stays = team.subscriber("stays", seeds=publisher.endpoints[:1])
     leaves.until_position(1_500)
@@ -130,7 +130,7 @@ def test_a_subscriber_that_is_terminated_under_load_holds_nobody_up(team: Crew) 
 
     assert leaves.wait() == 0
     publisher.until("done", 10)
-    stays.until_position(8_999)
+    stays.until_position(5_999)
     team.finish()
 
     team.verdict(excused=["leaves"]).check()

@@ -16,16 +16,15 @@ MODES = 3
 
 def cells() -> list[list[str]]:
     """The rows of all tables, without their heads."""
-    rows = [
-        line.strip("|").split("|") for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("|")
-    ]
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    rows = [line.strip("|").split("|") for line in lines if line.startswith("|")]
     stripped = [[cell.strip() for cell in row] for row in rows]
     return [row for row in stripped if row[0] not in ("fault", "promise", "---")]
 
 
 @cache
-def tests_of(file: str) -> set[str]:
-    """The test functions of a file; a name without a folder means this one."""
+def functions_of(file: str) -> set[str]:
+    """The functions of a file; a name without a folder means this one."""
     path = ROOT / "tests" / (file if "/" in file else f"faults/{file}")
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
@@ -46,13 +45,13 @@ def test_every_named_test_exists() -> None:
     """Under the name and in the file that the page gives."""
     named = NAMED.findall(PAGE.read_text(encoding="utf-8"))
 
-    assert [(file, test) for file, test in named if test not in tests_of(file)] == []
+    assert [(file, test) for file, test in named if test not in functions_of(file)] == []
 
 
 def test_every_fault_test_is_named() -> None:
     """What is tested is promised somewhere."""
     named = {test for _, test in NAMED.findall(PAGE.read_text(encoding="utf-8"))}
     files = ("crashes", "limits", "links", "partitions", "pauses", "slow", "topics")
-    tests = {test for file in files for test in tests_of(f"test_{file}.py") if test.startswith("test_")}
+    tests = {test for file in files for test in functions_of(f"test_{file}.py") if test.startswith("test_")}
 
     assert tests - named == set()

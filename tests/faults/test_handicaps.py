@@ -13,7 +13,7 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 COUNT = 1_000
-ENOUGH_S = 2.5
+ENOUGH_S = 1.8
 "Far longer than a healthy pair needs."
 ONLY = ("exactly-once",)
 SAFE: dict[str, Any] = {"checksums": True}

@@ -267,7 +267,8 @@ class Oracle:
             got.excused.add(left, kept_from)
             if not got.delivered and not self._was_told(lane, stream):
                 got.start = None  # it had not heard yet that it was a reader
-        got.given_up = False
+        if got.given_up:
+            got.given_up, got.abandoned = False, reader.processed
         if got.start is None:
             got.start = got.next = got.processed = reader.received
         stream.readers[key] = Watch(reader.received, reader.processed, now, kept_from)
