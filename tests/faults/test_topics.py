@@ -21,6 +21,7 @@ def topics_complete(subscriber: Child, count: int, incarnation: int = 0) -> bool
     return len(last) == TOPICS
 
 
+@pytest.mark.timeout(150)
 def test_all_topics_survive_resets_and_a_restart_on_the_same_ports(team: Crew, proxy: Proxy) -> None:
     """5,000 subscriptions by 5,000 patterns: a reconnection brings all back, and so does a new publisher."""
     only = ("at-least-once",)
@@ -29,16 +30,16 @@ def test_all_topics_survive_resets_and_a_restart_on_the_same_ports(team: Crew, p
     lines = [proxy.serve(endpoint) for endpoint in (inbox, outlet)]
     subscriber = team.subscriber(seeds=[inbox], via=proxy.host, topics=TOPICS, deliveries=only)
     publisher.until("began", 20)
-    wait_until(lambda: topics_complete(subscriber, 1), 20, pause=0.1)
+    wait_until(lambda: topics_complete(subscriber, 1), 40, pause=0.1)
     assert proxy.reset(*lines)
-    wait_until(lambda: topics_complete(subscriber, 3), 20, pause=0.1)
+    wait_until(lambda: topics_complete(subscriber, 3), 40, pause=0.1)
     publisher.kill()
     ports = [int(endpoint.rpartition(":")[2]) for endpoint in (inbox, outlet)]
     again = team.publisher(
         topics=TOPICS, count=1, chunk=1, deliveries=only, config={"port": ports[0]}, outlet_port=ports[1]
     )
     again.until("done", 30)
-    wait_until(lambda: topics_complete(subscriber, 1, 1), 20, pause=0.1)
+    wait_until(lambda: topics_complete(subscriber, 1, 1), 40, pause=0.1)
     team.finish()
 
     team.verdict().check()
