@@ -154,8 +154,9 @@ def _follow(lines: list[Line], seen: dict[Stream, Seen], sent: Sent, verdict: Ve
                 verdict.invented.append(f"{stream}: {first} to {last}")
                 continue
             one, mode = seen[stream], sent.mode[stream]
-            if mode == "at-most-once" and stream not in position and one.had:
-                one.absent.add(list(one.had)[-1][1], first)
+            before = list(one.had)[-1][1] if one.had else 0
+            if mode == "at-most-once" and stream not in position and lines[0]["incarnation"] and before < first:
+                one.absent.add(before, first)
             new = sum(stop - start for start, stop in one.had.missing(first, last + 1))
             one.had.add(first, last + 1)
             one.first = first if one.first is None else one.first

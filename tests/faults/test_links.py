@@ -5,6 +5,7 @@ Every publisher here has three topics, one for each delivery.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -234,3 +235,23 @@ def test_damaged_frames(team: Crew, proxy: Proxy, what: str) -> None:
 
     team.verdict(to_end=True).check()
     assert pair.subscriber.last("closed")["protocol_errors"]
+
+
+def test_a_damaged_greeting(team: Crew, proxy: Proxy) -> None:
+    """The publisher's control frames are damaged while its subscriber comes back: they greet again until it works."""
+    pair = Pair(team, proxy, subscribing=SAFE, count=6_000, **SAFE)
+    pair.subscriber.until_position(500)
+    pair.subscriber.signal(signal.SIGUSR1)
+    pair.publisher.until_event("PeerLeft")
+    damaged: list[bytes] = []
+
+    def damage(flags: int, body: bytes) -> list[bytes]:
+        damaged.append(body)
+        return [body[:-1] + bytes([body[-1] ^ 1])] if len(damaged) < 8 and len(body) > 4 else [body]
+
+    pair.inbox.frames = damage
+    pair.subscriber.signal(signal.SIGUSR2)
+    pair.finish()
+
+    team.verdict(to_end=True).check()
+    assert len(damaged) >= 8

@@ -211,7 +211,8 @@ class Subscription:
             self._manual.expect(batch)
         if self._overflow in (Overflow.BLOCK, None):
             over = self._buffer.nbytes >= self._buffer_bytes
-            self.full = over or (self._manual is not None and self._manual.unsettled >= self._unsettled_max)
+            if over or (self._manual is not None and self._manual.unsettled >= self._unsettled_max):
+                self.full = True  # until `_has_room` says otherwise and the core is told
             if over and not batch.reliable and not self._holding and self._overflow is Overflow.BLOCK:
                 self._holding = True
                 self._driver.hold_feed(self, full=True)

@@ -125,6 +125,7 @@ class Core:
             return
         except RemoteProtocolError as error:
             self.not_protocol(self.peers.address(route), error)
+            self.peers.damaged(route)
             return
         if sum(isinstance(record, Hello) for record in records) > HELLOS_PER_FRAME_MAX:
             self.not_protocol(self.peers.address(route), RemoteProtocolError("one frame holds too many HELLOs"))

@@ -105,6 +105,11 @@ class Effects:
         """Queue records for a route; they leave in this turn's frame."""
         self._records.setdefault(route, []).extend(records)
 
+    def tell_once(self, route: Route, record: Record) -> None:
+        """Queue a record unless one of its kind waits for that route."""
+        if not any(type(other) is type(record) for other in self._records.get(route, ())):
+            self.tell(route, record)
+
     def hang_up(self, route: int) -> None:
         """Close a dialled connection, after what is still queued for it."""
         self._send(route, self._records.pop(route, []))

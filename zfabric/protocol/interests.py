@@ -192,6 +192,13 @@ class Interests:
             outbox.evicted = {key for key in outbox.evicted if key[0] != peer.id}
         for lane in self.lanes.values():
             lane.attached = {key for key in lane.attached if key[0] != peer.id}
+        if for_good:
+            self.forget(peer.id)
+
+    def forget(self, peer_id: bytes) -> None:
+        """A peer will not come back: where its subscriptions began is of no interest any more."""
+        for outbox in self.outboxes.values():
+            outbox.begun = {key: begun for key, begun in outbox.begun.items() if key[0] != peer_id}
 
     def received(self, peer: PeerRecord, interest: Interest, now: float) -> None:
         """A peer's topics or patterns changed. Raises TopicError or LimitExceeded after what could be taken in."""
@@ -228,6 +235,8 @@ class Interests:
     def _forget_closed(self, peer: PeerRecord, remote: RemoteInterest, now: float) -> None:
         """Subscriptions that ended while their peer was away need no waiting for."""
         for outbox in self.outboxes.values():
+            for key in [key for key in outbox.begun if key[0] == peer.id and key[1] not in remote.patterns]:
+                del outbox.begun[key]
             for reader in list(outbox.readers.values()):
                 if reader.peer_id == peer.id and reader.lane not in remote.patterns:
                     outbox.remote.pop((peer.id, reader.lane), None)
@@ -353,7 +362,7 @@ class Interests:
             outbox.readers[key] = reader
             position = reader.received
         else:
-            outbox.begun[key] = position
+            position = outbox.begun.setdefault(key, position)
         outbox.remote[key] = request
         outbox.count_listeners()
         self._tell_attached(peer, outbox, request.lane, position, now)
@@ -372,7 +381,8 @@ class Interests:
             self._peers.tell(peer, Positions([so_far]), now=now)
 
     def _detach(self, peer: PeerRecord, outbox: Outbox, key: tuple[bytes, int], now: float, *, for_good: bool) -> None:
-        outbox.begun.pop(key, None)
+        if for_good:
+            outbox.begun.pop(key, None)
         if outbox.remote.pop(key, None) is not None:
             self._effects.emit(SubscriberLeft(outbox.topic, peer.source))
         reader = outbox.readers.get(key)

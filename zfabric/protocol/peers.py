@@ -211,9 +211,16 @@ class PeerTable:
         peer = self._by_route.get(route)
         if isinstance(route, int):
             if peer is not None:
-                self._effects.tell(route, Hello(peer.id, self.identity))
+                self._effects.tell_once(route, Hello(peer.id, self.identity))
         elif peer is not None:
             self.route_lost(route, now)
+
+    def damaged(self, route: Route) -> None:
+        """Something that a peer said was lost: greet again, so that both sides tell everything anew."""
+        peer = self._by_route.get(route)
+        if peer is not None:
+            again = Hello(peer.id, self.identity) if isinstance(route, int) else Unknown()
+            self._effects.tell_once(route, again)
 
     # -- everything after the greeting ---------------------------------------------------------
 

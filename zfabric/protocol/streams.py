@@ -378,6 +378,7 @@ class Streams(Sending):
             if now >= departed.forgotten_at:
                 del self._departed[peer_id]
                 self.forget(peer_id)
+                self._interests.forget(peer_id)
             else:
                 self._due = min(self._due, departed.timer())
         if now >= self._outboxes_due:

@@ -207,21 +207,21 @@ class Oracle:
             stream = self.streams[node.id, outbox.topic, outbox.epoch]
             readers, known = outbox.readers, stream.readers
             if outbox.reliable:
+                for key in [key for key, watch in known.items() if readers.get(key, watch.reader) is not watch.reader]:
+                    self._reader_went(stream, key, now)  # and came again in the same turn
                 taken = [key for key in known if key not in readers]
                 for key in [key for key in readers if key not in known]:
                     self._reader_came(stream, outbox, readers[key], taken, now)
                 for key in taken:
-                    self._reader_went(stream, outbox, key, now)
+                    self._reader_went(stream, key, now)
                 for key, watch in known.items():
                     self._watch(stream, outbox, key, watch, now)
                 self._judge_window(node, stream, outbox, now)
             for key in outbox.remote:
                 if key not in readers:
                     got = self.part(self.lanes[key], stream.key)
-                    unheard = key not in stream.best_effort and not got.delivered and not got.arrived
-                    if got.start is None or unheard:
+                    if got.start is None:
                         got.start = outbox.base
-            stream.best_effort = {key for key in outbox.remote if key not in readers}
             for local in outbox.local:
                 got = self.part(self.lanes[node.id, local.request.lane], stream.key)
                 if got.start is None:
@@ -271,7 +271,7 @@ class Oracle:
             got.given_up, got.abandoned = False, reader.processed
         if got.start is None:
             got.start = got.next = got.processed = reader.received
-        stream.readers[key] = Watch(reader.received, reader.processed, now, kept_from)
+        stream.readers[key] = Watch(reader, reader.received, reader.processed, now, kept_from)
 
     def _was_told(self, lane: LaneTruth, stream: StreamTruth) -> bool:
         """Whether a subscription knows where it began."""
@@ -299,7 +299,7 @@ class Oracle:
             wanted = f"{asked.kind} {asked.value}"
             raise Violation("start", f"{lane} asked for {wanted} of {_show(stream.key)} and begins at {got}")
 
-    def _reader_went(self, stream: StreamTruth, outbox: Outbox, key: tuple[bytes, int], now: float) -> None:
+    def _reader_went(self, stream: StreamTruth, key: tuple[bytes, int], now: float) -> None:
         watch = stream.readers.pop(key)
         lane = self.lanes[key]
         got = self.part(lane, stream.key)

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from zfabric.protocol.outbox import Reader
 from zfabric.wire.ranges import RangeSet
 from zfabric.wire.records import Start
 from zfabric.wire.topics import Pattern
@@ -68,6 +69,7 @@ def payload(key: StreamKey, seq: int, size: int) -> list[Any]:
 class Watch(msgspec.Struct):
     """One reader, as seen from outside its publisher's outbox."""
 
+    reader: Reader
     received: int
     processed: int
     progress_at: float
@@ -86,8 +88,6 @@ class StreamTruth(msgspec.Struct):
     times: list[float] = []
     alive: bool = True
     readers: dict[tuple[bytes, int], Watch] = {}
-    best_effort: set[tuple[bytes, int]] = set()
-    "Subscriptions in place that acknowledge nothing."
     full_since: float | None = None
     burst_bytes: int = 0
 

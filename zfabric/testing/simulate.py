@@ -86,6 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stdout.write(_line(outcome) + "\n")
         if outcome.violation is not None:
             sys.stdout.write(outcome.report() + "\n")
+            sys.stdout.flush()
             code = code or RULES[outcome.violation.rule][0]
             if not options.keep_going:
                 break

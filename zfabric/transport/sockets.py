@@ -179,6 +179,8 @@ class ZmqTransport:
             if address not in self._tcp:
                 with suppress(OSError):
                     self._bind_address(address)
+        self._touch(self._inbox)
+        self._touch(self._outlet)
         self._collect_endpoints()
 
     def usable(self, endpoint: str) -> bool:
@@ -191,6 +193,7 @@ class ZmqTransport:
 
     def dial(self, route: int, endpoint: str) -> bool:
         """Open a connection named `route`."""
+        self._touch(self._dialler)
         try:
             self._dialler.set(zmq.CONNECT_ROUTING_ID, _routing_id(route))
             self._dialler.set(zmq.IPV6, "[" in endpoint)
@@ -198,7 +201,6 @@ class ZmqTransport:
         except zmq.ZMQError:
             return False
         self._dialled[route] = endpoint
-        self._touch(self._dialler)
         return True
 
     def hang_up(self, route: int) -> None:
@@ -214,11 +216,11 @@ class ZmqTransport:
         """Send a control frame; False if the route is gone or its queue full."""
         socket, routing_id = (self._dialler, _routing_id(route)) if isinstance(route, int) else (self._inbox, route)
         parts = (routing_id, frame, _crc(frame)) if self._with_crc else (routing_id, frame)
+        self._touch(socket)  # a call that fails swallows the edge as well
         try:
             socket.send_multipart(parts, _NOBLOCK)
         except zmq.ZMQError:
             return False
-        self._touch(socket)
         return True
 
     def connect_feed(self, endpoint: str) -> None:
