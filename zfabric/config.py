@@ -118,6 +118,10 @@ class Config:
     "Records in one control frame."
     control_queue_frames: int = 10_000
     "Control frames that wait for one peer inside libzmq."
+    channel_bytes: int = 8 * 1024 * 1024
+    "Jobs, requests and replies for one peer that it has not acknowledged; beyond it their senders wait."
+    channel_retry_s: float = 1.0
+    "Pause before what a peer has not acknowledged is sent again; doubles each time."
     frames_per_turn_max: int = 256
     "Frames read from one socket before other tasks of the event loop get their turn."
 

@@ -69,6 +69,8 @@ REACHED = {
     "rejoin_s": "hostile/test_timing_limits.py::test_a_peer_that_fell_silent_is_sought_for_a_while",
     "control_records_max": "hostile/test_control.py::test_more_records_than_the_limit_are_refused",
     "control_queue_frames": "transport/test_sockets.py::test_a_peer_that_reads_nothing_is_noticed",
+    "channel_bytes": "protocol/test_channels.py::test_there_is_room_until_channel_bytes_wait",
+    "channel_retry_s": "protocol/test_channels.py::test_lost_letters_are_said_again_without_a_reconnection",
     "frames_per_turn_max": "transport/test_sockets.py::test_a_burst_is_bounded_and_nothing_is_left_behind",
     # discovery
     "discovery_records_max": "hostile/test_control.py::test_forged_addresses_cannot_flood_the_network",

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from zfabric.wire.batch import FLAG_ACK_NOW, FLAG_RELIABLE, BatchWriter, Buffer
 from zfabric.wire.codec import Codec
+from zfabric.wire.letters import Broken, Letter, LetterAck
+from zfabric.wire.queue_records import QueueOffers
 from zfabric.wire.records import (
     Ack,
     Attached,
@@ -37,6 +39,7 @@ from zfabric.wire.records import (
     Welcome,
     encode_envelope,
 )
+from zfabric.wire.service_records import ServiceOffers
 
 FOLDER = Path(__file__).parent
 SENDER = bytes(range(16))
@@ -89,6 +92,9 @@ CONTROL: dict[str, list[Record]] = {
     "evicted": [Evicted(3, "plant.line1.temp", EPOCH, "the window was full for 10 s")],
     "incompatible": [Incompatible(3, "plant.line1.temp", "at-most-once", "at-least-once")],
     "resume": [Resume(3, "plant.line1.temp")],
+    "letter": [Letter(3, 2, 1000, [QueueOffers(["jobs"]), ServiceOffers(["math.add"])])],
+    "letter-ack": [LetterAck(2, 3, 1001)],
+    "broken": [Broken(3)],
     "several": [Heartbeat(1), Ack(1, "a", 1, 2, 2), Goodbye()],
 }
 

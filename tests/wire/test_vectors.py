@@ -50,6 +50,9 @@ DOCUMENTED: dict[str, list[list[Any]]] = {
     "evicted": [[15, 3, TOPIC, 7, "the window was full for 10 s"]],
     "incompatible": [[16, 3, TOPIC, "at-most-once", "at-least-once"]],
     "resume": [[17, 3, TOPIC]],
+    "letter": [[18, 3, 2, 1000, [[32, ["jobs"]], [48, ["math.add"]]]]],
+    "letter-ack": [[19, 2, 3, 1001]],
+    "broken": [[20, 3]],
     "several": [[7, 1], [11, 1, "a", 1, 2, 2, []], [9]],
 }  # fmt: skip
 BATCHES: dict[str, tuple[list[Any], Any, int, int]] = {
@@ -72,7 +75,7 @@ def test_every_record_has_a_vector() -> None:
     """Tags 1 to 17 all appear."""
     tags = {msgpack.unpackb(FILES[f"{name}.bin"])[2][0][0] for name in DOCUMENTED}
 
-    assert tags == set(range(1, 18))
+    assert tags == set(range(1, 21))
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)

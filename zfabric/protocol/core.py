@@ -14,6 +14,7 @@ from zfabric.config import Config
 from zfabric.errors import LimitExceeded, RemoteProtocolError, TopicError
 from zfabric.events import PeerJoined, PeerLeft, PeerRefused, ProtocolError
 from zfabric.model import Peer, Source
+from zfabric.protocol.channels import Channels
 from zfabric.protocol.effects import Action, Effects, Route
 from zfabric.protocol.inbox import Jitter
 from zfabric.protocol.interests import Interests, parse_marker
@@ -22,6 +23,7 @@ from zfabric.protocol.outbox import Outbox
 from zfabric.protocol.peers import PeerRecord, PeerTable
 from zfabric.protocol.streams import Streams
 from zfabric.wire.batch import Batch, Buffer, parse_batch
+from zfabric.wire.letters import Broken, Letter, LetterAck
 from zfabric.wire.records import (
     Ack,
     Attached,
@@ -65,15 +67,19 @@ class Core:
         self._effects = Effects(me)
         self.peers = PeerTable(me, config, self._effects, usable, self._on_step)
         self.interests = Interests(me, config, self._effects, self.peers, usable)
+        self.channels = Channels(config, self._effects, self.peers)
         self.streams = Streams(config, self._effects, self.peers, self.interests, jitter)
         self._dispatch: dict[type[Record], Callable[[PeerRecord, Any, float], None]] = {
             Ack: self._on_ack,
             Attached: self._on_attached,
+            Broken: self.channels.broken,
             Data: self._on_data,
             Evicted: self.streams.evicted,
             Heartbeat: self.peers.heartbeat,
             Incompatible: self.interests.incompatible,
             Interest: self._on_interest,
+            Letter: self.channels.heard,
+            LetterAck: self.channels.acked,
             Missing: self.streams.missing,
             Peers: self._on_peers,
             Positions: self.streams.heard,
@@ -205,9 +211,11 @@ class Core:
             self._effects.emit(PeerLeft(self.describe(peer), reason))
             self.interests.peer_left(peer, self._now, for_good=reason == "goodbye")
             self.streams.peer_left(peer, self._now, for_good=reason == "goodbye")
+            self.channels.peer_left(peer, self._now)
             return
         self.streams.peer_joined(peer.id)
         self.interests.peer_joined(peer, self._now)
+        self.channels.peer_joined(peer, self._now)
         if step is Step.JOIN:
             self._effects.emit(PeerJoined(self.describe(peer)))
 
@@ -280,13 +288,14 @@ class Core:
 
     def timer(self) -> float:
         """When `handle_timer` has something to do; infinity if never."""
-        return min(self.peers.timer(), self.streams.timer())
+        return min(self.peers.timer(), self.streams.timer(), self.channels.timer())
 
     def handle_timer(self, now: float) -> None:
         """Time has passed."""
         self._now = now
         self.peers.handle_timer(now)
         self.streams.handle_timer(now)
+        self.channels.handle_timer(now)
 
     def actions(self, now: float) -> list[Action]:
         """What the driver must do now, in order. Call it after every other verb."""
@@ -294,4 +303,5 @@ class Core:
         while self.interests.waiting:
             self.streams.sent(self.interests.waiting.pop())
         self.streams.handle_timer(now)
+        self.channels.flush(now)
         return self._effects.take()

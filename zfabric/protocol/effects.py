@@ -29,7 +29,7 @@ Route: TypeAlias = int | bytes
 
 RECORDS_PER_FRAME = 1000
 "What one frame carries, far below what its receiver accepts (Config.control_records_max, frame_bytes_max)."
-REPAIRS_PER_FRAME_BYTES = 4 * 1024 * 1024
+FRAME_BYTES = 4 * 1024 * 1024
 
 
 class Dial(msgspec.Struct, frozen=True):
@@ -92,6 +92,7 @@ class Effects:
         self._me = me
         self._actions: list[Action] = []
         self._records: dict[Route, list[Record]] = {}
+        self._bulk: dict[Route, int] = {}
 
     def do(self, action: Action) -> None:
         """Ask the driver for one action."""
@@ -104,6 +105,15 @@ class Effects:
     def tell(self, route: Route, *records: Record) -> None:
         """Queue records for a route; they leave in this turn's frame."""
         self._records.setdefault(route, []).extend(records)
+
+    def tell_bulk(self, route: Route, record: Record, nbytes: int) -> None:
+        """Queue a record of that length; what is queued leaves as a frame before it grows too long."""
+        waiting = self._bulk.get(route, 0) + nbytes
+        if waiting > FRAME_BYTES and route in self._records:
+            self._send(route, self._records.pop(route))
+            waiting = nbytes
+        self._bulk[route] = waiting
+        self.tell(route, record)
 
     def tell_once(self, route: Route, record: Record) -> None:
         """Queue a record unless one of its kind waits for that route."""
@@ -123,6 +133,7 @@ class Effects:
         """Everything to do now, in order."""
         if self._records:
             queued, self._records = self._records, {}
+            self._bulk.clear()
             for route, records in queued.items():
                 self._send(route, records)
         actions, self._actions = self._actions, []
@@ -135,7 +146,7 @@ def _frames(records: list[Record]) -> Iterator[list[Record]]:
     nbytes = 0
     for record in records:
         size = sum(map(len, record.frames)) if isinstance(record, Data) else 0
-        if len(some) == RECORDS_PER_FRAME or (some and nbytes + size > REPAIRS_PER_FRAME_BYTES):
+        if len(some) == RECORDS_PER_FRAME or (some and nbytes + size > FRAME_BYTES):
             yield some
             some, nbytes = [], 0
         some.append(record)

@@ -122,6 +122,12 @@ class PeerTable:
             self._effects.tell(peer.routes[0], *records)
             peer.last_sent = now
 
+    def tell_bulk(self, peer: PeerRecord, record: Record, nbytes: int, *, now: float) -> None:
+        """Queue a long record, as `tell` does."""
+        if peer.routes:
+            self._effects.tell_bulk(peer.routes[0], record, nbytes)
+            peer.last_sent = now
+
     # -- greetings -----------------------------------------------------------------------------
 
     def hello(self, route: Route, sender: bytes, hello: Hello, now: float) -> None:

@@ -13,6 +13,8 @@ import msgspec
 
 from zfabric.errors import RemoteProtocolError
 from zfabric.wire.batch import VERSION
+from zfabric.wire.fields import Count, Digest, Endpoints, Id, Name
+from zfabric.wire.letters import Broken, Letter, LetterAck
 
 __all__ = [
     "RANGES_MAX",
@@ -45,13 +47,6 @@ __all__ = [
     "encode_envelope",
 ]
 
-Id = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
-Name = Annotated[str, msgspec.Meta(max_length=255)]
-Endpoint = Annotated[str, msgspec.Meta(max_length=255)]
-Endpoints = Annotated[tuple[Endpoint, ...], msgspec.Meta(max_length=64)]
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
-"Sums of two still fit the 64 bits of MessagePack."
-Digest = Annotated[int, msgspec.Meta(ge=0)]
 RANGES_MAX = 64
 Ranges = Annotated[list[tuple[Count, Count]], msgspec.Meta(max_length=RANGES_MAX)]
 "Half-open ranges of sequence numbers."
@@ -264,6 +259,9 @@ Record: TypeAlias = (
     | Evicted
     | Incompatible
     | Resume
+    | Letter
+    | LetterAck
+    | Broken
 )
 
 

@@ -1,0 +1,47 @@
+"""Letters: what one node says to one other reliably and in order, numbered per channel (see `protocol.channels`).
+
+The records inside stand in modules of their own, by what they are about: queues have tags 32 to 47, services 48 to 63,
+the store 64 to 79.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import msgspec
+
+from zfabric.wire.fields import Count
+from zfabric.wire.queue_records import QueueOffers
+from zfabric.wire.service_records import ServiceOffers
+
+__all__ = ["LETTER_RECORDS_MAX", "Broken", "Letter", "LetterAck", "LetterRecord"]
+
+LETTER_RECORDS_MAX = 1000
+
+LetterRecord: TypeAlias = QueueOffers | ServiceOffers
+
+
+class Letter(msgspec.Struct, array_like=True, tag=18, frozen=True):
+    """Records of the sender's channel; letter `number` follows `number - 1` of the same session."""
+
+    session: Count
+    "The sender's; it grows whenever the sender begins anew, at number 0."
+    yours: Count
+    "The receiver's session as far as the sender has heard, else 0."
+    number: Count
+    records: Annotated[list[LetterRecord], msgspec.Meta(max_length=LETTER_RECORDS_MAX)]
+
+
+class LetterAck(msgspec.Struct, array_like=True, tag=19, frozen=True):
+    """All letters of the receiver's session `yours` before `number` have arrived."""
+
+    session: Count
+    "The sender's own."
+    yours: Count
+    number: Count
+
+
+class Broken(msgspec.Struct, array_like=True, tag=20, frozen=True):
+    """The receiver's session `yours` speaks to one that the sender has ended: begin anew."""
+
+    yours: Count
