@@ -15,6 +15,7 @@ from zfabric.errors import (
     NodeForked,
     NoSubscribers,
     RemoteProtocolError,
+    SelectorError,
     TopicError,
     WindowFull,
 )
@@ -40,6 +41,7 @@ from zfabric.model import Delivery, Message, Overflow, Peer, Source, Statistics,
 from zfabric.node.node import Node
 from zfabric.node.publisher import Publisher
 from zfabric.node.subscription import Subscription
+from zfabric.wire.selectors import Selector
 
 __all__ = [
     "AuthenticationFailed",
@@ -75,6 +77,8 @@ __all__ = [
     "Publisher",
     "Rejected",
     "RemoteProtocolError",
+    "Selector",
+    "SelectorError",
     "Source",
     "Statistics",
     "SubscriberJoined",

@@ -139,6 +139,12 @@ class Config:
     gossip_interval_s: float = 2.0
     "How often, at most, the same peer is sent our list of peers."
 
+    # -- selectors -----------------------------------------------------------------------------
+    selector_bytes_max: int = 4096
+    "Length of a selector."
+    selector_depth_max: int = 64
+    "Operators of a selector that stand inside of each other."
+
     # -- events --------------------------------------------------------------------------------
     events_max: int = 10_000
     "Events that wait in one `node.events()` iterator; the oldest go first, counted."

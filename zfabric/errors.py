@@ -16,6 +16,7 @@ __all__ = [
     "NodeClosed",
     "NodeForked",
     "RemoteProtocolError",
+    "SelectorError",
     "TopicError",
     "WindowFull",
 ]
@@ -36,6 +37,16 @@ class TopicError(LocalProtocolError, ValueError):
         super().__init__(f"{topic!r} is not a valid topic: {reason}")
         self.topic = topic
         self.reason = reason
+
+
+class SelectorError(LocalProtocolError, ValueError):
+    """A selector that does not parse, makes no sense or is over a limit; `position` is the offending character's."""
+
+    def __init__(self, text: str, reason: str, position: int = 0) -> None:
+        super().__init__(f"{text!r} is not a valid selector: {reason} (at character {position + 1})")
+        self.text = text
+        self.reason = reason
+        self.position = position
 
 
 class EncodeFailed(LocalProtocolError, TypeError):
