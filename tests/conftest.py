@@ -50,9 +50,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def runtime_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty same-host registry. Its path is short, because an ipc address has 107 bytes at most."""
+    """An empty same-host registry, and no keys. Its path is short, because an ipc address has 107 bytes at most."""
     path = Path(tempfile.mkdtemp(prefix="zf", dir="/tmp" if Path("/tmp").is_dir() else None))
     monkeypatch.setenv("ZFABRIC_RUNTIME_DIR", str(path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(path / "config"))
+    monkeypatch.delenv("ZFABRIC_KEY_FILE", raising=False)
     yield path
     shutil.rmtree(path, ignore_errors=True)
 

@@ -2,13 +2,13 @@
 
 from zfabric.config import Config
 from zfabric.errors import (
-    AuthenticationFailed,
     DecodeFailed,
     DeliveryFailed,
     EncodeFailed,
     FabricError,
     InsecureInterface,
     InterfaceNotFound,
+    InvalidKey,
     LimitExceeded,
     LocalProtocolError,
     NodeClosed,
@@ -20,6 +20,7 @@ from zfabric.errors import (
     WindowFull,
 )
 from zfabric.events import (
+    AuthenticationFailed,
     DecodeError,
     DiscoveryFailed,
     DuplicateId,
@@ -41,6 +42,7 @@ from zfabric.model import Delivery, Message, Overflow, Peer, Source, Statistics,
 from zfabric.node.node import Node
 from zfabric.node.publisher import Publisher
 from zfabric.node.subscription import Subscription
+from zfabric.security.keys import new_key
 from zfabric.wire.selectors import Selector
 
 __all__ = [
@@ -61,6 +63,7 @@ __all__ = [
     "IncompatibleDelivery",
     "InsecureInterface",
     "InterfaceNotFound",
+    "InvalidKey",
     "LimitExceeded",
     "LocalProtocolError",
     "Message",
@@ -89,4 +92,5 @@ __all__ = [
     "TopicStatistics",
     "Undelivered",
     "WindowFull",
+    "new_key",
 ]

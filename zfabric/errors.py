@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 __all__ = [
-    "AuthenticationFailed",
     "DecodeFailed",
     "DeliveryFailed",
     "EncodeFailed",
     "FabricError",
     "InsecureInterface",
     "InterfaceNotFound",
+    "InvalidKey",
     "LimitExceeded",
     "LocalProtocolError",
     "NoSubscribers",
@@ -80,10 +80,18 @@ class InsecureInterface(LocalProtocolError):
 
     def __init__(self, interface: str) -> None:
         super().__init__(
-            f"interface {interface!r} leaves this machine: pass key= to encrypt the fabric, "
-            "or insecure=True to accept plain traffic from anybody on that network"
+            f"interface {interface!r} leaves this machine: make a key with `zfabric keys init <fabric>`, pass key=, "
+            "or pass insecure=True to accept plain traffic from anybody on that network"
         )
         self.interface = interface
+
+
+class InvalidKey(LocalProtocolError, ValueError):
+    """A key, or the file it is in, that cannot be used: malformed, of another fabric, or readable by others."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"this key cannot be used: {reason}")
+        self.reason = reason
 
 
 class NoSubscribers(FabricError):
@@ -138,12 +146,3 @@ class LimitExceeded(FabricError):
         self.limit = limit
         self.value = value
         self.maximum = maximum
-
-
-class AuthenticationFailed(FabricError):
-    """A peer could not prove that it belongs to this fabric."""
-
-    def __init__(self, peer: str, reason: str) -> None:
-        super().__init__(f"{peer}: {reason}")
-        self.peer = peer
-        self.reason = reason

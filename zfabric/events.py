@@ -7,6 +7,7 @@ import msgspec
 from zfabric.model import Peer, Source
 
 __all__ = [
+    "AuthenticationFailed",
     "DecodeError",
     "DiscoveryFailed",
     "DuplicateId",
@@ -51,6 +52,15 @@ class PeerRefused(Event, frozen=True):
     reason: str
     "`version`, `fabric`, `duplicate-id`, `peers-max` or `stranger` (another node took over that port)."
     detail: str
+
+
+class AuthenticationFailed(Event, frozen=True):
+    """A connection came to nothing because of keys. Told once a minute for each peer and reason."""
+
+    peer: str
+    "Where we dialled or what was announced; of somebody who dialled us only which address of ours, or its IP address."
+    reason: str
+    "What is known; the other side may know more."
 
 
 class DuplicateId(Event, frozen=True):

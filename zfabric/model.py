@@ -171,6 +171,8 @@ class Statistics(msgspec.Struct, frozen=True):
     "Exceptions that left a handler."
     events_dropped: int
     "Events that a slow `node.events()` iterator missed."
+    authentication_failures: int
+    "Connections that came to nothing because of keys."
     strangers: int
     "Frames from connections that never said HELLO, or from nodes that are not peers."
 

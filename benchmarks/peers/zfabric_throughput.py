@@ -21,7 +21,7 @@ from benchmarks.model import Entry, Link, Run
 from zfabric import Config, Delivery, Node, Publisher, Subscription, Topic
 from zfabric.discovery import Scope, runtime_dir
 from zfabric.node.environment import Machine
-from zfabric.transport.base import Receiver, Transport
+from zfabric.transport.base import Credentials, Receiver, Transport
 from zfabric.transport.sockets import ZmqTransport
 
 __all__ = ["ENTRIES", "receive_batches", "receive_messages", "send_many", "send_nowait"]
@@ -78,16 +78,23 @@ class LossyMachine(Machine):
     def __init__(self, loss: float) -> None:
         self._loss = loss
 
-    def transport(self, node_id: bytes, scope: Scope, config: Config) -> Transport:
+    def transport(self, node_id: bytes, scope: Scope, config: Config, credentials: Credentials | None) -> Transport:
         """ZeroMQ, whose feed drops batches."""
-        return LossyTransport(config, scope.addresses, runtime_dir() / node_id.hex()[:16], self._loss)
+        return LossyTransport(config, scope.addresses, runtime_dir() / node_id.hex()[:16], credentials, self._loss)
 
 
 class LossyTransport(ZmqTransport):
     """Drops batches between the feed and the node."""
 
-    def __init__(self, config: Config, addresses: tuple[str, ...], ipc_stem: Path, loss: float) -> None:
-        super().__init__(config, addresses, ipc_stem)
+    def __init__(
+        self,
+        config: Config,
+        addresses: tuple[str, ...],
+        ipc_stem: Path,
+        credentials: Credentials | None,
+        loss: float,
+    ) -> None:
+        super().__init__(config, addresses, ipc_stem, credentials=credentials)
         self._loss = loss
         self._random = random.Random(0)
 

@@ -13,7 +13,7 @@ from tests.cli.processes import Commands
 from zfabric.cli import doctor
 from zfabric.cli.checks import Check, Situation, Status, ok
 
-SITUATION = Situation("loopback", insecure=False, mdns=False, timeout_s=1.0)
+SITUATION = Situation("default", "loopback", insecure=False, mdns=False, timeout_s=1.0)
 
 
 @pytest.mark.slow
@@ -76,7 +76,7 @@ def test_a_broken_plugin_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_unknown_interface_is_a_finding() -> None:
     """The doctor names the interfaces that there are."""
-    situation = Situation("nope0", insecure=False, mdns=False, timeout_s=1.0)
+    situation = Situation("default", "nope0", insecure=False, mdns=False, timeout_s=1.0)
 
     found = {check.name: check for check in doctor.local_checks(situation)}
 

@@ -59,8 +59,10 @@ def test_every_verb_has_json(verb: str) -> None:
 
     assert command is not None
     assert command.help
-    names = {option for parameter in command.params for option in parameter.opts}
-    assert "--json" in names or verb == "demo"  # whose options are those of the example
+    for each in command.commands.values() if isinstance(command, click.Group) else [command]:
+        assert each.help
+        names = {option for parameter in each.params for option in parameter.opts}
+        assert "--json" in names or verb == "demo"  # whose options are those of the example
 
 
 USAGE = [

@@ -29,6 +29,7 @@ from zfabric.node.publisher import Publisher
 from zfabric.protocol import inbox, sending
 from zfabric.protocol import outbox as outboxes
 from zfabric.transport import sockets
+from zfabric.transport.base import Credentials
 from zfabric.transport.sockets import ZmqTransport
 from zfabric.wire import batch as batches
 
@@ -101,7 +102,7 @@ class FaultyMachine(Machine):
         addresses = tuple(address for address in scope.addresses if ":" not in address)
         return Scope(scope.spec, addresses, scope.loopback and not self._options.checksums)
 
-    def transport(self, node_id: bytes, scope: Scope, config: Config) -> ZmqTransport:
+    def transport(self, node_id: bytes, scope: Scope, config: Config, credentials: Credentials | None) -> ZmqTransport:
         """ZeroMQ over TCP."""
         return FaultyTransport(config, scope.addresses, self._options)
 

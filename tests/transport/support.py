@@ -28,6 +28,7 @@ class Recorder:
         self.batches: list[list[bytes]] = []
         self.filters: list[bytes] = []
         self.broken: list[str] = []
+        self.refused: list[tuple[str, str]] = []
         self.bursts: list[int] = []
         self._burst = 0
 
@@ -49,6 +50,10 @@ class Recorder:
     def on_feed_broken(self, endpoint: str) -> None:
         """Remember an outlet that broke the rules."""
         self.broken.append(endpoint)
+
+    def on_handshake_failed(self, address: str, reason: str) -> None:
+        """Remember a handshake that failed."""
+        self.refused.append((address, reason))
 
     def on_burst_end(self) -> None:
         """Remember how many came at once."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import zfabric
-from zfabric.cli._echo import PING, PONG, configuration, fabric_of
+from zfabric.cli._echo import PING, PONG, TOKEN, configuration, fabric_of, key_of
 from zfabric.cli.checks import Check, Situation, failed, ok, skipped
 from zfabric.errors import FabricError, InsecureInterface
 from zfabric.events import DiscoveryFailed
@@ -54,7 +54,7 @@ async def live(situation: Situation, *, registry: bool) -> list[Check]:
         checks.append(skipped(NAMES["mdns"], "left out by --no-mdns"))
     if not ways:
         return checks
-    token = secrets.token_hex(4)
+    token = secrets.token_hex(16)
     try:
         async with _echo(situation, token, ways) as echo:
             opened = asyncio.create_task(echo.opened_at())
@@ -71,12 +71,12 @@ async def _echo(situation: Situation, token: str, ways: list[str]) -> AsyncItera
     root = str(Path(zfabric.__file__).parents[1])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "zfabric.cli._echo", token, situation.interface),
+        *(sys.executable, "-P", "-m", "zfabric.cli._echo", situation.interface),
         *("insecure" if situation.insecure else "secure", *ways),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        env={**os.environ, TOKEN: token, "PYTHONPATH": os.pathsep.join(paths)},
     )
     try:
         yield _Echo(process)
@@ -95,6 +95,7 @@ async def _try(situation: Situation, token: str, way: str, opened: asyncio.Task[
         "doctor",
         fabric=fabric_of(token, way),
         interface=situation.interface,
+        key=key_of(token, way),
         insecure=situation.insecure,
         config=configuration(way),
     )
@@ -114,7 +115,10 @@ async def _try(situation: Situation, token: str, way: str, opened: asyncio.Task[
         return skipped(name, f"{situation.interface} leaves this machine", "add --insecure to try it there")
     except (FabricError, OSError) as error:
         return failed(name, str(error), cure)
-    return ok(name, f"found a second process in {found_ms:.0f} ms, message there and back in {trip_ms:.2f} ms")
+    encrypted = "" if key_of(token, way) is None else "encrypted "
+    return ok(
+        name, f"found a second process in {found_ms:.0f} ms, {encrypted}message there and back in {trip_ms:.2f} ms"
+    )
 
 
 async def _exchange(node: zfabric.Node, opened_at: float) -> tuple[float, float]:

@@ -50,9 +50,10 @@ def verdict(error: Exception) -> tuple[Exit, str] | None:
         case errors.InsecureInterface():
             return Exit.REFUSED, (
                 f"interface {error.interface!r} leaves this machine: "
-                "add --insecure to accept plain traffic from anybody on that network"
+                "make a key with `zfabric keys init FABRIC` (on the other machines `zfabric keys join`), "
+                "or add --insecure to accept plain traffic from anybody on that network"
             )
-        case errors.AuthenticationFailed():
+        case errors.InvalidKey():
             return Exit.REFUSED, str(error)
         case errors.InterfaceNotFound() | errors.TopicError():
             return Exit.USAGE, str(error)

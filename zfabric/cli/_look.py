@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from zfabric.cli._exits import Exit, Stop
 from zfabric.cli._options import Options
 from zfabric.config import Config
-from zfabric.events import PeerRefused
+from zfabric.events import AuthenticationFailed, PeerRefused
 from zfabric.model import Peer
 from zfabric.node.eventhub import EventStream
 from zfabric.node.node import Node
@@ -75,7 +75,7 @@ async def settle(
 class Sighting:
     """What a look around found: the peers, and why others are none."""
 
-    def __init__(self, peers: tuple[Peer, ...], refusals: tuple[PeerRefused, ...]) -> None:
+    def __init__(self, peers: tuple[Peer, ...], refusals: tuple[str, ...]) -> None:
         self.peers = peers
         self.refusals = refusals
 
@@ -84,8 +84,7 @@ class Sighting:
         if len(self.peers) >= max(1, count):
             return
         if self.refusals:
-            reasons = "; ".join(sorted({f"{r.address}: {r.detail or r.reason}" for r in self.refusals}))
-            raise Stop(Exit.REFUSED, f"refused: {reasons}")
+            raise Stop(Exit.REFUSED, f"refused: {'; '.join(sorted(set(self.refusals)))}")
         if count:
             raise Stop(Exit.TIMED_OUT, f"only {len(self.peers)} of {count} nodes came; give it longer with --timeout")
         raise Stop(Exit.NOBODY, nobody(options))
@@ -96,7 +95,7 @@ def nobody(options: Options) -> str:
     place = "this machine" if options.interface == "loopback" else f"the network of {options.interface!r}"
     cures = ["another --fabric"]
     if options.interface == "loopback":
-        cures.append("`--interface lan --insecure` to look beyond it")
+        cures.append("`--interface lan` to look beyond it")
     cures.append("`zfabric doctor`")
     return f"no node of fabric {options.fabric!r} on {place}; try {', '.join(cures[:-1])} or {cures[-1]}"
 
@@ -119,9 +118,16 @@ async def look_around(options: Options, verb: str, wait: int = 0) -> Sighting:
         return Sighting(peers, await _refusals(events))
 
 
-async def _refusals(events: EventStream) -> tuple[PeerRefused, ...]:
+async def _refusals(events: EventStream) -> tuple[str, ...]:
+    """Why nodes did not become peers."""
     events.close()
-    return tuple([event async for event in events if isinstance(event, PeerRefused)])
+    found = []
+    async for event in events:
+        if isinstance(event, PeerRefused):
+            found.append(f"{event.address}: {event.detail or event.reason}")
+        elif isinstance(event, AuthenticationFailed):
+            found.append(f"{event.peer}: {event.reason}")
+    return tuple(found)
 
 
 def nearest(pattern: str, peers: Iterable[Peer], *, published: bool) -> list[str]:

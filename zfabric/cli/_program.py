@@ -28,6 +28,7 @@ SECTIONS = {
         "sub": "Show what is published.",
     },
     "This machine": {
+        "keys": "Make the key of a fabric, and take it to other machines.",
         "doctor": "Check that a node works here, and say what to do where it does not.",
         "demo": "Watch this machine's telemetry fan out between processes.",
         "completion": "Make the Tab key complete verbs, options and topics.",

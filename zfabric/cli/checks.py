@@ -39,6 +39,7 @@ class Check:
 class Situation:
     """What is asked about."""
 
+    fabric: str
     interface: str
     insecure: bool
     mdns: bool

@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 
 import click
 
-from zfabric.cli import _checks_machine, _checks_network
+from zfabric.cli import _checks_keys, _checks_machine, _checks_network
 from zfabric.cli._checks_live import live
 from zfabric.cli._options import Options, networked
 from zfabric.cli._output import Output
@@ -33,13 +33,13 @@ def command(options: Options) -> int:
     """Check versions, directories, addresses, discovery and a message to a second process.
 
     Each line that is not well names its cure. Exits 1 if a check failed. Nothing leaves this machine, unless
-    --interface says so.
+    --interface says so. The key that is looked at is that of --fabric.
     """
     return run(options, lambda output: _examine(options, output))
 
 
 async def _examine(options: Options, output: Output) -> int:
-    situation = Situation(options.interface, options.insecure, options.mdns, options.timeout or 5.0)
+    situation = Situation(options.fabric, options.interface, options.insecure, options.mdns, options.timeout or 5.0)
     found: list[Check] = []
     for check in local_checks(situation):
         _show(output, check)
@@ -60,7 +60,7 @@ def _is_failed(check: Check) -> bool:
 
 def local_checks(situation: Situation) -> Iterator[Check]:
     """The checks that need no second process, plugins' included."""
-    checks: list[CheckFunction] = [*_checks_machine.CHECKS, *_checks_network.CHECKS]
+    checks: list[CheckFunction] = [*_checks_machine.CHECKS, *_checks_keys.CHECKS, *_checks_network.CHECKS]
     for function in checks:
         yield from function(situation)
     for plugin in entry_points(group=ENTRY_POINTS):

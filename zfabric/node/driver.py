@@ -113,9 +113,15 @@ class Driver:
             self.events.put(DiscoveryFailed(way.name, str(error)))
 
     def _found(self, announcement: Announcement) -> None:
-        if self.open_state == "open":
-            self.core.found(announcement.node_id, announcement.endpoints, self.loop.time())
-            self.schedule_pump()
+        if self.open_state != "open":
+            return
+        now = self.loop.time()
+        if announcement.fingerprint == self._fingerprint:
+            self.core.found(announcement.node_id, announcement.endpoints, now)
+        else:
+            address = next(iter(announcement.endpoints), announcement.node_id.hex())
+            self.core.not_authenticated(address, _mismatch(announcement.fingerprint, self._fingerprint), now)
+        self.schedule_pump()
 
     async def readdress(self, addresses: tuple[str, ...]) -> None:
         """The machine's addresses changed: listen there, and tell everybody."""
@@ -214,6 +220,10 @@ class Driver:
         reason = "it sent no ZMTP, or a frame over this node's Config.frame_bytes_max; it is connected again"
         self.core.not_protocol(endpoint, RemoteProtocolError(reason))
         self.schedule_pump()
+
+    def on_handshake_failed(self, address: str, reason: str) -> None:
+        """A connection was not made, because of its keys."""
+        self.core.not_authenticated(address, reason, self.loop.time())
 
     def on_burst_end(self) -> None:
         """Answer everything that came in this burst at once."""
@@ -339,3 +349,9 @@ class Driver:
                     await waiter
                 finally:
                     self._waiters.pop(waiter, None)
+
+
+def _mismatch(theirs: str, ours: str) -> str:
+    if not ours:
+        return f"it announces a key, {theirs}, and this node has none"
+    return f"it announces {f'another key, {theirs}' if theirs else 'no key'}; this node's is {ours}"

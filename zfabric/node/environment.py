@@ -13,7 +13,7 @@ from zfabric.discovery import ways
 from zfabric.discovery.base import Discovery
 from zfabric.discovery.interfaces import Scope, resolve
 from zfabric.discovery.registry import runtime_dir
-from zfabric.transport.base import Transport
+from zfabric.transport.base import Credentials, Transport
 from zfabric.transport.sockets import ZmqTransport
 
 __all__ = ["Environment", "Machine"]
@@ -33,7 +33,7 @@ class Environment(Protocol):
     def utc(self) -> float:
         """Seconds since 1970."""
 
-    def transport(self, node_id: bytes, scope: Scope, config: Config) -> Transport:
+    def transport(self, node_id: bytes, scope: Scope, config: Config, credentials: Credentials | None) -> Transport:
         """Sockets, not open yet."""
 
     def ways(self, scope: Scope, config: Config) -> list[Discovery]:
@@ -55,7 +55,7 @@ class Machine:
         """The machine's clock."""
         return time.time()
 
-    def transport(self, node_id: bytes, scope: Scope, config: Config) -> Transport:
+    def transport(self, node_id: bytes, scope: Scope, config: Config, credentials: Credentials | None) -> Transport:
         """ZeroMQ."""
         stem: Path | None = None
         if config.ipc:
@@ -63,7 +63,8 @@ class Machine:
                 stem = runtime_dir() / node_id.hex()[:16]
             except OSError as error:
                 log.warning("no ipc, because the runtime directory cannot be used: %s", error)
-        return ZmqTransport(config, scope.addresses, stem, with_crc=not scope.loopback)
+        with_crc = not scope.loopback and credentials is None  # CURVE authenticates every frame
+        return ZmqTransport(config, scope.addresses, stem, credentials=credentials, with_crc=with_crc)
 
     def ways(self, scope: Scope, config: Config) -> list[Discovery]:
         """mDNS, the same-host registry and plugins."""

@@ -26,6 +26,7 @@ from zfabric.node.publisher import Publisher
 from zfabric.node.subscription import Subscription
 from zfabric.protocol.core import Core
 from zfabric.protocol.outbox import Outbox
+from zfabric.security.keyfiles import find_key
 from zfabric.wire.codec import Codec
 from zfabric.wire.records import Identity, Start
 from zfabric.wire.topics import Pattern, check_topic
@@ -52,7 +53,10 @@ class Node:
     `fabric`: only nodes of the same fabric see each other.
     `interface`: `"loopback"` (this machine only), `"lan"` (all its networks), an interface's name or an address.
     `seeds`: addresses of nodes to connect to, beside those that discovery finds, e.g. `tcp://10.0.0.7:7400`.
-    `key`: the fabric's key; `insecure=True` is needed to leave this machine without one.
+    `key`: the fabric's key, as text or as the Path of a key file. Default: the file that $ZFABRIC_KEY_FILE names, else
+    the one of this fabric in the user's configuration (`zfabric keys init`), else none. With a key everything is
+    encrypted, and only nodes with the same key become peers.
+    `insecure=True` is needed to leave this machine without a key.
     `config`: limits and timeouts.
 
     Everything belongs to the event loop that `open()` ran in. From other threads use `zfabric.sync.Node`.
@@ -65,16 +69,15 @@ class Node:
         fabric: str = "default",
         interface: str = "loopback",
         seeds: Sequence[str] = (),
-        key: str | bytes | None = None,
+        key: str | bytes | Path | None = None,
         insecure: bool = False,
         config: Config | None = None,
     ) -> None:
-        if key is not None:
-            raise LocalProtocolError("encrypted fabrics are not there yet: leave out key=, and stay on loopback")
         self.name = name if name is not None else f"{Path(sys.argv[0] or 'python').stem}-{os.getpid()}"
         self.fabric = fabric
         self._interface = interface
         self._seeds = tuple(seeds)
+        self._key = key
         self._insecure = insecure
         self._config = config or Config()
         self._environment: Environment = Machine()
@@ -95,26 +98,27 @@ class Node:
     async def open(self) -> None:
         """Bind, announce and start to look for peers; does not wait for any.
 
-        Raises InterfaceNotFound, InsecureInterface, or OSError when an address cannot be bound.
+        Raises InterfaceNotFound, InsecureInterface, InvalidKey, or OSError when an address cannot be bound.
         """
         if self._driver is not None:
             raise LocalProtocolError("a node opens once; make a new one")
         environment, config = self._environment, self._config
         scope = environment.scope(self._interface)
-        if not scope.loopback and not self._insecure:
+        credentials = find_key(self.fabric, self._key)
+        if not scope.loopback and credentials is None and not self._insecure:
             raise InsecureInterface(self._interface)
         node_id = environment.random_bytes(16)
         loop = asyncio.get_running_loop()
-        transport = environment.transport(node_id, scope, config)
+        transport = environment.transport(node_id, scope, config, credentials)
         jitter = random.Random(environment.random_bytes(8))  # noqa: S311 - spreads requests, hides nothing
         core = Core(node_id, config, transport.usable, jitter, environment.utc() - loop.time())
         driver = Driver(core, transport, environment.ways(scope, config), config, environment.utc)
         host = socket.gethostname()
         identity = Identity(environment.random_bytes(16), self.fabric, self.name, host, os.getpid(), (), ())
-        driver.open(identity, "", self._seeds)
+        driver.open(identity, "" if credentials is None else credentials.fingerprint, self._seeds)
         self.id = node_id.hex()
         self._driver = driver
-        self._with_crc = not scope.loopback
+        self._with_crc = not scope.loopback and credentials is None
         self._handlers = Handlers(driver, config.handler_threads_max)
         _open_nodes.add(self)
         if not scope.loopback:
@@ -218,6 +222,7 @@ class Node:
             handler_errors=self._handlers.errors if self._handlers is not None else 0,
             events_dropped=driver.events.dropped,
             strangers=core.strangers,
+            authentication_failures=core.authentication_failures,
         )
 
     def _topic_statistics(self, name: str, driver: Driver) -> TopicStatistics:

@@ -12,7 +12,7 @@ from typing import Any
 
 from zfabric.config import Config
 from zfabric.errors import LimitExceeded, RemoteProtocolError, TopicError
-from zfabric.events import PeerJoined, PeerLeft, PeerRefused, ProtocolError
+from zfabric.events import AuthenticationFailed, PeerJoined, PeerLeft, PeerRefused, ProtocolError
 from zfabric.model import Peer, Source
 from zfabric.protocol.channels import Channels
 from zfabric.protocol.effects import Action, Effects, Route
@@ -52,6 +52,9 @@ __all__ = ["Core"]
 
 HELLOS_PER_FRAME_MAX = 4
 "Each is answered with everything that this node publishes and subscribes to."
+REPORT_PAUSE_S = 60.0
+REPORTED_MAX = 1000
+"Failed handshakes, by address and reason, that are reported once in this time."
 
 
 class Core:
@@ -89,6 +92,8 @@ class Core:
         self._now = 0.0
         self.protocol_errors = 0
         self.strangers = 0
+        self.authentication_failures = 0
+        self._reported: dict[tuple[str, str], float] = {}
 
     # -- who we are ----------------------------------------------------------------------------
 
@@ -205,6 +210,17 @@ class Core:
         """Count and report something that is not the protocol."""
         self.protocol_errors += 1
         self._effects.emit(ProtocolError(address, error.reason))
+
+    def not_authenticated(self, address: str, reason: str, now: float) -> None:
+        """Count a connection that came to nothing because of keys; report it unless that was done lately."""
+        self.authentication_failures += 1
+        told = self._reported.pop((address, reason), -inf)
+        if now - told >= REPORT_PAUSE_S:
+            told = now
+            self._effects.emit(AuthenticationFailed(address, reason))
+        self._reported[address, reason] = told
+        if len(self._reported) > REPORTED_MAX:
+            del self._reported[next(iter(self._reported))]
 
     def _on_step(self, step: Step, peer: PeerRecord, reason: str) -> None:
         if step is Step.LEAVE:

@@ -9,7 +9,7 @@ from functools import partial
 
 from zfabric.config import Config
 from zfabric.testing.network import Channel, Network, Plane
-from zfabric.transport.base import Buffer, Receiver, Route
+from zfabric.transport.base import Buffer, Credentials, Receiver, Route
 
 __all__ = ["MemoryTransport", "Switchboard"]
 
@@ -80,6 +80,9 @@ class ControlLink:
             return
         listener = self._board.inbox(self._endpoint)
         if listener is None or self._closed or self._network.separated(self._dialler.name, listener.name):
+            return
+        if not _handshake(self._dialler, listener, self._endpoint):
+            self._network.loop.call_later(self._dialler.config.reconnect_interval_s_max, self.kick)
             return
         self._listener = listener
         self._accepted = self._network.next_routing_id()
@@ -191,6 +194,9 @@ class DataLink:
         outlet = self._board.outlet(self._endpoint)
         if outlet is None or self._closed or self._network.separated(self._feed.name, outlet.name):
             return
+        if not _handshake(self._feed, outlet, self._endpoint):
+            self._network.loop.call_later(self._feed.config.reconnect_interval_s_max, self.kick)
+            return
         self._outlet = outlet
         outlet.subscribers[self] = None
         self._up = _channel(self._network, Plane.DATA, self._feed, outlet)
@@ -272,6 +278,20 @@ class DataLink:
         """Nothing: like TCP without heartbeats, it waits for the network to heal."""
 
 
+def _handshake(client: MemoryTransport, server: MemoryTransport, endpoint: str) -> bool:
+    """Whether two nodes trust each other's keys, or both have none; else both hear of it."""
+    mine, theirs = client.credentials, server.credentials
+    if mine is None or theirs is None:
+        trusted = mine is theirs
+    else:
+        trusted = mine.server_key("") == theirs.public and theirs.admit(mine.public) is not None
+    if trusted:
+        return True
+    client.handshake_failed(endpoint, "it ended the handshake: it has another key, or none")
+    server.handshake_failed(f"somebody at {endpoint}", "it has another key, or none")
+    return False
+
+
 def _channel(
     network: Network, plane: Plane, source: MemoryTransport, target: MemoryTransport, *, data: bool = False
 ) -> Channel:
@@ -288,9 +308,10 @@ def _channel(
 class MemoryTransport:
     """Implements `transport.base.Transport`."""
 
-    def __init__(self, board: Switchboard, name: str, config: Config) -> None:
+    def __init__(self, board: Switchboard, name: str, config: Config, credentials: Credentials | None) -> None:
         self.name = name
         self.config = config
+        self.credentials = credentials
         self.accepted: dict[bytes, ControlLink] = {}
         self.subscribers: dict[DataLink, None] = {}
         self.filters: dict[bytes, int] = {}
@@ -397,6 +418,12 @@ class MemoryTransport:
             del self._prefixes[prefix]
         if self._receiver is not None and not (before and after):
             self._receiver.on_filter((b"\x01" if after else b"\x00") + prefix)
+
+    def handshake_failed(self, address: str, reason: str) -> None:
+        """A connection was not made, because of its keys."""
+        if self._receiver is not None:
+            self._receiver.on_handshake_failed(address, reason)
+            self._receiver.on_burst_end()
 
     def burst_end(self) -> None:
         """Frames arrived, and no more for now."""

@@ -17,7 +17,7 @@ from zfabric.node.node import Node
 from zfabric.testing.links import MemoryTransport, Switchboard
 from zfabric.testing.loop import VirtualClockLoop
 from zfabric.testing.network import Faults, Network, Plane
-from zfabric.transport.base import Transport
+from zfabric.transport.base import Credentials, Transport
 
 __all__ = ["Clock", "MemoryFabric"]
 
@@ -223,8 +223,9 @@ class _Place:
     def utc(self) -> float:
         return self._fabric.clock.utc()
 
-    def transport(self, node_id: bytes, scope: Scope, config: Config) -> Transport:
-        self.carrier = MemoryTransport(self._fabric._board, self._name, config)  # noqa: SLF001 - one thing in two classes
+    def transport(self, node_id: bytes, scope: Scope, config: Config, credentials: Credentials | None) -> Transport:
+        board = self._fabric._board  # noqa: SLF001 - one thing in two classes
+        self.carrier = MemoryTransport(board, self._name, config, credentials)
         return self.carrier
 
     def ways(self, scope: Scope, config: Config) -> list[Discovery]:

@@ -15,7 +15,8 @@ __all__ = ["RealFabric"]
 class RealFabric:
     """Makes nodes on free ports of the loopback interface, in a fabric of a random name and without mDNS.
 
-    The pytest fixture `real_fabric` is one of these, with a runtime directory of its own.
+    The pytest fixture `real_fabric` is one of these, with a runtime directory of its own. Nodes that shall be encrypted
+    take the same `key=zfabric.new_key(fabric.name)`.
     """
 
     def __init__(self, config: Config | None = None) -> None:

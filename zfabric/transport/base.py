@@ -5,11 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
-__all__ = ["Buffer", "Receiver", "Route", "Transport"]
+__all__ = ["Buffer", "Credentials", "Receiver", "Route", "Transport"]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Route: TypeAlias = int | bytes
 """An int names a connection that we dialled, bytes one that somebody dialled to us."""
+
+
+class Credentials(Protocol):
+    """A node's CURVE key pair (in Z85), and whom it trusts."""
+
+    public: bytes
+    secret: bytes
+    fingerprint: str
+    "What announcements say of the public key."
+
+    def server_key(self, peer: str) -> bytes | None:
+        """The public key of the node that announces this fingerprint; None if it is not trusted."""
+
+    def admit(self, public: bytes) -> str | None:
+        """Whose public key this is; None if it is not trusted."""
 
 
 class Receiver(Protocol):
@@ -26,6 +41,9 @@ class Receiver(Protocol):
 
     def on_feed_broken(self, endpoint: str) -> None:
         """An outlet sent what the feed cannot take; the connection was ended and will be made again."""
+
+    def on_handshake_failed(self, address: str, reason: str) -> None:
+        """A connection was not made, because of its keys."""
 
     def on_burst_end(self) -> None:
         """No more for now: answer all of it at once."""

@@ -21,10 +21,19 @@ from pathlib import Path
 from zlib import crc32
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from zfabric.config import Config
-from zfabric.transport.base import Buffer, Receiver, Route
+from zfabric.transport.base import Buffer, Credentials, Receiver, Route
+from zfabric.transport.handshakes import (
+    HANDSHAKE_FAILED,
+    ZAP_DOMAIN,
+    Doorkeeper,
+    be_client,
+    be_server,
+    explain,
+    monitor,
+    occurrences,
+)
 from zfabric.transport.readiness import Readiness, readiness
 
 __all__ = ["ZmqTransport"]
@@ -52,15 +61,23 @@ class ZmqTransport:
     """Implements `transport.base.Transport`."""
 
     def __init__(
-        self, config: Config, addresses: tuple[str, ...], ipc_stem: Path | None, *, with_crc: bool = False
+        self,
+        config: Config,
+        addresses: tuple[str, ...],
+        ipc_stem: Path | None,
+        *,
+        credentials: Credentials | None = None,
+        with_crc: bool = False,
     ) -> None:
         """`addresses` are the IP addresses to listen on; `ipc_stem` the path that ipc names begin with.
 
-        `with_crc` adds a checksum to control frames; one that is there is always checked.
+        With `credentials` every connection is encrypted, and only the trusted get one. `with_crc` adds a checksum to
+        control frames; one that is there is always checked.
         """
         if zmq.zmq_version_info() < LIBZMQ_MIN:
             raise OSError(f"libzmq {zmq.zmq_version()} has known security holes; install pyzmq >= 27 (libzmq 4.3.5)")
         self._config = config
+        self._credentials = credentials
         self._with_crc = with_crc
         self._addresses = addresses
         self._ipc_stem = ipc_stem if config.ipc and zmq.has("ipc") else None
@@ -87,6 +104,8 @@ class ZmqTransport:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, self._config.connections_max)
         try:
+            if self._credentials is not None:  # libzmq asks it from the first connection on
+                self._doorkeeper = Doorkeeper(self._context, self._credentials, receiver.on_handshake_failed)
             self._inbox = self._control_socket()
             self._inbox.set(zmq.RCVHWM, self._config.control_queue_frames)
             self._dialler = self._control_socket()
@@ -95,8 +114,10 @@ class ZmqTransport:
             self._feed = self._socket(zmq.SUB)
             self._outlet.set(zmq.SNDHWM, self._outlet_queue)
             self._feed.set(zmq.RCVHWM, FEED_QUEUE)
-            self._watch_feed()
             self._feed.set(zmq.SNDHWM, 0)  # else subscriptions beyond it vanish on reconnect (libzmq #4064)
+            self._monitor()
+            be_server(self._inbox, self._credentials)
+            be_server(self._outlet, self._credentials)
             self._bind()
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
@@ -110,8 +131,10 @@ class ZmqTransport:
             self._dialler: partial(self._drain_control, self._dialler),
             self._outlet: self._drain_outlet,
             self._feed: self._drain_feed,
-            self._feed_events: self._drain_feed_events,
+            **{events: partial(self._drain_events, events, socket) for socket, events in self._monitors.items()},
         }
+        if self._credentials is not None:
+            self._drains[self._doorkeeper.socket] = self._drain_doorkeeper
         for socket, drain in self._drains.items():
             self._readiness.watch(socket.fileno(), drain)
             self._touch(socket)
@@ -122,7 +145,7 @@ class ZmqTransport:
         socket.set(zmq.LINGER, 0)
         socket.set(zmq.MAXMSGSIZE, config.frame_bytes_max)
         socket.set(zmq.HANDSHAKE_IVL, _ms(config.handshake_timeout_s))
-        socket.set(zmq.ZAP_DOMAIN, b"zfabric")  # nobody answers there, but ZMTP 1 and 2, which never time out, are off
+        socket.set(zmq.ZAP_DOMAIN, ZAP_DOMAIN)  # also without keys: ZMTP 1 and 2, which never time out, are off
         socket.set(zmq.RECONNECT_IVL, _ms(config.reconnect_interval_s))
         socket.set(zmq.RECONNECT_IVL_MAX, _ms(config.reconnect_interval_s_max))
         socket.set(zmq.BACKLOG, config.backlog)
@@ -130,9 +153,12 @@ class ZmqTransport:
         socket.set(zmq.TCP_KEEPALIVE_IDLE, max(1, round(config.peer_timeout_s)))
         return socket
 
-    def _watch_feed(self) -> None:
-        events = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
-        self._feed_events: zmq.Socket[bytes] = self._feed.get_monitor_socket(events)
+    def _monitor(self) -> None:
+        self._monitors: dict[zmq.Socket[bytes], zmq.Socket[bytes]] = {}
+        for name in ("inbox", "dialler", "outlet", "feed"):
+            socket = getattr(self, f"_{name}")
+            more = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED if name == "feed" else 0
+            self._monitors[socket] = monitor(socket, name, HANDSHAKE_FAILED | more)
 
     def _control_socket(self) -> zmq.Socket[bytes]:
         socket = self._socket(zmq.ROUTER)
@@ -194,6 +220,8 @@ class ZmqTransport:
     def dial(self, route: int, endpoint: str) -> bool:
         """Open a connection named `route`."""
         self._touch(self._dialler)
+        if not be_client(self._dialler, self._credentials, ""):
+            return False
         try:
             self._dialler.set(zmq.CONNECT_ROUTING_ID, _routing_id(route))
             self._dialler.set(zmq.IPV6, "[" in endpoint)
@@ -227,6 +255,10 @@ class ZmqTransport:
         """Receive batches from an outlet."""
         self._followed[endpoint] += 1
         if self._followed[endpoint] == 1:
+            self._connect_feed(endpoint)
+
+    def _connect_feed(self, endpoint: str) -> None:
+        if be_client(self._feed, self._credentials, ""):
             with suppress(zmq.ZMQError):
                 self._feed.set(zmq.IPV6, "[" in endpoint)
                 self._feed.connect(endpoint)
@@ -329,27 +361,39 @@ class ZmqTransport:
             self._touch(feed)
         self._receiver.on_burst_end()
 
-    def _drain_feed_events(self) -> None:
+    def _drain_doorkeeper(self) -> None:
+        if self._doorkeeper.answer():
+            self._touch(self._doorkeeper.socket)
+        self._receiver.on_burst_end()
+
+    def _drain_events(self, events: zmq.Socket[bytes], socket: zmq.Socket[bytes]) -> None:
+        dialled = socket in (self._dialler, self._feed)
+        self._touch(events)  # there may be more than were read
+        for event, value, endpoint in occurrences(events):
+            if event & HANDSHAKE_FAILED:
+                reason = explain(event, value, keyed=self._credentials is not None, dialled=dialled)
+                if reason is not None:
+                    address = endpoint if dialled else f"somebody at {endpoint}"
+                    self._receiver.on_handshake_failed(address, reason)
+            else:
+                self._feed_event(event, endpoint)
+        self._receiver.on_burst_end()
+
+    def _feed_event(self, event: int, endpoint: str) -> None:
         """A connection that broke the rules of ZMTP is not tried again by libzmq: it has no RETRIED after the end."""
-        while self._feed_events.poll(0):
-            event = parse_monitor_message(self._feed_events.recv_multipart(_NOBLOCK))
-            endpoint = event["endpoint"].decode(errors="replace")
-            timer = self._broken.pop(endpoint, None)
-            if timer is not None:
-                timer.cancel()
-            if event["event"] == zmq.EVENT_DISCONNECTED and endpoint in self._followed:
-                pause = self._config.reconnect_interval_s_max
-                self._broken[endpoint] = self._loop.call_later(pause, self._mend_feed, endpoint)
+        timer = self._broken.pop(endpoint, None)
+        if timer is not None:
+            timer.cancel()
+        if event == zmq.EVENT_DISCONNECTED and endpoint in self._followed:
+            pause = self._config.reconnect_interval_s_max
+            self._broken[endpoint] = self._loop.call_later(pause, self._mend_feed, endpoint)
 
     def _mend_feed(self, endpoint: str) -> None:
         del self._broken[endpoint]
         if endpoint in self._followed and not self._feed.closed:
             with suppress(zmq.ZMQError):
                 self._feed.disconnect(endpoint)
-            with suppress(zmq.ZMQError):
-                self._feed.set(zmq.IPV6, "[" in endpoint)
-                self._feed.connect(endpoint)
-            self._touch(self._feed)
+            self._connect_feed(endpoint)
             self._receiver.on_feed_broken(endpoint)
 
     def pause_feed(self, paused: bool) -> None:
@@ -367,13 +411,16 @@ class ZmqTransport:
         self._readiness.close()
         for timer in self._broken.values():
             timer.cancel()
-        self._feed.disable_monitor()
-        self._feed_events.close(linger=0)
+        for socket, events in self._monitors.items():
+            socket.monitor(None, 0)
+            events.close(linger=0)
         self._feed.close(linger=0)  # its subscriptions to outlets that are gone would wait for nothing
         # Connections that we dialled may lead to peers that are gone: their goodbyes would wait for nobody.
         self._dialler.close(linger=_ms(min(timeout, DIALLER_LINGER_S)))
         for socket in (self._inbox, self._outlet):
             socket.close(linger=_ms(timeout))
+        if self._credentials is not None:
+            self._doorkeeper.socket.close(linger=0)
         done = asyncio.Event()
         loop = self._loop
 

@@ -1,0 +1,80 @@
+"""`zfabric keys`: a key is made, taken elsewhere and used, as a new user would do it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.processes import Commands
+from zfabric.security.keyfiles import key_path
+
+
+async def test_init_and_join(cli: Commands, tmp_path: Path) -> None:
+    """What `init` prints can be typed on another machine; both then have the same key, in private files."""
+    made = await cli.run("keys", "init", "plant")
+    assert made.code == 0, made.err
+    token = made.out.split()[-1]
+    assert made.out == f"zfabric keys join {token}\n"
+
+    ways: dict[str, tuple[list[str], bytes | None]] = {
+        "token": ([token], None),
+        "stdin": ([], f"{token}\n".encode()),
+        "dash": (["-"], f"{token}\n".encode()),
+        "file": ([str(key_path("plant"))], None),
+    }
+    for name, (arguments, given) in ways.items():
+        home = str(tmp_path / name)
+        joined = await cli.run("keys", "join", *arguments, stdin=given, XDG_CONFIG_HOME=home)
+        assert joined.code == 0, joined.err
+        (path,) = (tmp_path / name).rglob("*.key")
+        assert (path.stat().st_mode & 0o777, path.read_bytes()) == (0o600, key_path("plant").read_bytes())
+        listed = await cli.run("keys", "list", "--json", XDG_CONFIG_HOME=home)
+        assert [record["fabric"] for record in listed.records] == ["plant"]
+    again = await cli.run("keys", "join", token)
+    assert again.code == 0
+
+
+async def test_keys_are_never_replaced(cli: Commands) -> None:
+    """A second `init`, or the token of another key, is refused, and what was there stays."""
+    assert (await cli.run("keys", "init", "plant")).code == 0
+    before = key_path("plant").read_bytes()
+    other = (await cli.run("keys", "init", "plant", "--json", XDG_CONFIG_HOME=str(key_path("x").parent))).records[0]
+
+    second = await cli.run("keys", "init", "plant")
+    foreign = await cli.run("keys", "join", other["token"])
+
+    assert (second.code, "exists" in second.err) == (1, True)
+    assert (foreign.code, "another key" in foreign.err) == (1, True)
+    assert key_path("plant").read_bytes() == before
+
+
+async def test_bad_tokens_and_missing_keys(cli: Commands) -> None:
+    """Each has its own exit code and tells what to do."""
+    bad = await cli.run("keys", "join", "zfk1:plant:AAAA")
+    missing = await cli.run("keys", "show", "plant")
+    none = await cli.run("keys", "list")
+
+    assert (bad.code, "damaged" in bad.err) == (77, True)
+    assert (missing.code, "keys init" in missing.err) == (1, True)
+    assert none.code == 69
+
+
+@pytest.mark.slow
+async def test_verbs_use_the_key_and_the_doctor_explains(cli: Commands, tmp_path: Path) -> None:
+    """With the key `nodes` sees a keyed fabric; without it is refused and told why; the doctor shows the fingerprint."""
+    made = (await cli.run("keys", "init", "plant", "--json")).records[0]
+    listening = await cli.start("sub", "a", "--fabric", "plant")
+    await listening.note("listening")
+
+    member = await cli.run("nodes", "--fabric", "plant", "--wait", "1", "--json")
+    stranger = await cli.run("nodes", "--fabric", "plant", XDG_CONFIG_HOME=str(tmp_path))
+    doctor = await cli.run("doctor", "--fabric", "plant", "--json")
+    key_path("plant").chmod(0o644)
+    ill = await cli.run("doctor", "--fabric", "plant", "--json")
+
+    assert [record["name"] for record in member.records] != []
+    assert (stranger.code, made["fingerprint"] in stranger.err) == (77, True)
+    assert {made["fingerprint"] in record["detail"] for record in doctor.records if record["check"] == "key"} == {True}
+    found = {record["check"]: record for record in ill.records}
+    assert (found["key"]["status"], "chmod 600" in found["key"]["detail"]) == ("failed", True)

@@ -1,0 +1,41 @@
+"""The doctor's checks of keys."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from zfabric.cli.checks import Check, Situation, failed, ok, warned
+from zfabric.errors import InvalidKey
+from zfabric.security.keyfiles import KEY_FILE, find_key, key_files, read_key
+
+__all__ = ["CHECKS", "fabric_key", "key_files_of_user"]
+
+
+def fabric_key(situation: Situation) -> Iterator[Check]:
+    """Has this fabric a key, and which?"""
+    chosen = os.environ.get(KEY_FILE)
+    try:
+        key = find_key(situation.fabric, None)
+    except (InvalidKey, OSError) as error:
+        where = f"the file that ${KEY_FILE} names: " if chosen else ""
+        yield failed("key", f"{where}{error}", "mend it, or `zfabric keys join` with the token of your fabric")
+        return
+    if key is None:
+        detail = f"fabric {situation.fabric!r} has none here: everything is plain, and stays on this machine"
+        yield ok("key", detail)
+    else:
+        yield ok("key", f"fabric {situation.fabric!r} is encrypted; all of its nodes must announce {key.fingerprint}")
+
+
+def key_files_of_user(_: Situation) -> Iterator[Check]:
+    """Can all of this user's key files be used?"""
+    for path in key_files():
+        try:
+            read_key(Path(path))
+        except (InvalidKey, OSError) as error:
+            yield warned("key files", str(error), "mend it, or remove it")
+
+
+CHECKS = (fabric_key, key_files_of_user)
