@@ -62,7 +62,7 @@ async def test_bad_tokens_and_missing_keys(cli: Commands) -> None:
 
 @pytest.mark.slow
 async def test_verbs_use_the_key_and_the_doctor_explains(cli: Commands, tmp_path: Path) -> None:
-    """With the key `nodes` sees a keyed fabric; without it is refused and told why; the doctor shows the fingerprint."""
+    """With the key `nodes` sees a keyed fabric, without it hears why not; the doctor shows the fingerprint."""
     made = (await cli.run("keys", "init", "plant", "--json")).records[0]
     listening = await cli.start("sub", "a", "--fabric", "plant")
     await listening.note("listening")
