@@ -170,7 +170,7 @@ async def test_records_without_a_greeting_are_answered_with_unknown(
     attacker = impostor()
     attacker.dial(port(arena.victim, name))
 
-    for record in (Heartbeat(1), Interest(True, False, 0), Ack(1, "good.a", 1, 0, 0), Peers([]), Attached([])):
+    for record in (Heartbeat(1), Interest(True, False, 0, 0), Ack(1, "good.a", 1, 0, 0), Peers([]), Attached([])):
         attacker.say(record)
     attacker.say(Welcome(attacker.identity))
     attacker.say(Welcome(attacker.identity), Refuse("version", "go away"), Unknown(), Goodbye())
@@ -332,9 +332,9 @@ async def test_topics_and_patterns_of_a_peer_are_bounded(
     attacker = impostor()
     await attacker.join(port(arena.victim, "inbox-tcp"))
 
-    attacker.say(Interest(False, False, 0, [TopicOffer(f"t{n}", 1, "at-most-once") for n in range(60)]))
+    attacker.say(Interest(False, False, 0, 0, [TopicOffer(f"t{n}", 1, "at-most-once") for n in range(60)]))
     event = await arena.complaint("51 is over Config.topics_max = 50")
-    attacker.say(Interest(False, False, 0, patterns=[PatternRequest(n, f"p{n}.*", "") for n in range(60)]))
+    attacker.say(Interest(False, False, 0, 0, patterns=[PatternRequest(n, f"p{n}.*", "") for n in range(60)]))
     await arena.complaint("41 is over Config.patterns_max = 40")
 
     assert event.address == f"impostor ({attacker.id.hex()})"
@@ -349,10 +349,10 @@ async def test_forged_names_in_an_interest_are_refused(arena: Arena, impostor: M
     await attacker.join(port(arena.victim, "inbox-tcp"))
 
     for name in ("", "a..b", "a b", "ä", "a\0b", "a/b", "*", "\x1b[2J", "a" * 254 + "."):
-        attacker.say(Interest(False, False, 0, [TopicOffer(name, 1, "at-most-once")]))
+        attacker.say(Interest(False, False, 0, 0, [TopicOffer(name, 1, "at-most-once")]))
         assert "topic" in (await arena.complaint()).reason
     for name in ("", "a..b", "a#", "*.b*", "a\0"):
-        attacker.say(Interest(False, False, 0, patterns=[PatternRequest(1, name, "")]))
+        attacker.say(Interest(False, False, 0, 0, patterns=[PatternRequest(1, name, "")]))
         assert "topic" in (await arena.complaint()).reason
     assert arena.statistics.protocol_errors == 14
 
@@ -363,9 +363,9 @@ async def test_one_lane_is_one_pattern(arena: Arena, impostor: MakeImpostor) -> 
     await attacker.join(port(arena.victim, "inbox-tcp"))
 
     for number in range(200):
-        attacker.say(Interest(False, False, 1, patterns=[PatternRequest(7, f"good.{number}.#", "")]))
-    attacker.say(Interest(False, False, 1, patterns=[PatternRequest(7, "good.*", "")]))
-    attacker.say(Interest(False, False, 1, patterns_gone=[7]))
+        attacker.say(Interest(False, False, 1, 0, patterns=[PatternRequest(7, f"good.{number}.#", "")]))
+    attacker.say(Interest(False, False, 1, 0, patterns=[PatternRequest(7, "good.*", "")]))
+    attacker.say(Interest(False, False, 1, 0, patterns_gone=[7]))
     attacker.say(Hello(None, attacker.identity))
 
     await attacker.hear(Welcome, lambda welcome: welcome is not attacker.heard[0])
@@ -385,7 +385,7 @@ async def test_impossible_starts_and_positions_break_nothing(arena: Arena, impos
         starts = [Start(kind, value) for kind in ("seq", "last", "since") for value in values]
         lanes = range(1, len(starts) + 1)
         requests = [PatternRequest(n, "good.a", "at-least-once", s) for n, s in zip(lanes, starts, strict=True)]
-        attacker.say(Interest(False, False, 1, patterns=requests))
+        attacker.say(Interest(False, False, 1, 0, patterns=requests))
 
         for lane in lanes:
             at = await attacker.hear(Attached, lambda record, lane=lane: record.positions[0].lane == lane)  # type: ignore[misc]
@@ -404,7 +404,7 @@ async def test_impossible_acks_are_counted(arena: Arena, impostor: MakeImpostor)
     with attacker.context.socket(zmq.SUB) as feed:
         feed.connect(port(arena.victim, "outlet-tcp"))
         feed.subscribe(b"\xff" + attacker.id + (1).to_bytes(4, "big"))
-        attacker.say(Interest(False, False, 1, patterns=[PatternRequest(3, "good.a", "at-least-once")]))
+        attacker.say(Interest(False, False, 1, 0, patterns=[PatternRequest(3, "good.a", "at-least-once")]))
         at = (await attacker.hear(Attached)).positions[0]
 
         attacker.say(Ack(3, "good.a", at.epoch, 2**62, 0))
@@ -431,7 +431,7 @@ async def test_repair_floods_get_a_bounded_answer(arena: Arena, impostor: MakeIm
         feed.connect(port(arena.victim, "outlet-tcp"))
         feed.subscribe(b"\xff" + attacker.id + (1).to_bytes(4, "big"))
         earliest = PatternRequest(3, "history", "at-least-once", Start("earliest"))
-        attacker.say(Interest(False, False, 1, patterns=[earliest]))
+        attacker.say(Interest(False, False, 1, 0, patterns=[earliest]))
         at = (await attacker.hear(Attached)).positions[0]
         begin = time.monotonic()
 
@@ -545,7 +545,7 @@ async def test_nonsense_addresses_are_not_dialled_or_fail_quietly(arena: Arena, 
 
     attacker.say(Peers([PeerAddress(os.urandom(16), (endpoint,)) for endpoint in nonsense]))
     attacker.say(Hello(None, replace(attacker.identity, inbox=tuple(nonsense), outlet=tuple(nonsense))))
-    attacker.say(Interest(False, False, 0, [TopicOffer("good.b", 1, "at-least-once")]))
+    attacker.say(Interest(False, False, 0, 0, [TopicOffer("good.b", 1, "at-least-once")]))
     for _ in range(10):
         await arena.lives()
 

@@ -240,7 +240,7 @@ async def test_repairs_of_nothing_and_for_others_are_refused(arena: Arena, impos
 async def test_missing_floods_keep_nothing_without_bound(arena: Arena, impostor: MakeImpostor) -> None:
     """A publisher that says of a million separate messages that they are gone does not fill the subscriber's memory."""
     attacker, subscription = await evil_publisher(arena, impostor)
-    attacker.say(Interest(False, False, 0, [TopicOffer("evil.r", 1, "at-least-once")]))
+    attacker.say(Interest(False, False, 0, 0, [TopicOffer("evil.r", 1, "at-least-once")]))
     writer = BatchWriter("evil.r", attacker.id, 1)
     lane = subscription.lane.request.lane
     at = {"lane": lane, "topic": "evil.r", "epoch": 1, "first_kept": 0, "next_seq": 0}
@@ -274,7 +274,7 @@ async def test_an_outlet_that_another_peer_names_stays_connected(arena: Arena, i
         attacker.identity.token, arena.fabric.name, "thief", "host", 1, (), (port(arena.friend, "outlet-ipc"),)
     )
     await attacker.join(port(arena.victim, "inbox-tcp"))
-    attacker.say(Interest(False, False, 0, [TopicOffer("good.b", 1, "at-least-once")]))
+    attacker.say(Interest(False, False, 0, 0, [TopicOffer("good.b", 1, "at-least-once")]))
 
     attacker.say(Goodbye())
 
@@ -307,7 +307,7 @@ async def test_marker_floods_do_not_keep_real_subscribers_out(
         publisher = arena.victim.publisher("for.honest")
         feed.connect(port(arena.victim, name))
         feed.subscribe(b"\xff" + honest.id + struct.pack(">I", 1000))
-        honest.say(Interest(False, False, 1000, patterns=[PatternRequest(1, "for.honest", "")]))
+        honest.say(Interest(False, False, 1000, 0, patterns=[PatternRequest(1, "for.honest", "")]))
 
         await publisher.wait_for(subscribers=1, timeout=10)
         assert max(len(generations) for generations in interests._markers.values()) <= 16

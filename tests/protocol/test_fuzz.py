@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.protocol.network import Party, World
 from zfabric.config import Config
 from zfabric.errors import RemoteProtocolError
-from zfabric.protocol.interests import marker
+from zfabric.protocol.markers import marker
 from zfabric.wire import records as r
 from zfabric.wire.batch import BatchWriter
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from tests.protocol.network import LATENCY_S, Inlet, Party, World
 from zfabric.config import Config
 from zfabric.errors import LimitExceeded, LocalProtocolError
 from zfabric.events import IncompatibleDelivery, ProtocolError, SubscriberJoined, SubscriberLeft
-from zfabric.protocol.interests import MARKER, marker, parse_marker
+from zfabric.protocol.markers import MARKER, marker, parse_marker
 from zfabric.wire.records import Interest, PatternRequest, TopicOffer
 
 
@@ -143,7 +144,7 @@ def test_limits_of_peers(field: str) -> None:
     requests = [PatternRequest(n, f"p{n}", "") for n in range(20)]
 
     topics, patterns = (offers, []) if field == "topics" else ([], requests)
-    a.say(route(a, b), Interest(False, False, 1, topics=topics, patterns=patterns), sender=b.core.me)
+    a.say(route(a, b), Interest(False, False, 1, 1, topics=topics, patterns=patterns), sender=b.core.me)
     world.run(0.1)
 
     remote = a.core.interests.remote[b.core.me]
@@ -159,11 +160,12 @@ def test_a_peer_at_its_limit_may_repeat_itself() -> None:
         False,
         False,
         1,
+        1,
         topics=[TopicOffer("t1", 1, "at-most-once"), TopicOffer("t2", 1, "at-most-once")],
         patterns=[PatternRequest(1, "p1", ""), PatternRequest(2, "p2", "")],
     )
 
-    a.say(route(a, b), said, said, sender=b.core.me)
+    a.say(route(a, b), said, msgspec.structs.replace(said, serial=2), sender=b.core.me)
     world.run(0.1)
 
     assert a.seen(ProtocolError) == []
@@ -173,11 +175,11 @@ def test_a_peer_at_its_limit_may_repeat_itself() -> None:
 def test_malformed_names_of_peers_are_errors_of_theirs(name: str) -> None:
     """A peer's nonsense is an event; its other topics count."""
     world, a, b = pair()
-    offered = Interest(False, False, 1, topics=[TopicOffer("good", 1, "at-most-once")])
+    offered = Interest(False, False, 1, 1, topics=[TopicOffer("good", 1, "at-most-once")])
 
     a.say(route(a, b), offered, sender=b.core.me)
-    a.say(route(a, b), Interest(False, False, 1, topics=[TopicOffer(name, 1, "")]), sender=b.core.me)
-    a.say(route(a, b), Interest(False, False, 1, patterns=[PatternRequest(9, name, "")]), sender=b.core.me)
+    a.say(route(a, b), Interest(False, False, 1, 2, topics=[TopicOffer(name, 1, "")]), sender=b.core.me)
+    a.say(route(a, b), Interest(False, False, 1, 3, patterns=[PatternRequest(9, name, "")]), sender=b.core.me)
     world.run(0.1)
 
     assert list(a.core.interests.remote[b.core.me].topics) == ["good"]
@@ -266,3 +268,35 @@ def test_losing_batches_is_told_once_with_exact_numbers() -> None:
     a.publish(outbox, 6, 7)
     world.run(10)
     assert b.core.streams.lost == {"t": 5}
+
+
+def test_a_late_change_or_state_is_ignored() -> None:
+    """What comes late by another connection cannot bring back a topic that is gone."""
+    world, a, b = pair()
+    outbox = b.open_topic("t")
+    world.run(0.1)
+    remote = a.core.interests.remote[b.core.me]
+    assert list(remote.topics) == ["t"]
+    b.core.interests.close_topic(outbox.topic)
+    b.pump()
+    world.run(0.1)
+    assert not remote.topics
+
+    offer = [TopicOffer("t", 1, "at-most-once")]
+    for late in (Interest(False, False, 0, 1, topics=offer), Interest(True, False, 0, 1, topics=offer)):
+        a.say(route(a, b), late, sender=b.core.me)
+        world.run(0.1)
+        assert not remote.topics
+
+
+def test_a_missing_change_is_asked_for() -> None:
+    """One change never arrived, the next does: the peer tells everything anew."""
+    world, a, b = pair()
+    world.cut(a, b)
+    b.open_topic("lost")
+    world.run(0.01)
+    world.heal()
+    b.open_topic("found")
+
+    remote = a.core.interests.remote[b.core.me]
+    world.run_until(lambda: sorted(remote.topics) == ["found", "lost"], 1)

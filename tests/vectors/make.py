@@ -70,6 +70,7 @@ CONTROL: dict[str, list[Record]] = {
             True,
             False,
             5,
+            9,
             [TopicOffer("plant.line1.temp", EPOCH, "at-least-once")],
             ["plant.line2.temp"],
             [

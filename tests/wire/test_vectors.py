@@ -30,7 +30,7 @@ DOCUMENTED: dict[str, list[list[Any]]] = {
     "refuse": [[3, "fabric", "this node belongs to another fabric"]],
     "unknown": [[4]],
     "interest": [[
-        5, True, False, 5, [[TOPIC, 7, "at-least-once"]], ["plant.line2.temp"],
+        5, True, False, 5, 9, [[TOPIC, 7, "at-least-once"]], ["plant.line2.temp"],
         [
             [3, "plant.*.temp", "", ["latest", 0]],
             [4, "#", "exactly-once", ["since", 1.5]],
@@ -95,7 +95,7 @@ def test_control_frames_by_another_encoder_are_understood(name: str) -> None:
 
 def test_elements_with_a_default_may_be_left_out() -> None:
     """A shorter array from an older or thriftier client is the same record."""
-    short = msgpack.packb([1, bytes(range(16)), [[5, True, False, 5], [11, 1, "a", 1, 2, 2]]])
+    short = msgpack.packb([1, bytes(range(16)), [[5, True, False, 5, 9], [11, 1, "a", 1, 2, 2]]])
 
     _, (interest, ack) = decode_envelope(short, 10)
 

@@ -20,6 +20,9 @@ from zfabric.wire.topics import Pattern
 
 __all__ = ["Subscription"]
 
+READS_PER_TURN = 8
+"Batches that a reader takes in one turn of the event loop, at most."
+
 
 class Subscription:
     """An async iterator of the messages that match a pattern; `node.subscribe(pattern)` makes it.
@@ -58,6 +61,7 @@ class Subscription:
         self._current: Iterator[Message] = iter(())
         self._waiter: asyncio.Future[None] | None = None
         self._reading = False
+        self._unpaused = 0
         self._holding = False
         self._closed = False
 
@@ -139,7 +143,10 @@ class Subscription:
         self._reading = True
         self._acknowledge()
         try:
-            await asyncio.sleep(0)  # a busy reader lets the node's own work go on
+            self._unpaused += 1
+            if self._unpaused >= READS_PER_TURN or not self._buffer.pending:
+                self._unpaused = 0
+                await asyncio.sleep(0)  # a busy reader lets the node's own work go on
             while True:
                 if not self._closed:
                     self._driver.check_open()

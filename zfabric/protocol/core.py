@@ -17,7 +17,8 @@ from zfabric.model import Peer, Source
 from zfabric.protocol.channels import Channels
 from zfabric.protocol.effects import Action, Effects, Route
 from zfabric.protocol.inbox import Jitter
-from zfabric.protocol.interests import Interests, parse_marker
+from zfabric.protocol.interests import Interests
+from zfabric.protocol.markers import parse_marker
 from zfabric.protocol.membership import Step
 from zfabric.protocol.outbox import Outbox
 from zfabric.protocol.peers import PeerRecord, PeerTable

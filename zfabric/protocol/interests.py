@@ -15,6 +15,7 @@ from zfabric.errors import LimitExceeded, LocalProtocolError
 from zfabric.events import IncompatibleDelivery, SubscriberJoined, SubscriberLeft
 from zfabric.protocol.effects import AddFilter, ConnectFeed, DisconnectFeed, Effects, RemoveFilter
 from zfabric.protocol.lanes import Lane, Sink
+from zfabric.protocol.markers import marker
 from zfabric.protocol.outbox import Outbox, Reader
 from zfabric.protocol.peers import PeerRecord, PeerTable
 from zfabric.protocol.remote import RemoteInterest
@@ -31,27 +32,13 @@ from zfabric.wire.records import (
 )
 from zfabric.wire.topics import Pattern, TopicTable, check_pattern, check_topic
 
-__all__ = ["MARKER", "Interests", "RemoteInterest", "parse_marker"]
+__all__ = ["Interests"]
 
-MARKER = b"\xff"
-"First byte of marker subscriptions: no topic begins with it, and libzmq resends subscriptions in byte order."
 _ITEMS_PER_RECORD = 1000
 _MARKERS_PER_PEER_MAX = 16
 _RANKS = {"": 0, "at-most-once": 0, "at-least-once": 1, "exactly-once": 2}
 
 T = TypeVar("T")
-
-
-def marker(node_id: bytes, generation: int) -> bytes:
-    """The subscription that says: all patterns of this generation are in place."""
-    return MARKER + node_id + generation.to_bytes(4, "big")
-
-
-def parse_marker(data: bytes) -> tuple[bool, bytes, int] | None:
-    """(subscribed, node id, generation) of what XPUB received; None for an ordinary subscription."""
-    if len(data) != 22 or data[0] > 1 or data[1:2] != MARKER:
-        return None
-    return data[0] == 1, data[2:18], int.from_bytes(data[18:], "big")
 
 
 class Interests:
@@ -78,6 +65,7 @@ class Interests:
         self._next_lane = 1
         self._prefixes: dict[bytes, int] = {}
         self._generation = 0
+        self._serial = 0
         self._markers: dict[bytes, set[int]] = {}
         self.waiting: list[Outbox] = []
         "Outboxes that a reader has just left: they need the timer."
@@ -203,10 +191,8 @@ class Interests:
     def received(self, peer: PeerRecord, interest: Interest, now: float) -> None:
         """A peer's topics or patterns changed. Raises TopicError or LimitExceeded after what could be taken in."""
         remote = self.remote[peer.id]
-        if interest.full:
-            remote.outdated = interest.generation < remote.generation
-        if remote.outdated:  # an older state, which came late, by another connection
-            remote.outdated = interest.more
+        self._place(peer, remote, interest)
+        if remote.outdated:
             return
         remote.generation = interest.generation
         if interest.full:
@@ -228,9 +214,23 @@ class Interests:
             self._learn(remote, interest)
         finally:
             if not interest.more:
-                if remote.whole:  # else what it does not name may still be told
-                    self._forget_closed(peer, remote, now)
+                self._forget_closed(peer, remote, now)
                 self._evaluate(peer, now)
+
+    def _place(self, peer: PeerRecord, remote: RemoteInterest, interest: Interest) -> None:
+        """Decide whether a record belongs to the state that we know of: another connection may be late, or lose it."""
+        begins = interest.full or not remote.more or interest.serial != remote.serial
+        remote.more = interest.more
+        if not begins:
+            return
+        if interest.full:
+            remote.outdated = interest.serial < remote.serial
+        else:
+            remote.outdated = interest.serial != remote.serial + 1 or not remote.whole
+            if interest.serial > remote.serial + 1 or not remote.whole:
+                self._peers.damaged(peer.routes[0])
+        if not remote.outdated:
+            remote.serial = interest.serial
 
     def _forget_closed(self, peer: PeerRecord, remote: RemoteInterest, now: float) -> None:
         """Subscriptions that ended while their peer was away need no waiting for."""
@@ -429,6 +429,7 @@ class Interests:
             self._change_filters()
         elif not (self._topics_added or self._topics_gone):
             return
+        self._serial += 1
         records = list(
             self._interests(
                 full=False,
@@ -480,13 +481,13 @@ class Interests:
         patterns_gone: Iterable[int] = (),
     ) -> Iterator[Interest]:
         """INTEREST records of bounded size; the first one carries `full` and what is gone, the last one no `more`."""
-        generation = self._generation
-        yield Interest(full, True, generation, [], list(topics_gone), [], list(patterns_gone))
+        state = self._generation, self._serial
+        yield Interest(full, True, *state, [], list(topics_gone), [], list(patterns_gone))
         for some_topics in _chunks(topics):
-            yield Interest(False, True, generation, topics=some_topics)
+            yield Interest(False, True, *state, topics=some_topics)
         for some_patterns in _chunks(patterns):
-            yield Interest(False, True, generation, patterns=some_patterns)
-        yield Interest(False, False, generation)
+            yield Interest(False, True, *state, patterns=some_patterns)
+        yield Interest(False, False, *state)
 
 
 def _chunks(items: list[T]) -> Iterator[list[T]]:

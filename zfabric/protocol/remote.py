@@ -14,7 +14,8 @@ class RemoteInterest:
 
     # fmt: off
     __slots__ = (
-        "following", "generation", "incompatible", "outdated", "patterns", "table", "topics", "wanted", "whole"
+        "following", "generation", "incompatible", "more", "outdated", "patterns", "serial", "table", "topics",
+        "wanted", "whole",
     )
     # fmt: on
 
@@ -27,4 +28,7 @@ class RemoteInterest:
         self.following: str | None = None
         self.whole = False
         self.outdated = False
+        "What is being told is skipped."
+        self.more = False
+        self.serial = -1
         self.generation = 0

@@ -125,6 +125,8 @@ class Interest(msgspec.Struct, array_like=True, tag=5, frozen=True):
     more: bool
     "Further INTEREST records belong to the same change."
     generation: Count
+    serial: Count
+    "Numbers the states of topics and patterns together, so that a change that is lost or late is noticed."
     topics: list[TopicOffer] = []
     topics_gone: list[Name] = []
     patterns: list[PatternRequest] = []
