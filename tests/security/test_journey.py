@@ -1,0 +1,125 @@
+"""Two hosts on one network, opened safely by what a new user types."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.processes import environment
+from tests.netns import INTERFACE, Namespace, namespaces
+from tests.waiting import wait_until
+
+MARK = "reading-of-the-day-4711"
+TIMEOUT_S = 30.0
+
+
+class Host:
+    """A machine of its own: network, configuration, runtime directory."""
+
+    def __init__(self, namespace: Namespace, home: Path) -> None:
+        self.namespace = namespace
+        (home / "run").mkdir(parents=True, mode=0o700)
+        self.environment = environment(
+            XDG_CONFIG_HOME=str(home / "config"), ZFABRIC_RUNTIME_DIR=str(home / "run"), ZFABRIC_MDNS="1"
+        )
+
+    def start(self, line: str) -> subprocess.Popen[str]:
+        """Type a line that begins with `zfabric`."""
+        program, *arguments = shlex.split(line)
+        assert program == "zfabric"
+        # `ip netns exec` gives each process mounts of its own. Other hosts' ipc sockets must not be there.
+        alone = (
+            "sh",
+            "-c",
+            'mount -t tmpfs -o mode=700 tmpfs "$0" && exec "$@"',
+            self.environment["ZFABRIC_RUNTIME_DIR"],
+        )
+        command = (*alone, sys.executable, "-P", "-m", "zfabric", *arguments)
+        return self.namespace.run(*command, env=self.environment, stderr=subprocess.PIPE)
+
+    def type(self, line: str) -> tuple[int, str, str]:
+        """Type a line and wait for the command's end; returns exit code, stdout and stderr."""
+        process = self.start(line)
+        out, err = process.communicate(timeout=TIMEOUT_S)
+        return process.returncode, out, err
+
+
+class Capture:
+    """tcpdump on a host's interface."""
+
+    def __init__(self, host: Host, path: Path) -> None:
+        if shutil.which("tcpdump") is None:
+            pytest.skip("the program `tcpdump` is missing")
+        self.path = path
+        command = ("tcpdump", "-i", INTERFACE, "-U", "-s", "0", "-Z", "root", "-w", str(path))
+        self._process = host.namespace.run(*command, stderr=subprocess.PIPE)
+        assert self._process.stderr is not None
+        assert "listening on" in self._process.stderr.readline()
+
+    def stop(self) -> bytes:
+        """Everything that went over the wire."""
+        self._process.send_signal(signal.SIGINT)
+        self._process.communicate(timeout=TIMEOUT_S)
+        return self.path.read_bytes()
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[tuple[Host, Host, Host]]:
+    """Three hosts on one switch."""
+    with namespaces(3) as there:
+        yield tuple(Host(namespace, tmp_path / namespace.name) for namespace in there)  # type: ignore[misc]
+
+
+def exchange(sender: Host, receiver: Host, options: str) -> None:
+    """Publish the mark on one host and see it on the other."""
+    listening = receiver.start(f"zfabric sub plant.secret --count 1 --timeout 20 --json {options}")
+    assert listening.stderr is not None
+    assert "listening" in listening.stderr.readline()
+    code, _, err = sender.type(f"zfabric pub plant.secret {MARK} --wait 1 --timeout 20 {options}")
+    assert code == 0, err
+    out, _ = listening.communicate(timeout=TIMEOUT_S)
+    assert MARK in out
+
+
+def test_two_hosts_joined_by_a_key(hosts: tuple[Host, Host, Host], tmp_path: Path) -> None:
+    """`keys init` here, `keys join` there: messages pass, the wire shows none of them, and strangers stay outside.
+
+    The third host has no key: it gets nothing, whatever it says, and what it sends in a plain fabric shows that the
+    capture would have seen the message.
+    """
+    one, two, stranger = hosts
+    _, line, _ = one.type("zfabric keys init plant")
+    code, _, err = two.type(line)
+    assert code == 0, err
+    code, _, err = one.type("zfabric sub '#' --fabric default --interface lan")
+    assert (code, "keys init" in err) == (77, True)
+    capture = Capture(two, tmp_path / "secure.pcap")
+    eavesdropper = stranger.start("zfabric sub '#' --fabric plant --interface lan --insecure --json")
+
+    exchange(one, two, "--fabric plant --interface lan")
+
+    eavesdropper.send_signal(signal.SIGINT)
+    assert eavesdropper.communicate(timeout=TIMEOUT_S)[0] == ""
+    listening = one.start("zfabric sub '#' --fabric plant --interface lan")
+    assert listening.stderr is not None
+    assert "listening" in listening.stderr.readline()
+    code, _, err = stranger.type("zfabric nodes --fabric plant --interface lan --insecure")
+    assert (code, "it announces a key" in err) == (77, True)
+    listening.send_signal(signal.SIGINT)
+    assert listening.communicate(timeout=TIMEOUT_S)[0] == ""
+    seen = capture.stop()
+    assert b"CURVE" in seen
+    assert MARK.encode() not in seen
+    assert b"plant.secret" not in seen
+
+    capture = Capture(two, tmp_path / "plain.pcap")
+    exchange(stranger, two, "--fabric open --interface lan --insecure")
+    wait_until(lambda: MARK.encode() in (tmp_path / "plain.pcap").read_bytes())
+    capture.stop()
