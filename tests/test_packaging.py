@@ -26,7 +26,9 @@ for module in (zfabric, zfabric.patterns, zfabric.examples.telemetry):
     assert pathlib.Path(module.__file__).resolve().is_relative_to(sys.argv[1]), module.__file__
 assert "patterns" not in sys.modules
 points = importlib.metadata.distribution("zfabric").entry_points
-assert {(point.group, point.name) for point in points} == {("console_scripts", "zfabric"), ("pytest11", "zfabric")}
+assert {(point.group, point.name) for point in points} == {
+    ("console_scripts", "zfabric"), ("pytest11", "zfabric"), ("zfabric.stores", "memory"), ("zfabric.stores", "sqlite")
+}
 for point in points:
     point.load()
 """

@@ -149,6 +149,24 @@ class Config:
     events_max: int = 10_000
     "Events that wait in one `node.events()` iterator; the oldest go first, counted."
 
+    # -- the store -----------------------------------------------------------------------------
+    store_segment_bytes: int = 256 * 1024 * 1024
+    "A file of the log is sealed when its batches reach this size. Retention gives whole files back."
+    store_group_bytes: int = 8 * 1024 * 1024
+    "Commits that share one flush to the disk, at most (one larger commit goes alone)."
+    store_queue_bytes: int = 64 * 1024 * 1024
+    "Commits that wait for the disk; beyond it the writer refuses more (`LimitExceeded`)."
+    store_checkpoint_bytes: int = 32 * 1024 * 1024
+    "The write-ahead log is folded into its file after this many bytes."
+    store_reserve_bytes: int = 16 * 1024 * 1024
+    "Kept aside on the disk, so that positions can be written and retention can work when it is full."
+    store_marks_max: int = 1_000_000
+    "Marks (producer, stream) the store remembers; those not used for longest are forgotten when a file is sealed."
+    store_streams_max: int = 100_000
+    "Streams in one store."
+    store_open_files_max: int = 16
+    "Sealed files that are open for readers at one time."
+
     # -- closing -------------------------------------------------------------------------------
     close_timeout_s: float = 5.0
     "Default time for `close()`: handlers, last batches and goodbyes."

@@ -15,8 +15,16 @@ __all__ = [
     "NoSubscribers",
     "NodeClosed",
     "NodeForked",
+    "NotStored",
+    "OutOfSequence",
+    "PositionFenced",
+    "ProducerFenced",
     "RemoteProtocolError",
     "SelectorError",
+    "StoreDamaged",
+    "StoreFailed",
+    "StoreLocked",
+    "StoreNotFound",
     "TopicError",
     "WindowFull",
 ]
@@ -146,3 +154,78 @@ class LimitExceeded(FabricError):
         self.limit = limit
         self.value = value
         self.maximum = maximum
+
+
+# -- the store ---------------------------------------------------------------------------------
+
+
+class NotStored(FabricError):
+    """A commit was not stored, and nothing of it is: `reason` says why. Full disk: free space, then send it again."""
+
+    def __init__(self, reason: str, stream: str | None = None) -> None:
+        super().__init__(reason if stream is None else f"{stream}: {reason}")
+        self.reason = reason
+        self.stream = stream
+
+
+class ProducerFenced(NotStored):
+    """A producer with a newer epoch took over: this one must stop, or open again and get an epoch of its own."""
+
+    def __init__(self, stream: str, producer: bytes, epoch: int, current: int) -> None:
+        super().__init__(f"producer {producer.hex()} of epoch {epoch} was replaced by epoch {current}", stream)
+        self.producer = producer
+        self.epoch = epoch
+        self.current = current
+
+
+class OutOfSequence(NotStored):
+    """A batch does not start where its producer's messages end in the store: send again from `expected`."""
+
+    def __init__(self, stream: str, producer: bytes, epoch: int, base: int, expected: int) -> None:
+        super().__init__(
+            f"producer {producer.hex()} of epoch {epoch} sent a batch from {base} where {expected} comes next", stream
+        )
+        self.producer = producer
+        self.epoch = epoch
+        self.base = base
+        self.expected = expected
+
+
+class PositionFenced(NotStored):
+    """Somebody with a newer epoch writes this position: whoever asked has lost it and must let go."""
+
+    def __init__(self, name: str, epoch: int, current: int) -> None:
+        super().__init__(f"position {name!r} belongs to epoch {current}; epoch {epoch} may not write it")
+        self.name = name
+        self.epoch = epoch
+        self.current = current
+
+
+class StoreFailed(FabricError):
+    """A write to the store's disk failed, so nothing more is confirmed: mend the disk, then start the store again."""
+
+
+class StoreDamaged(FabricError):
+    """A store's files are not what it wrote last, or no store's: restore a backup, or see `zfabric store verify`."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class StoreLocked(FabricError):
+    """Another process has this store open: stop it first, or use another directory."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path} is in use by another store; stop that one first")
+        self.path = path
+
+
+class StoreNotFound(LocalProtocolError):
+    """No store at this place, or no engine for this URL."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(f"{url}: {reason}")
+        self.url = url
+        self.reason = reason

@@ -1,0 +1,159 @@
+"""The log on disk: its files, and what opening it finds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.store.conftest import SMALL, Time
+from tests.store.support import P1, P2, append, keyed, messages, one, read_all, stored
+from zfabric import Config
+from zfabric.errors import NotStored, StoreDamaged, StoreLocked, StoreNotFound
+from zfabric.store import Commit, Mark, Position, PositionUpdate, Retention, open_log
+from zfabric.store.memory import MemoryLog
+from zfabric.store.sqlite import SqliteLog
+
+Reopen = Callable[..., SqliteLog]
+
+
+def names(path: Path) -> list[str]:
+    """The files of batches in a store's directory."""
+    return sorted(entry.name for entry in path.glob("*.db"))
+
+
+def test_everything_is_there_after_reopening(reopen: Reopen, time: Time) -> None:
+    """Batches, marks, positions, retention and the end of each stream survive closing, over many files."""
+    log = reopen()
+    for base in range(0, 300, 5):
+        one(log, append("a", base, 5), keyed("b", base, "abcde"))
+        time.pass_s(1)
+    log.commit([Commit(positions=[PositionUpdate("p", b"1", 7)])])
+    log.retain("a", Retention(age_s=1e6))
+    log.trim("b", 250)
+    before = log.streams(), read_all(log, "a"), read_all(log, "b"), log.last_per_key("b")
+
+    log = reopen()
+
+    assert (log.streams(), read_all(log, "a"), read_all(log, "b"), log.last_per_key("b")) == before
+    assert log.mark(P1, "a") == Mark(1, 300)
+    assert log.position("p") == Position(b"1", 7)
+    assert one(log, append("a", 300), append("a", 0, 5))[1].duplicate
+    assert log.damage == ()
+
+
+def test_a_full_file_is_sealed_and_removed_when_nobody_needs_it(reopen: Reopen, tmp_path: Path) -> None:
+    """`Config.store_segment_bytes` bounds a file; retention removes whole files and nothing else."""
+    log = reopen()
+    stored(log, "a", range(200))
+    many = names(tmp_path / "again")
+
+    log.trim("a", 190)
+
+    assert len(many) > 4
+    assert len(names(tmp_path / "again")) <= 2
+    assert messages(log, "a") == list(range(190, 200))
+
+
+def test_few_files_are_open(reopen: Reopen, tmp_path: Path) -> None:
+    """`Config.store_open_files_max` bounds the descriptors of a long log."""
+    log = reopen(store_open_files_max=2)
+    stored(log, "a", range(200))
+    assert len(names(tmp_path / "again")) > 5
+
+    assert messages(log, "a") == list(range(200))
+
+    held = {link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}
+    assert 1 <= len([path for path in held if path.is_relative_to(tmp_path) and path.suffix == ".db"]) <= 3
+
+
+def test_streams_are_bounded(reopen: Reopen) -> None:
+    """`Config.store_streams_max` bounds the streams; those that are there go on."""
+    log = reopen(store_streams_max=2)
+    outcomes = log.commit(
+        [Commit([append("a", 0)]), Commit([append("b", 0), append("c", 0)]), Commit([append("b", 0)])]
+    )
+
+    assert [isinstance(outcome, NotStored) for outcome in outcomes] == [False, True, False]
+    with pytest.raises(Exception, match="store_streams_max"):
+        log.retain("c", Retention())
+    stored(log, "a", range(1, 5))
+
+
+def test_marks_are_bounded(reopen: Reopen) -> None:
+    """`Config.store_marks_max` marks survive the sealing of a file: those used last."""
+    log = reopen(store_marks_max=2)
+    for producer in (b"3" * 16, P2, P1):
+        one(log, append("a", 0, producer=producer))
+    while log.mark(b"3" * 16, "a"):
+        one(log, append("a", log.marks("a")[P1].next))
+
+    assert set(log.marks("a")) == {P1, P2}
+
+
+def test_the_write_ahead_log_is_folded(reopen: Reopen, tmp_path: Path) -> None:
+    """After `Config.store_checkpoint_bytes` the write-ahead log starts over instead of growing."""
+    log = reopen(store_segment_bytes=10**9, store_checkpoint_bytes=100_000)
+    stored(log, "a", range(500))
+
+    (wal,) = (tmp_path / "again").glob("*-wal")
+    assert wal.stat().st_size < 1_000_000
+
+
+def test_a_second_store_is_refused(reopen: Reopen, tmp_path: Path) -> None:
+    """Nobody else opens a directory that is in use, neither in this process nor in another."""
+    reopen()
+    program = "import sys; from zfabric.store import open_log; open_log(sys.argv[1])"
+
+    with pytest.raises(StoreLocked):
+        SqliteLog(tmp_path / "again")
+    other = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "again")], capture_output=True, text=True, check=False
+    )
+
+    assert other.returncode != 0 and "StoreLocked" in other.stderr
+
+
+def test_only_a_store_is_opened(tmp_path: Path) -> None:
+    """Without `create` there must be a store, and with it nothing else may be there."""
+    with pytest.raises(StoreNotFound):
+        open_log(str(tmp_path / "nothing"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(StoreNotFound, match=r"letter\.txt"):
+        open_log(f"sqlite://{tmp_path}/mine", create=True)
+    with pytest.raises(StoreNotFound, match=r"memory, sqlite"):
+        open_log("papyrus:/scroll")
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_engines_are_found_by_url(tmp_path: Path) -> None:
+    """`memory:`, `sqlite://` and a plain path each open their engine."""
+    with open_log("memory:") as memory, open_log(f"sqlite://{tmp_path}/a", Config(**SMALL), create=True) as disk:
+        assert isinstance(memory, MemoryLog)
+        assert isinstance(disk, SqliteLog)
+    with open_log(str(tmp_path / "a"), Config(**SMALL)) as disk:
+        assert isinstance(disk, SqliteLog)
+
+
+def test_another_format_is_refused(reopen: Reopen, tmp_path: Path) -> None:
+    """A store of a later version says so."""
+    reopen().close()
+    (tmp_path / "again" / "FORMAT").write_text("zfabric store 9 " + "0" * 32 + "\n")
+
+    with pytest.raises(StoreDamaged, match="format 9"):
+        SqliteLog(tmp_path / "again", Config(**SMALL))
+
+
+def test_a_store_that_was_never_finished_is_made_again(tmp_path: Path) -> None:
+    """A directory whose making was interrupted before the last step is taken over."""
+    with SqliteLog(tmp_path / "a", Config(**SMALL), create=True):
+        pass
+    (tmp_path / "a" / "FORMAT").rename(tmp_path / "a" / "FORMAT.new")
+
+    with SqliteLog(tmp_path / "a", Config(**SMALL), create=True) as log:
+        stored(log, "a", range(3))
+        assert messages(log, "a") == [0, 1, 2]

@@ -1,0 +1,201 @@
+"""The directory of a store: its lock, its format, its witness, its reserve, and the names in it.
+
+FORMAT         says that this is a store, of which version, and which one (its id)
+lock           held by the process that has it open
+log-*.db       batches as they came; the one with the highest number is the *head*, which is written to
+pack-*.db      what is left of older files after they were thinned out
+witness        how far the head had come, written without a flush after each commit
+reserve        room that is given up when the disk is full, so that positions and retention still work
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import struct
+import sys
+from contextlib import suppress
+from pathlib import Path
+from zlib import crc32
+
+import apsw
+
+from zfabric.errors import StoreDamaged, StoreLocked, StoreNotFound
+
+__all__ = ["Directory", "fsync_directory"]
+
+_FORMAT_LINE = re.compile(r"zfabric store (\d+) ([0-9a-f]{32})\n")
+_FORMAT_VERSION = 1
+_WITNESS = struct.Struct(">QQI")
+_FILE_NAME = re.compile(r"(log|pack)-(\d{8,})\.db")
+_OF_A_NEW_STORE = re.compile(r"lock|witness|reserve|FORMAT\.new|log-00000001\.db.*")
+_CHUNK = 1024 * 1024
+
+
+def fsync_directory(path: Path) -> None:
+    """Make names in a directory safe. Where directories cannot be opened (Windows) the system sees to it."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Create a small file so that it is there, whole, after a power loss."""
+    new = path.with_name(f"{path.name}.new")
+    with new.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+    fsync_directory(path.parent)
+
+
+class Directory:
+    """An open, locked store directory."""
+
+    def __init__(self, path: Path, *, create: bool, reserve_bytes: int) -> None:
+        """Raises StoreNotFound, StoreLocked, StoreDamaged, OSError."""
+        self.path = path
+        if not (path / "FORMAT").exists():
+            self._check_may_create(create)
+            path.mkdir(parents=True, exist_ok=True)
+        self._reserve_bytes = reserve_bytes
+        self._lock = _lock(path)
+        try:
+            self.is_new = not (path / "FORMAT").exists()
+            self.id = os.urandom(16) if self.is_new else self._read_format()
+            self._witness = os.open(path / "witness", os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _check_may_create(self, create: bool) -> None:
+        if not create:
+            raise StoreNotFound(str(self.path), "no store here")
+        with suppress(FileNotFoundError):
+            for entry in self.path.iterdir():
+                if not _OF_A_NEW_STORE.fullmatch(entry.name):
+                    reason = f"a new store needs an empty directory; this one holds {entry.name!r}"
+                    raise StoreNotFound(str(self.path), reason)
+
+    def complete(self) -> None:
+        """Make a new directory a store, at the end of its making: until then it may be made again."""
+        write_durably(self.path / "FORMAT", f"zfabric store {_FORMAT_VERSION} {self.id.hex()}\n".encode())
+        self.is_new = False
+
+    def _read_format(self) -> bytes:
+        found = _FORMAT_LINE.fullmatch((self.path / "FORMAT").read_text(encoding="ascii", errors="replace"))
+        if found is None:
+            raise StoreDamaged(str(self.path / "FORMAT"), "not the format of a store")
+        if int(found[1]) != _FORMAT_VERSION:
+            raise StoreDamaged(str(self.path), f"a store of format {found[1]}; this zfabric knows {_FORMAT_VERSION}")
+        return bytes.fromhex(found[2])
+
+    def close(self) -> None:
+        """Let go of it."""
+        with suppress(OSError):
+            os.fsync(self._witness)
+        os.close(self._witness)
+        self._lock.close()
+
+    # -- names ---------------------------------------------------------------------------------
+
+    def numbered(self, kind: str, number: int) -> str:
+        """The name of a file: `log` or `pack`."""
+        return f"{kind}-{number:08d}.db"
+
+    def files(self) -> dict[str, tuple[str, int]]:
+        """The log's files: name -> (kind, number)."""
+        found = {}
+        for entry in self.path.iterdir():
+            if match := _FILE_NAME.fullmatch(entry.name):
+                found[entry.name] = match[1], int(match[2])
+        return found
+
+    def head(self) -> int | None:
+        """The number of the head; None when there is none."""
+        return max((number for kind, number in self.files().values() if kind == "log"), default=None)
+
+    def publish(self, new: Path, name: str) -> None:
+        """Give a finished file its name: from now on it counts, also after a power loss."""
+        with new.open("rb+") as file:
+            os.fsync(file.fileno())
+        new.replace(self.path / name)
+        fsync_directory(self.path)
+
+    def remove(self, name: str) -> None:
+        """Remove a file and what SQLite keeps beside it."""
+        (self.path / name).unlink(missing_ok=True)
+        self.remove_beside(name)
+
+    def remove_beside(self, name: str) -> None:
+        """Remove what SQLite keeps beside a file, which must be closed and complete."""
+        for suffix in ("-wal", "-shm", "-journal"):
+            (self.path / f"{name}{suffix}").unlink(missing_ok=True)
+
+    def remove_unfinished(self) -> None:
+        """Remove what was being made when the store went down."""
+        for path in [*self.path.glob("*.new"), *self.path.glob("*.new-*")]:
+            path.unlink()
+
+    # -- witness -------------------------------------------------------------------------------
+
+    def testify(self, head: int, commits: int) -> None:
+        """Note how far the head has come; must be called after each commit."""
+        record = _WITNESS.pack(head, commits, 0)[:-4]
+        os.lseek(self._witness, 0, os.SEEK_SET)
+        os.write(self._witness, record + crc32(record, crc32(self.id)).to_bytes(4, "big"))
+
+    def testimony(self) -> tuple[int, int]:
+        """How far the head had come at least; (0, 0) when nobody can tell."""
+        os.lseek(self._witness, 0, os.SEEK_SET)
+        record = os.read(self._witness, _WITNESS.size)
+        if len(record) == _WITNESS.size:
+            head, commits, crc = _WITNESS.unpack(record)
+            if crc == crc32(record[:-4], crc32(self.id)):
+                return head, commits
+        return 0, 0
+
+    # -- room ----------------------------------------------------------------------------------
+
+    def free_bytes(self) -> int:
+        """Room on the disk."""
+        return shutil.disk_usage(self.path).free
+
+    def take_reserve(self) -> None:
+        """Set the reserve aside. Raises OSError when there is no room for it."""
+        path = self.path / "reserve"
+        if path.exists() and path.stat().st_size == self._reserve_bytes:
+            return
+        with path.open("wb") as file:
+            for start in range(0, self._reserve_bytes, _CHUNK):
+                file.write(bytes(min(_CHUNK, self._reserve_bytes - start)))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def give_reserve(self) -> None:
+        """Give the reserve up: the disk is full."""
+        (self.path / "reserve").unlink(missing_ok=True)
+
+    def has_room(self) -> bool:
+        """Whether a disk that was full has room again, for the reserve and as much beside it."""
+        return self.free_bytes() >= 2 * self._reserve_bytes
+
+
+def _lock(path: Path) -> apsw.Connection:
+    """SQLite's own lock on an empty file: it works on every system, and ends with the process."""
+    connection = apsw.Connection(str(path / "lock"))
+    try:
+        connection.execute("BEGIN EXCLUSIVE")
+    except apsw.BusyError:
+        connection.close()
+        raise StoreLocked(str(path)) from None
+    except apsw.Error as error:
+        connection.close()
+        raise StoreDamaged(str(path / "lock"), str(error)) from error
+    return connection

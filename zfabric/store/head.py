@@ -1,0 +1,300 @@
+"""The head: the file that is written to. It holds the newest batches and all that the log knows beside them.
+
+So one SQLite transaction changes batches of any number of streams, their marks and positions together. When the head
+is long enough it is sealed: a new file takes over everything but the batches, and counts from the moment that it has
+its name. Until then the old one is the head, whatever happens.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import quote
+
+import apsw
+
+from zfabric.config import Config
+from zfabric.errors import NotStored, StoreDamaged, StoreFailed
+from zfabric.store.catalog import header_crc
+from zfabric.store.directory import Directory
+from zfabric.store.records import APPLICATION_ID, BATCHES, FORMAT, HEAD_TABLES, PAGE_BYTES, Row
+from zfabric.store.segment import Segment
+
+__all__ = ["DISK_FULL", "Head", "NoRoom", "create_head"]
+
+logger = logging.getLogger("zfabric.store")
+
+DISK_FULL = "the disk is full"
+_BUSY_MS = 5000
+_SETTINGS = {
+    "journal_mode": "wal",
+    "synchronous": "full",
+    "fullfsync": "on",  # only macOS tells the disk apart from its cache
+    "checkpoint_fullfsync": "on",
+    "wal_autocheckpoint": 0,  # the writer folds it when nobody waits
+    "cache_size": -8192,
+    "cell_size_check": "on",
+    "trusted_schema": "off",
+    "temp_store": "memory",
+}
+
+
+def _open(path: Path, vfs: str) -> apsw.Connection:
+    """Open the head for writing. Raises StoreDamaged when it is none."""
+    try:
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE, vfs=vfs or None)
+        connection.set_busy_timeout(_BUSY_MS)
+        found = connection.pragma("application_id"), connection.pragma("user_version")
+        if found != (APPLICATION_ID, FORMAT):
+            raise StoreDamaged(str(path), f"not a log of format {FORMAT}")
+        for name, value in _SETTINGS.items():
+            connection.pragma(name, value)
+    except (apsw.NotADBError, apsw.CorruptError, apsw.CantOpenError) as error:
+        raise StoreDamaged(str(path), str(error)) from error
+    return connection
+
+
+def _make(path: Path, vfs: str) -> apsw.Connection:
+    """An empty file of the log. Nobody needs it before it is finished, so it has no journal on the disk."""
+    for leftover in (path, path.with_name(f"{path.name}-journal")):
+        leftover.unlink(missing_ok=True)
+    flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
+    connection = apsw.Connection(str(path), flags=flags, vfs=vfs or None)
+    connection.pragma("page_size", PAGE_BYTES)
+    connection.pragma("journal_mode", "memory")
+    connection.pragma("synchronous", "full")
+    connection.pragma("application_id", APPLICATION_ID)
+    connection.pragma("user_version", FORMAT)
+    connection.execute(BATCHES)
+    return connection
+
+
+def create_head(path: Path, vfs: str) -> None:
+    """Make the first head of a new log."""
+    connection = _make(path, vfs)
+    try:
+        connection.execute(f"BEGIN; {HEAD_TABLES}; INSERT INTO state VALUES (1, 0, 0, 2, 1); COMMIT")
+    finally:
+        connection.close()
+
+
+def _succeed(path: Path, old: Path, vfs: str, *, marks_max: int) -> None:
+    """Make the head that follows `old`, which nobody has open any more, and enter `old` in the manifest."""
+    connection = _make(path, vfs)
+    try:
+        connection.execute("ATTACH ? AS old", (f"file:{quote(str(old.absolute()))}?mode=ro&immutable=1",))
+        connection.execute(f"BEGIN; {HEAD_TABLES}")
+        connection.execute(
+            "INSERT INTO streams SELECT id, name, first, next, next, 0, 0, 0, retention FROM old.streams"
+        )
+        connection.execute("INSERT INTO marks SELECT * FROM old.marks ORDER BY used DESC LIMIT ?", (marks_max,))
+        connection.execute("INSERT INTO positions SELECT * FROM old.positions")
+        connection.execute("INSERT INTO files SELECT * FROM old.files")
+        connection.execute("INSERT INTO ranges SELECT * FROM old.ranges")
+        connection.execute("INSERT INTO files VALUES (?, ?, ?)", (old.name, old.stat().st_size, header_crc(old)))
+        connection.execute(
+            "INSERT INTO ranges SELECT id, start, next, ?, bytes, first_ns, last_ns FROM old.streams"
+            " WHERE next > start AND next > first",
+            (old.name,),
+        )
+        connection.execute("INSERT INTO state SELECT id, commits, stored_ns, next_file + 1, next_stream FROM old.state")
+        connection.execute("COMMIT")
+        connection.execute("DETACH old")
+    finally:
+        connection.close()
+
+
+class NoRoom(Exception):
+    """The disk is full; nothing of the transaction is there."""
+
+
+class Head:
+    """The head of an open store, for its writer. The caller holds the writer's lock."""
+
+    def __init__(self, directory: Directory, config: Config, vfs: str, new_segment: Callable[[str], Segment]) -> None:
+        """Open the newest head there is. Raises StoreDamaged when it is not the newest there was."""
+        number = directory.head()
+        known_head, known_commits = directory.testimony()
+        if number is None or number < known_head:
+            raise StoreDamaged(str(directory.path), f"the head of the log, number {max(known_head, 1)}, is gone")
+        self.failure: StoreFailed | None = None
+        "Why nothing can be written any more."
+        self.full = False
+        "The disk is full: the reserve was given up, and appends are refused."
+        self._directory = directory
+        self._config = config
+        self._vfs = vfs
+        self._new_segment = new_segment
+        self.number = number
+        self._connect()
+        if number == known_head and self.commits < known_commits:
+            self.connection.close()
+            reason = f"it was cut or put back: it has {self.commits:,} commits, but {known_commits:,} were confirmed"
+            raise StoreDamaged(str(self.segment.path), reason)
+        self.bytes = self.segment.path.stat().st_size
+        "About as many bytes of batches."
+
+    def _connect(self) -> None:
+        name = self._directory.numbered("log", self.number)
+        self.segment = self._new_segment(name)
+        self.connection = _open(self.segment.path, self._vfs)
+        try:
+            ((self.commits, self.stored_ns, self.next_file, self.next_stream),) = self.connection.execute(
+                "SELECT commits, stored_ns, next_file, next_stream FROM state"
+            )
+        except (apsw.Error, ValueError) as error:
+            self.connection.close()
+            raise StoreDamaged(str(self.segment.path), str(error)) from error
+        self._unfolded = 0
+        "Bytes in the write-ahead log."
+        self.connection.set_wal_hook(self._after_commit)
+
+    def _after_commit(self, _connection: apsw.Connection, _database: str, wal_pages: int) -> int:
+        self._unfolded = wal_pages * PAGE_BYTES
+        return apsw.SQLITE_OK
+
+    def close(self) -> None:
+        """Close it; nothing can be written any more."""
+        self.failure = self.failure or StoreFailed("the log is closed")
+        self.segment.close()
+        self.connection.close()
+
+    # -- transactions --------------------------------------------------------------------------
+
+    def check_writable(self) -> None:
+        """Raise StoreFailed when writing has ended."""
+        if self.failure is not None:
+            raise self.failure
+
+    def ask(self, sql: str, *parameters: object) -> Row | None:
+        """One row, also of the transaction under way. A head that cannot be read is no longer written to."""
+        try:
+            return self.connection.execute(sql, parameters).fetchone()
+        except apsw.Error as error:
+            self.fail(error)
+
+    def transact(self, work: Callable[[apsw.Connection], object], *, stored_ns: int = 0) -> None:
+        """Do `work` in one durable transaction. Raises NoRoom, or StoreFailed when nobody knows what is there."""
+        connection = self.connection
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            work(connection)
+            connection.execute(
+                "UPDATE state SET commits = ?, stored_ns = max(stored_ns, ?), next_file = ?, next_stream = ?",
+                (self.commits + 1, stored_ns, self.next_file, self.next_stream),
+            )
+            connection.execute("COMMIT")
+        except apsw.FullError as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise NoRoom from error
+        except (apsw.Error, OSError) as error:
+            self.fail(error)
+        self.commits += 1
+        self._directory.testify(self.number, self.commits)
+
+    def transact_small(self, work: Callable[[apsw.Connection], object]) -> None:
+        """`transact` for changes that must also work on a full disk: the reserve is there for them."""
+        self.check_writable()
+        try:
+            self.transact(work)
+        except NoRoom:
+            self.become_full()
+            try:
+                self.transact(work)
+            except NoRoom:
+                raise NotStored(DISK_FULL) from None
+
+    def fail(self, error: Exception) -> NoReturn:
+        """A write failed: what is on the disk is unknown until it is read again. Nothing is confirmed any more."""
+        self.failure = StoreFailed(f"{self._directory.path}: {type(error).__name__}: {error}")
+        logger.critical("the store stops: %s", self.failure)
+        # Closing must not touch the file either.
+        self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        raise self.failure from error
+
+    # -- room ----------------------------------------------------------------------------------
+
+    def become_full(self) -> None:
+        """Give up the reserve."""
+        if not self.full:
+            logger.error("the disk of %s is full: nothing is stored until there is room", self._directory.path)
+        self.full = True
+        self._directory.give_reserve()
+
+    def take_reserve(self) -> bool:
+        """Set the reserve aside, if it is not; False when there is no room for it."""
+        try:
+            self._directory.take_reserve()
+        except OSError:
+            self.become_full()
+        return not self.full
+
+    def has_room(self) -> bool:
+        """Whether appends are possible; a disk that was full is looked at again."""
+        if self.full and self._directory.has_room():
+            self.full = False
+            if self.take_reserve():
+                logger.warning("the disk of %s has room again", self._directory.path)
+        return not self.full
+
+    # -- folding and sealing -------------------------------------------------------------------
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it should be sealed."""
+        return self.bytes >= self._config.store_segment_bytes and not self.full
+
+    def fold(self) -> None:
+        """Fold the write-ahead log into the file when it is long."""
+        if self._unfolded >= self._config.store_checkpoint_bytes:
+            self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
+
+    def _checkpoint(self, mode: int) -> bool:
+        """Whether all of it was folded: there was room, and no reader in the way."""
+        try:
+            frames, folded = self.connection.wal_checkpoint(mode=mode)
+        except apsw.BusyError:
+            return False
+        except apsw.FullError:
+            self.become_full()
+            return False
+        except apsw.Error as error:
+            self.fail(error)
+        self._unfolded = 0
+        return folded == frames
+
+    def seal(self) -> Segment | None:
+        """Begin a new head; returns the file that was sealed, or None when there was no room: the old one goes on."""
+        old = self.segment
+        old.close()
+        if not self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE):
+            return None
+        self.connection.close()
+        new = self._directory.path / "head.new"
+        number = self.next_file
+        try:
+            _succeed(new, old.path, self._vfs, marks_max=self._config.store_marks_max)
+            self._directory.publish(new, self._directory.numbered("log", number))
+        except (apsw.Error, OSError) as error:
+            new.unlink(missing_ok=True)
+            self._connect()
+            self.segment = old
+            if not _is_for_want_of_room(error):
+                self.fail(error)
+            self.become_full()
+            return None
+        old.seal()
+        self._directory.remove_beside(old.name)
+        self.number = number
+        self._connect()
+        self.bytes = 0
+        self._directory.testify(self.number, self.commits)
+        return old
+
+
+def _is_for_want_of_room(error: Exception) -> bool:
+    return isinstance(error, apsw.FullError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)

@@ -1,0 +1,425 @@
+"""The log on disk, in SQLite files through apsw. `docs/adr/0007-one-head-and-sealed-files.md` tells why it is so.
+
+Writing happens in one head file (`head.py`), under one lock; sealed files are only read, and removed as a whole.
+What is confirmed was flushed. A write that fails in any other way than for want of room ends all writing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from zlib import crc32
+
+import apsw
+import msgspec
+
+from zfabric.config import Config
+from zfabric.errors import LimitExceeded, NotStored, StoreDamaged
+from zfabric.store.catalog import Catalog, Stream
+from zfabric.store.clock import SteadyClock
+from zfabric.store.directory import Directory
+from zfabric.store.head import DISK_FULL, Head, NoRoom, create_head
+from zfabric.store.log import Appended, Commit, Mark, Outcome, Retention
+from zfabric.store.reading import ReadableLog
+from zfabric.store.records import INSERT, Row, append_row, hole_row
+from zfabric.store.rules import Judge, may_go
+from zfabric.store.segment import Range, Segment, SegmentPool
+from zfabric.wire.topics import check_topic
+
+__all__ = ["SqliteLog", "open_sqlite"]
+
+logger = logging.getLogger("zfabric.store")
+
+_encode = msgspec.msgpack.Encoder().encode
+_DAMAGE_MAX = 1000
+"Findings that are kept; more are only logged."
+
+
+def open_sqlite(url: str, config: Config, create: bool) -> SqliteLog:
+    """The engine of `sqlite:`: the rest of the URL is the path of a directory."""
+    return SqliteLog(Path(url.removeprefix("sqlite:").removeprefix("//")), config, create=create)
+
+
+class SqliteLog(ReadableLog):
+    """A log in a directory of SQLite files."""
+
+    def __init__(
+        self,
+        path: Path,
+        config: Config | None = None,
+        *,
+        create: bool = False,
+        vfs: str = "",
+        clock: SteadyClock | None = None,
+    ) -> None:
+        """`vfs` names an SQLite VFS to use instead of the system's.
+
+        Raises StoreNotFound, StoreLocked, StoreDamaged, OSError.
+        """
+        self._config = config or Config()
+        self._vfs = vfs
+        self._clock = clock or SteadyClock()
+        self._writing = threading.RLock()
+        "Held for every change."
+        self._layout = threading.Lock()
+        "Held, inside `_writing` or alone, while files must not come or go."
+        self._closed = False
+        self._damage: list[str] = []
+        self._pool = SegmentPool(self._config.store_open_files_max)
+        self._directory = Directory(path, create=create, reserve_bytes=self._config.store_reserve_bytes)
+        try:
+            self._seed = crc32(self._directory.id)
+            self._open()
+        except BaseException:
+            self._directory.close()
+            raise
+
+    # -- opening and closing -------------------------------------------------------------------
+
+    def _open(self) -> None:
+        directory = self._directory
+        if directory.is_new:
+            for name in directory.files():
+                directory.remove(name)
+            create_head(directory.path / directory.numbered("log", 1), self._vfs)
+            directory.complete()
+        self._writer = Head(directory, self._config, self._vfs, lambda name: self._segment(name, sealed=False))
+        try:
+            self._load()
+        except BaseException:
+            self._writer.close()
+            raise
+        directory.remove_unfinished()
+        for name in directory.files():
+            if name != self._head.name and name not in self._catalog.files:
+                directory.remove(name)
+        self._writer.take_reserve()
+
+    @property
+    def _head(self) -> Segment:
+        return self._writer.segment
+
+    def _load(self) -> None:
+        self._catalog = Catalog()
+        try:
+            self._catalog.load(self._writer.connection, self._head, lambda name: self._segment(name, sealed=True))
+        except (apsw.Error, KeyError, msgspec.MsgspecError) as error:
+            raise StoreDamaged(str(self._head.path), str(error)) from error
+        self._clock.not_before(self._writer.stored_ns)
+        for segment in self._catalog.files.values():
+            if segment.damaged:
+                self._note_damage(f"{segment.name}: {segment.damaged}")
+
+    def _segment(self, name: str, *, sealed: bool) -> Segment:
+        path = self._directory.path / name
+        return Segment(path, self._vfs, self._seed, sealed=sealed, on_damage=self._note_damage)
+
+    def _note_damage(self, finding: str) -> None:
+        if finding not in self._damage:
+            logger.error("damage in the log: %s", finding)
+            if len(self._damage) < _DAMAGE_MAX:
+                self._damage.append(finding)
+
+    @property
+    def damage(self) -> tuple[str, ...]:
+        """See `Log.damage`."""
+        return tuple(self._damage)
+
+    def close(self) -> None:
+        """See `Log.close`."""
+        with self._writing, self._layout:
+            if self._closed:
+                return
+            self._closed = True
+            self._writer.close()
+            for segment in self._catalog.files.values():
+                segment.close()
+            self._directory.close()
+
+    # -- appending -----------------------------------------------------------------------------
+
+    def commit(self, commits: Sequence[Commit]) -> list[Outcome]:
+        """See `Log.commit`."""
+        with self._writing:
+            writer = self._writer
+            writer.check_writable()
+            try:
+                outcomes = self._store(commits, with_appends=writer.has_room())
+            except NoRoom:
+                writer.become_full()
+                try:
+                    outcomes = self._store(commits, with_appends=False)
+                except NoRoom:
+                    outcomes = [NotStored(DISK_FULL) for _ in commits]
+            if writer.is_long:
+                self._seal()
+            else:
+                writer.fold()
+            return outcomes
+
+    def _store(self, commits: Sequence[Commit], *, with_appends: bool) -> list[Outcome]:
+        judge = Judge(
+            self._mark_for_writer,
+            self._epoch_for_writer,
+            lambda name: found.next if (found := self._catalog.streams.get(name)) else None,
+            self._config.store_streams_max - len(self._catalog.streams),
+        )
+        outcomes: list[Outcome] = []
+        accepted = []
+        for commit in commits:
+            try:
+                if commit.appends and not with_appends:
+                    raise NotStored(DISK_FULL, commit.appends[0].stream)
+                outcome = judge.decide(commit)
+            except NotStored as refusal:
+                outcomes.append(refusal)
+            else:
+                outcomes.append(outcome)
+                accepted.append((commit, outcome))
+        if judge.marks or judge.positions:
+            self._write(judge, accepted)
+        return outcomes
+
+    def _write(self, judge: Judge, accepted: Sequence[tuple[Commit, tuple[Appended, ...]]]) -> None:
+        now = self._clock()
+        next_stream = self._writer.next_stream
+        changed = {name: self._known_or_new(name) for name in judge.nexts}
+        rows: list[Row] = []
+        sizes = dict.fromkeys(judge.nexts, 0)
+        for commit, outcome in accepted:
+            for append, appended in zip(commit.appends, outcome, strict=True):
+                if appended.offset is not None:
+                    row, nbytes = append_row(append, changed[append.stream].id, appended.offset, now, self._seed)
+                    rows.append(row)
+                    sizes[append.stream] += nbytes
+        changed = {
+            name: _grown(stream, judge.nexts[name], sizes[name], now, self._head) for name, stream in changed.items()
+        }
+
+        def work(connection: apsw.Connection) -> None:
+            for stream in changed.values():
+                _write_stream(connection, stream)
+            connection.executemany(INSERT, rows)
+            connection.executemany(
+                "INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?, ?)",
+                (
+                    (producer, changed[name].id, mark.epoch, mark.next, self._writer.commits)
+                    for (producer, name), mark in judge.marks.items()
+                ),
+            )
+            connection.executemany(
+                "INSERT OR REPLACE INTO positions VALUES (?, ?, ?)",
+                ((update.name, update.value, update.epoch) for update in judge.positions.values()),
+            )
+
+        try:
+            self._writer.transact(work, stored_ns=now)
+        except NoRoom:
+            self._writer.next_stream = next_stream
+            raise
+        for stream in changed.values():
+            self._catalog.put(stream)
+        self._writer.bytes += sum(sizes.values())
+
+    def _known_or_new(self, name: str) -> Stream:
+        known = self._catalog.streams.get(name)
+        if known is None:
+            known = Stream(self._writer.next_stream, name, 0, 0)
+            self._writer.next_stream += 1
+        return known
+
+    def _mark_for_writer(self, producer: bytes, name: str) -> Mark | None:
+        stream = self._catalog.streams.get(name)
+        if stream is None:
+            return None
+        sql = "SELECT epoch, next FROM marks WHERE producer = ? AND stream = ?"
+        row = self._writer.ask(sql, producer, stream.id)
+        return None if row is None else Mark(*row)
+
+    def _epoch_for_writer(self, name: str) -> int:
+        row = self._writer.ask("SELECT epoch FROM positions WHERE name = ?", name)
+        return -1 if row is None else int(row[0])
+
+    # -- files ---------------------------------------------------------------------------------
+
+    def _seal(self) -> None:
+        """Begin a new head, unless files must stay as they are just now."""
+        if not self._layout.acquire(blocking=False):
+            return
+        try:
+            self._seal_in_layout()
+        finally:
+            self._layout.release()
+
+    def _seal_in_layout(self) -> None:
+        sealed = self._writer.seal()
+        if sealed is not None:
+            self._catalog.files[sealed.name] = sealed
+            self._catalog.rolled()
+
+    def _reclaim(self) -> None:
+        """Remove the files that no stream needs any more; when the head is one of them, seal it first."""
+        if not self._layout.acquire(blocking=False):
+            return
+        try:
+            live = self._catalog.live()
+            if self._head.name not in live and (
+                self._writer.bytes >= self._config.store_segment_bytes // 2
+                or (self._writer.full and self._writer.bytes)
+            ):
+                self._seal_in_layout()
+            dead = [name for name in self._catalog.files if name not in live]
+            if dead:
+                sql = "DELETE FROM files WHERE name = ?"
+                self._writer.transact_small(lambda connection: connection.executemany(sql, [(name,) for name in dead]))
+            for name in dead:
+                self._pool.forget(self._catalog.files.pop(name))
+                self._directory.remove(name)
+        finally:
+            self._layout.release()
+
+    # -- forgetting ----------------------------------------------------------------------------
+
+    def trim(self, stream: str, before: int) -> int:
+        """See `Log.trim`."""
+        with self._writing:
+            known = self._catalog.streams.get(stream)
+            if known is None:
+                return 0
+            self._trim({known: before})
+            self._reclaim()
+            return self._catalog.streams[stream].first
+
+    def _trim(self, cuts: dict[Stream, int]) -> None:
+        self._writer.check_writable()
+        trimmed = [
+            stream.without_expired(min(before, stream.next)) for stream, before in cuts.items() if before > stream.first
+        ]
+        if not trimmed:
+            return
+
+        def work(connection: apsw.Connection) -> None:
+            firsts = [(stream.first, stream.id) for stream in trimmed]
+            connection.executemany("UPDATE streams SET first = ? WHERE id = ?", firsts)
+            connection.executemany("DELETE FROM ranges WHERE next <= ? AND stream = ?", firsts)
+
+        self._writer.transact_small(work)
+        for stream in trimmed:
+            self._catalog.put(stream)
+
+    def purge(self, stream: str) -> int:
+        """See `Log.purge`."""
+        with self._writing:
+            known = self._catalog.streams.get(stream)
+            return 0 if known is None else self.trim(stream, known.next)
+
+    def delete(self, stream: str) -> None:
+        """See `Log.delete`."""
+        with self._writing:
+            self._writer.check_writable()
+            known = self._catalog.streams.get(stream)
+            if known is None:
+                return
+
+            def work(connection: apsw.Connection) -> None:
+                for table, column in (("streams", "id"), ("ranges", "stream"), ("marks", "stream")):
+                    connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (known.id,))
+
+            self._writer.transact_small(work)
+            del self._catalog.streams[stream]
+            self._reclaim()
+
+    def skip(self, stream: str, to: int) -> None:
+        """See `Log.skip`."""
+        with self._writing:
+            known = self._create(stream)
+            if to <= known.next:
+                return
+            now = self._clock()
+            grown = _grown(known, to, 0, now, self._head)
+            row = hole_row(known.id, known.next, to - known.next, now, self._seed)
+
+            def work(connection: apsw.Connection) -> None:
+                _write_stream(connection, grown)
+                connection.execute(INSERT, row)
+
+            self._writer.transact_small(work)
+            self._catalog.put(grown)
+
+    def retain(self, stream: str, retention: Retention) -> None:
+        """See `Log.retain`."""
+        with self._writing:
+            changed = msgspec.structs.replace(self._create(stream), retention=retention)
+            sql = "UPDATE streams SET retention = ? WHERE id = ?"
+            self._writer.transact_small(lambda connection: connection.execute(sql, (_encode(retention), changed.id)))
+            self._catalog.put(changed)
+
+    def _create(self, name: str) -> Stream:
+        self._writer.check_writable()
+        known = self._catalog.streams.get(check_topic(name, reserved=True))
+        if known is None:
+            if len(self._catalog.streams) >= self._config.store_streams_max:
+                raise LimitExceeded("store_streams_max", len(self._catalog.streams) + 1, self._config.store_streams_max)
+            known = self._known_or_new(name)
+            stream = known
+            self._writer.transact_small(lambda connection: _write_stream(connection, stream))
+            self._catalog.put(known)
+        return known
+
+    def enforce(self) -> None:
+        """See `Log.enforce`."""
+        with self._writing:
+            now = self._clock()
+            self._trim({stream: self._retained_from(stream, now) for stream in self._catalog})
+            self._reclaim()
+
+    def _retained_from(self, stream: Stream, now_ns: int) -> int:
+        """The first offset that retention keeps."""
+        first, total = stream.first, stream.bytes
+
+        def goes(end: int, nbytes: int, stored_ns: int) -> bool:
+            nonlocal first, total
+            if not may_go(
+                stream.retention,
+                end=end,
+                nbytes=nbytes,
+                stored_ns=stored_ns,
+                next_offset=stream.next,
+                total=total,
+                now_ns=now_ns,
+            ):
+                return False
+            first, total = end, total - nbytes
+            return True
+
+        for held in stream.ranges:
+            if not goes(held.next, held.bytes, held.last_ns):
+                for end, nbytes, stored_ns in held.segment.sizes(stream.id, max(first, held.first)):
+                    if not goes(end, nbytes, stored_ns):
+                        return first
+        return first
+
+    def compact(self, stream: str) -> None:
+        """See `Log.compact`."""
+        raise NotImplementedError
+
+
+def _grown(stream: Stream, end: int, nbytes: int, now_ns: int, head: Segment) -> Stream:
+    """The stream after the head got its messages up to `end`."""
+    held = stream.head
+    if held is None:
+        held = Range(head, stream.next, end, nbytes, now_ns, now_ns)
+    else:
+        held = msgspec.structs.replace(held, next=end, bytes=held.bytes + nbytes, last_ns=now_ns)
+    return msgspec.structs.replace(stream, next=end, head=held)
+
+
+def _write_stream(connection: apsw.Connection, stream: Stream) -> None:
+    head = stream.head
+    start, *rest = (stream.next, 0, 0, 0) if head is None else (head.first, head.bytes, head.first_ns, head.last_ns)
+    connection.execute(
+        "INSERT OR REPLACE INTO streams VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (stream.id, stream.name, stream.first, stream.next, start, *rest, _encode(stream.retention)),
+    )
