@@ -135,6 +135,32 @@ async def test_slow_readers_are_given_up_only_if_asked_for(make_node: MakeNode, 
     await asyncio.wait([watching])
 
 
+async def test_a_slow_reader_that_opens_the_window_for_moments_is_given_up(make_node: MakeNode) -> None:
+    """The publisher fills whatever an ack makes free; with evict_slow that does not go on for ever."""
+    a, b = await pair(make_node, grace_s=0.3, evict_slow=True)
+    gone = a.events()
+    publisher, subscription = await connect(a, b, "t", publisher={**RELIABLE, "window_bytes": 30_000}, ack="manual")
+    evictions: list[Evicted] = []
+    watching = asyncio.ensure_future(collect(gone, evictions))
+
+    async def fill() -> None:
+        while not evictions:
+            await publisher.publish(b"x" * 300)
+            await asyncio.sleep(0)  # each in a batch of its own
+
+    async def read() -> None:
+        while not evictions:
+            message = await subscription.receive(timeout=TIMEOUT)
+            await message.ack()
+            await wait_until_async(lambda: publisher._outbox.full or evictions)
+
+    await asyncio.wait_for(asyncio.gather(fill(), read()), TIMEOUT)
+
+    assert evictions[0].peer.name == "b"
+    watching.cancel()
+    await asyncio.wait([watching])
+
+
 async def collect(events: Any, found: list[Evicted]) -> None:
     """Evictions as they come."""
     async for event in events:

@@ -272,8 +272,10 @@ class Outbox:
         while history and history[0].end <= floor and (history[0].end <= oldest or self._history_bytes > bytes_max):
             self._history_bytes -= history.popleft().nbytes
         held_up = self.waiting_bytes >= self.window_bytes or self.base - floor >= self._config.window_messages_max
-        if held_up != (self.full_since < inf):
-            self.full_since = now if held_up else inf
+        if held_up:
+            self.full_since = min(self.full_since, now)
+        elif not (self._config.evict_slow and self.waiting_bytes * 2 > self.window_bytes):
+            self.full_since = inf  # a slow reader opens the window a little with each ack, and is slow all the same
         full = held_up or self.local_full
         if full != self.full:
             self.full = full

@@ -305,7 +305,8 @@ class Oracle:
         got = self.part(lane, stream.key)
         grace = self.config.grace_s - 0.001
         away = watch.away_since is not None and now - watch.away_since >= grace
-        full = stream.full_since is not None and now - stream.full_since >= grace
+        since = stream.pressed_since if self.config.evict_slow else stream.full_since
+        full = since is not None and now - since >= grace
         stuck = now - watch.progress_at >= grace or self.config.evict_slow
         if not (lane.closed or away or (full and stuck)):
             raise Violation("evicted-early", f"{_show(stream.key)} gave {lane} up without reason")
@@ -337,6 +338,10 @@ class Oracle:
             )
         if stream.history and outbox.first_kept > max(0, outbox.base - stream.history):
             raise Violation("retention", f"{_show(stream.key)} keeps {outbox.first_kept} on, not {stream.history}")
+        if outbox.waiting_bytes >= outbox.window_bytes:
+            stream.pressed_since = now if stream.pressed_since is None else stream.pressed_since
+        elif outbox.waiting_bytes * 2 <= outbox.window_bytes:
+            stream.pressed_since = None
         if outbox.waiting_bytes < outbox.window_bytes or not stream.readers:
             stream.full_since = None
         elif stream.full_since is None:

@@ -89,6 +89,8 @@ class StreamTruth(msgspec.Struct):
     alive: bool = True
     readers: dict[tuple[bytes, int], Watch] = {}
     full_since: float | None = None
+    pressed_since: float | None = None
+    "Since then it was full once, and never less than half full."
     burst_bytes: int = 0
 
 
