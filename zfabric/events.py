@@ -94,7 +94,7 @@ class Gap(Event, frozen=True):
     cause: str
     """At-most-once: `overflow` (a queue on the way was full, or the link broke) or `buffer` (this subscription's own
     bound). Reliable: `expired` (the publisher keeps it no longer), `evicted`, `closed` or `epoch` (the publisher
-    ended or began anew) or `unanswered`."""
+    ended or began anew), `too-large` (over this node's Config.frame_bytes_max) or `unanswered`."""
 
     @property
     def count(self) -> int:

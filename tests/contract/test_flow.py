@@ -429,6 +429,22 @@ async def test_values_that_no_frame_can_hold_are_refused(make_node: MakeNode) ->
     assert await values(subscription, 2) == ["before", "after"]
 
 
+async def test_reliable_values_fit_one_frame_with_all_their_buffers(make_node: MakeNode) -> None:
+    """What may be sent again travels in one control frame then."""
+    limits = {"frame_bytes_max": 200_000, "inline_bytes": 1000}
+    a, b = await make_node("a", **limits), await make_node("b", **limits)
+    publisher = a.publisher("limited", delivery="at-least-once")
+    subscription = b.subscribe("limited")
+    await publisher.wait_for(subscribers=1, timeout=TIMEOUT)
+
+    with pytest.raises(LimitExceeded) as caught:
+        publisher.publish_nowait(b"x" * 190_000)
+    assert caught.value.limit == "frame_bytes_max"
+    await publisher.publish(b"x" * 180_000)
+
+    assert await values(subscription, 1) == [b"x" * 180_000]
+
+
 async def test_batches_never_outgrow_a_frame(make_node: MakeNode) -> None:
     """Many values or headers in one turn, of very uneven sizes, are spread over frames that every peer accepts."""
     limits = {"frame_bytes_max": 200_000}

@@ -115,6 +115,24 @@ async def test_a_batch_that_is_too_large_here_is_reported_as_lost(arena: Arena, 
     await arena.stays_small()
 
 
+@pytest.mark.parametrize("limits", [{"frame_bytes_max": 100_000, "reconnect_interval_s_max": 0.3}])
+async def test_a_reliable_batch_that_is_too_large_here_is_told_to_be_missing(
+    arena: Arena, limits: dict[str, Any]
+) -> None:
+    """Nobody tries for ever to repair what this node does not take: it told its peers how much it does."""
+    subscription = arena.victim.subscribe("large")
+    publisher = arena.friend.publisher("large", delivery="at-least-once")
+    await publisher.wait_for(subscribers=1, timeout=10)
+
+    await publisher.publish("x" * 100_000)
+    await arena.complaint("Config.frame_bytes_max")
+    await publisher.publish("small")
+
+    assert (await subscription.receive(timeout=10)).value == "small"
+    gap = await next_event(arena.events, Gap)
+    assert (gap.first, gap.last, gap.cause) == (0, 0, "too-large")
+
+
 async def test_forged_topics_are_refused(arena: Arena, impostor: MakeImpostor) -> None:
     """A topic with illegal characters never becomes a stream, whatever pattern takes it; the peer is named."""
     attacker, subscription = await evil_publisher(arena, impostor)

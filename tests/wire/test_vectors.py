@@ -17,7 +17,7 @@ FILES = {path.name: path.read_bytes() for path in sorted(Path(make.FOLDER).glob(
 IDENTITY = [
     bytes(range(32, 48)), "plant", "sensor-1", "host-a", 4711,
     ["ipc:///run/zfabric/0001.in", "tcp://192.0.2.1:7400"],
-    ["ipc:///run/zfabric/0001.out", "tcp://192.0.2.1:7401"],
+    ["ipc:///run/zfabric/0001.out", "tcp://192.0.2.1:7401"], 67_108_864,
 ]  # fmt: skip
 TOPIC = "plant.line1.temp"
 BASE = 2**33

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from math import inf
 
+import msgspec
+
 from zfabric.config import Config
 from zfabric.discovery.base import Announcement, Discovery
 from zfabric.errors import NodeClosed, NodeForked, RemoteProtocolError
@@ -92,9 +94,8 @@ class Driver:
         self.pump()
 
     def _introduce(self) -> None:
-        transport, old = self._transport, self._identity
-        inbox, outlet = transport.inbox_endpoints, transport.outlet_endpoints
-        self._identity = Identity(old.token, old.fabric, old.name, old.host, old.pid, inbox, outlet)
+        inbox, outlet = self._transport.inbox_endpoints, self._transport.outlet_endpoints
+        self._identity = msgspec.structs.replace(self._identity, inbox=inbox, outlet=outlet)
         self.core.introduce(self._identity)
 
     @property

@@ -114,7 +114,8 @@ class Node:
         core = Core(node_id, config, transport.usable, jitter, environment.utc() - loop.time())
         driver = Driver(core, transport, environment.ways(scope, config), config, environment.utc)
         host = socket.gethostname()
-        identity = Identity(environment.random_bytes(16), self.fabric, self.name, host, os.getpid(), (), ())
+        token = environment.random_bytes(16)
+        identity = Identity(token, self.fabric, self.name, host, os.getpid(), (), (), config.frame_bytes_max)
         driver.open(identity, "" if credentials is None else credentials.fingerprint, self._seeds)
         self.id = node_id.hex()
         self._driver = driver

@@ -13,7 +13,7 @@ from zfabric.config import Config
 from zfabric.errors import DeliveryFailed, EncodeFailed, LimitExceeded, NodeClosed, NoSubscribers, WindowFull
 from zfabric.node.driver import Driver
 from zfabric.protocol.outbox import Outbox
-from zfabric.wire.batch import plain_metadata
+from zfabric.wire.batch import frame_bytes, plain_metadata
 from zfabric.wire.codec import SPECIAL_TYPES, Codec
 
 __all__ = ["Publisher"]
@@ -260,8 +260,8 @@ class Publisher:
     def _check_size(self, length: int, meta_bytes: int) -> None:
         """Take back a value that its frame cannot hold: receivers would close the connection."""
         writer, limit = self._outbox.writer, self._config.frame_bytes_max
-        sizes = [len(frame) for frame in writer.buffers[writer.buffers_counted :]]
-        size = max(len(writer.buffer) + writer.meta_bytes + meta_bytes, *sizes, 0)
+        body = len(writer.buffer) + writer.meta_bytes + meta_bytes
+        size = frame_bytes(body, writer.buffers, repairable=self._outbox.reliable)
         if size > limit:
             del writer.buffer[length:]
             del writer.buffers[writer.buffers_counted :]

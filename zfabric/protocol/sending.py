@@ -11,6 +11,7 @@ from zfabric.protocol.effects import Effects
 from zfabric.protocol.interests import Interests
 from zfabric.protocol.outbox import Outbox, Reader
 from zfabric.protocol.peers import PeerRecord, PeerTable
+from zfabric.wire.batch import REPAIR_BYTES
 from zfabric.wire.records import Ack, Data, Missing, Position, Positions, Repair
 from zfabric.wire.records import Evicted as EvictedRecord
 
@@ -75,6 +76,10 @@ class Sending:
                     continue
                 if spent >= budget:
                     break
+                if sealed.nbytes + REPAIR_BYTES > peer.identity.frame_bytes_max:
+                    span = sealed.base, sealed.end
+                    self._tell(peer, Missing(repair.lane, repair.topic, repair.epoch, *span, "too-large"), now)
+                    continue
                 spent += sealed.nbytes
                 self._tell(peer, Data(repair.lane, [bytes(frame) for frame in sealed.frames]), now)
         level, at = self._budgets[peer.id]

@@ -22,7 +22,7 @@ from zfabric.config import Config
 from zfabric.errors import EncodeFailed, LimitExceeded, WindowFull
 from zfabric.node.driver import Driver
 from zfabric.protocol.outbox import Outbox
-from zfabric.wire.batch import BatchWriter, Buffer, Meta, plain_metadata
+from zfabric.wire.batch import BatchWriter, Buffer, Meta, frame_bytes, plain_metadata
 from zfabric.wire.codec import SPECIAL_TYPES, Codec
 
 __all__ = ["Stage"]
@@ -170,7 +170,7 @@ class Stage:
         """Refuse a value that its frame cannot hold: receivers would close the connection."""
         limit = self._config.frame_bytes_max
         body = len(writer.buffer) + writer.meta_bytes + len(data) + meta_bytes
-        size = max(body, *(len(frame) for frame in frames[len(writer.buffers) :]), 0)
+        size = frame_bytes(body, frames, repairable=self.outbox.reliable)
         if size > limit:
             raise LimitExceeded("frame_bytes_max", size, limit)
 

@@ -11,7 +11,7 @@ their own. `docs/protocol.md` is the specification.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, TypeAlias
 from zlib import crc32
 
@@ -22,11 +22,13 @@ from zfabric.errors import EncodeFailed, RemoteProtocolError
 __all__ = [
     "FLAG_ACK_NOW",
     "FLAG_RELIABLE",
+    "REPAIR_BYTES",
     "VERSION",
     "Batch",
     "BatchWriter",
     "Buffer",
     "Meta",
+    "frame_bytes",
     "parse_batch",
     "plain_metadata",
 ]
@@ -37,6 +39,9 @@ FLAG_RELIABLE = 2
 "The stream can be repaired: sequence numbers are acknowledged."
 FLAG_ACK_NOW = 4
 "Somebody waits for the acknowledgement."
+
+REPAIR_BYTES = 16 * 1024
+"What a repair adds to the frames of a batch, at most."
 
 TTL_S_MAX = 1e9
 "Longest lifetime of a message: it fits the 64 bits of any clock."
@@ -172,6 +177,12 @@ class BatchWriter:
         frames: list[Buffer] = [buffer, *self.buffers]
         self._clear()
         return frames
+
+
+def frame_bytes(body_bytes: int, frames: Iterable[Buffer], *, repairable: bool) -> int:
+    """The length of a batch's longest frame; of one that may be sent again, of the one frame that holds all of it."""
+    lengths = [len(frame) for frame in frames]
+    return REPAIR_BYTES + body_bytes + sum(lengths) if repairable else max(body_bytes, *lengths, 0)
 
 
 def _checksum(frame: Buffer, body_start: int, buffers: Sequence[Buffer]) -> int:

@@ -62,6 +62,8 @@ class Identity(msgspec.Struct, array_like=True, frozen=True):
     pid: Count
     inbox: Endpoints
     outlet: Endpoints
+    frame_bytes_max: Count = 64 * 1024 * 1024
+    "A longer frame ends the connection."
 
 
 class Hello(msgspec.Struct, array_like=True, tag=1, frozen=True):
