@@ -89,6 +89,30 @@ class Config:
     evict_slow: bool = False
     "Give up slow subscribers that filled the window for `grace_s` even though they make progress."
 
+    # -- services ------------------------------------------------------------------------------
+    services_max: int = 10_000
+    "Services one node may provide, and the most of one peer that are looked at."
+    service_concurrency: int = 100
+    "Default of how many calls of one `async def` service are worked on at one time."
+    service_waiting_max: int = 10_000
+    "Requests that wait for one service's turn; more are refused as overloaded."
+    service_threads_max: int = 32
+    "Threads that run `def` services, per node, and the default concurrency of each."
+    requests_max: int = 100_000
+    "Requests of one node that have not ended."
+    request_timeout_s: float = 10.0
+    "Default timeout of a request."
+    request_retry_s: float = 0.05
+    "First pause of an idempotent request that every provider refused or left; doubles each time."
+    request_retry_s_max: float = 2.0
+    "Longest such pause."
+    stream_bytes: int = 1024 * 1024
+    "Items of a streamed reply that may be unread at the client."
+    replies_kept_max: int = 10_000
+    "Replies to idempotent requests kept for the same request to come again."
+    replies_kept_bytes: int = 16 * 1024 * 1024
+    "Bytes of such replies, at most."
+
     # -- peers ---------------------------------------------------------------------------------
     heartbeat_interval_s: float = 1.0
     "A peer that got nothing else from us in this time gets a heartbeat."

@@ -9,17 +9,23 @@ __all__ = [
     "FabricError",
     "InsecureInterface",
     "InterfaceNotFound",
+    "InvalidArguments",
     "InvalidKey",
     "LimitExceeded",
     "LocalProtocolError",
+    "NoResponders",
     "NoSubscribers",
     "NodeClosed",
     "NodeForked",
     "NotStored",
     "OutOfSequence",
+    "Overloaded",
     "PositionFenced",
     "ProducerFenced",
+    "ProviderLost",
+    "RemoteError",
     "RemoteProtocolError",
+    "RequestTimeout",
     "SelectorError",
     "StoreDamaged",
     "StoreFailed",
@@ -131,6 +137,66 @@ class DeliveryFailed(FabricError):
         super().__init__(f"not everything on {topic!r} was delivered: {told}")
         self.topic = topic
         self.failures = failures
+
+
+class NoResponders(FabricError):
+    """Nobody provides the service now. Start a provider, or give a node that has just opened time with `wait=`."""
+
+    def __init__(self, service: str, version: int, versions: tuple[int, ...] = ()) -> None:
+        others = f"; it is there in version {', '.join(map(str, versions))}: pass version=" if versions else ""
+        super().__init__(f"nobody provides version {version} of {service!r}{others}")
+        self.service = service
+        self.version = version
+        self.versions = versions
+
+
+class RequestTimeout(FabricError, TimeoutError):
+    """A request had no reply within `timeout` seconds; whoever still worked on it (`providers`) was told to stop."""
+
+    def __init__(self, service: str, timeout: float, providers: tuple[str, ...] = ()) -> None:
+        who = f" from {', '.join(providers)}" if providers else ""
+        super().__init__(f"no reply{who} to {service!r} within {timeout:g} s; give it longer with timeout=")
+        self.service = service
+        self.timeout = timeout
+        self.providers = providers
+
+
+class RemoteError(FabricError):
+    """A service's handler raised an exception: `type` is its class, `trace` its traceback if the provider gives it."""
+
+    def __init__(self, service: str, provider: str, type: str, message: str, trace: str | None = None) -> None:  # noqa: A002 - the public name
+        super().__init__(f"{service!r} at {provider} failed: {type}: {message}")
+        self.service = service
+        self.provider = provider
+        self.type = type
+        self.message = message
+        self.trace = trace
+
+
+class InvalidArguments(RemoteError):
+    """The arguments of a request do not fit the service; its handler was not called."""
+
+
+class ProviderLost(FabricError):
+    """The provider of a request left in the middle of it: whether it was done is not known.
+
+    A request with `idempotent=True` is tried again elsewhere instead.
+    """
+
+    def __init__(self, service: str, provider: str) -> None:
+        super().__init__(f"{provider} was lost while it worked on {service!r}: it may or may not have been done")
+        self.service = service
+        self.provider = provider
+
+
+class Overloaded(FabricError):
+    """Every provider of the service has more waiting than it can do in time. Try again in `retry_after` seconds."""
+
+    def __init__(self, service: str, provider: str, retry_after: float) -> None:
+        super().__init__(f"{service!r} is overloaded (at {provider}): try again in {retry_after:.3g} s")
+        self.service = service
+        self.provider = provider
+        self.retry_after = retry_after
 
 
 class RemoteProtocolError(FabricError):

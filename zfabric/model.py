@@ -9,7 +9,18 @@ import msgspec
 
 from zfabric.errors import LocalProtocolError
 
-__all__ = ["Delivery", "Message", "Overflow", "Peer", "Source", "Statistics", "Topic", "TopicStatistics"]
+__all__ = [
+    "Delivery",
+    "Message",
+    "Overflow",
+    "Peer",
+    "ProviderReply",
+    "ServiceOffer",
+    "Source",
+    "Statistics",
+    "Topic",
+    "TopicStatistics",
+]
 
 T = TypeVar("T")
 
@@ -120,6 +131,24 @@ class Message(msgspec.Struct, gc=False):
         return f"<Message {self.topic}#{self.seq} from {self.source.name}{key}: {self.value!r}>"
 
 
+class ServiceOffer(msgspec.Struct, frozen=True):
+    """A service that a node provides."""
+
+    service: str
+    version: int
+    concurrency: int
+    "How many calls it works on at one time."
+
+
+class ProviderReply(msgspec.Struct, frozen=True):
+    """What one provider answers to `node.request_all`."""
+
+    source: Source
+    value: Any
+    "What it replied; None with an error."
+    error: Exception | None = None
+
+
 class Peer(msgspec.Struct, frozen=True):
     """Another node as this one sees it."""
 
@@ -137,6 +166,8 @@ class Peer(msgspec.Struct, frozen=True):
     "Topics it publishes."
     patterns: tuple[str, ...]
     "Topics and patterns it subscribes to."
+    services: tuple[ServiceOffer, ...] = ()
+    "Services it provides."
 
 
 class TopicStatistics(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from tests.protocol.network import LATENCY_S, Party, World, meet
 from zfabric.config import Config
 from zfabric.protocol.peers import PeerRecord
 from zfabric.wire.letters import LETTER_RECORDS_MAX, LetterRecord
-from zfabric.wire.service_records import ServiceOffers
+from zfabric.wire.service_records import Failure
 
 SHORT = Config(heartbeat_interval_s=0.5, peer_timeout_s=1.5, rejoin_s=1000, channel_retry_s=0.2)
 
@@ -21,7 +21,7 @@ class Talker:
     """A machine that says numbers to its peers and writes down what it hears, by session."""
 
     def __init__(self, party: Party) -> None:
-        self.records: dict[type[LetterRecord], Callable[[PeerRecord, Any, float], None]] = {ServiceOffers: self._hear}
+        self.records: dict[type[LetterRecord], Callable[[PeerRecord, Any, float], None]] = {Failure: self._hear}
         self.party = party
         self.peers: dict[bytes, PeerRecord] = {}
         self.sessions = 0
@@ -48,14 +48,14 @@ class Talker:
         """Something was acknowledged."""
         self.rooms += 1
 
-    def _hear(self, peer: PeerRecord, record: ServiceOffers, now: float) -> None:
-        self.heard += record.services
+    def _hear(self, peer: PeerRecord, record: Failure, now: float) -> None:
+        self.heard.append(record.code)
 
     def say(self, *, nbytes: int = 64) -> None:
         """Say the next number."""
         for peer in self.peers.values():
             text = f"{self.party.name}.{self.sessions}.{self.said}"
-            self.party.core.channels.tell(peer, ServiceOffers([text]), nbytes)
+            self.party.core.channels.tell(peer, Failure(0, text), nbytes)
         self.said += 1
         self.party.pump()
 
@@ -83,7 +83,7 @@ def test_records_of_a_turn_are_one_letter_and_one_frame() -> None:
     before = world.frames_sent
 
     for number in range(10):
-        a.party.core.channels.tell(peer, ServiceOffers([f"a.1.{number}"]))
+        a.party.core.channels.tell(peer, Failure(0, f"a.1.{number}"))
     a.party.pump()
     world.run(3 * LATENCY_S)
 
@@ -172,7 +172,7 @@ def test_letters_are_bounded() -> None:
     count = 2 * LETTER_RECORDS_MAX + 1
 
     for number in range(count):
-        a.party.core.channels.tell(peer, ServiceOffers([f"a.1.{number}"]), 10_000)
+        a.party.core.channels.tell(peer, Failure(0, f"a.1.{number}"), 10_000)
     before = world.frames_sent
     a.party.pump()
     frames = world.frames_sent - before

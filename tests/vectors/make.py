@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from msgspec import Raw
+
 from zfabric.wire.batch import FLAG_ACK_NOW, FLAG_RELIABLE, BatchWriter, Buffer
 from zfabric.wire.codec import Codec
 from zfabric.wire.letters import Broken, Letter, LetterAck
@@ -39,7 +41,7 @@ from zfabric.wire.records import (
     Welcome,
     encode_envelope,
 )
-from zfabric.wire.service_records import ServiceOffers
+from zfabric.wire.service_records import Cancel, Credit, End, Failure, Item, Offer, Reply, Request, ServiceOffers
 
 FOLDER = Path(__file__).parent
 SENDER = bytes(range(16))
@@ -93,7 +95,34 @@ CONTROL: dict[str, list[Record]] = {
     "evicted": [Evicted(3, "plant.line1.temp", EPOCH, "the window was full for 10 s")],
     "incompatible": [Incompatible(3, "plant.line1.temp", "at-most-once", "at-least-once")],
     "resume": [Resume(3, "plant.line1.temp")],
-    "letter": [Letter(3, 2, 1000, [QueueOffers(["jobs"]), ServiceOffers(["math.add"])])],
+    "letter": [Letter(3, 2, 1000, [QueueOffers(["jobs"]), ServiceOffers([Offer("math.add", 1, 100)])])],
+    "letter-request": [
+        Letter(
+            1,
+            2,
+            5,
+            [
+                Request(7, "math.add", 1, Raw(b"\x92\x01\x02"), {"c": Raw(b"\x03")}, 1.5, True),
+                Request(8, "log.tail", 2, Raw(b"\x90"), {}, None, False, 1024),
+                Credit(8, 512),
+                Cancel(8),
+            ],
+        )
+    ],
+    "letter-reply": [
+        Letter(
+            2,
+            1,
+            6,
+            [
+                Reply(7, Raw(b"\x06")),
+                Failure(9, "error", "KeyError", "'x'", "Traceback"),
+                Failure(10, "overloaded", retry_after_s=0.25),
+                Item(8, Raw(b"\xa4line")),
+                End(8),
+            ],
+        )
+    ],
     "letter-ack": [LetterAck(2, 3, 1001)],
     "broken": [Broken(3)],
     "several": [Heartbeat(1), Ack(1, "a", 1, 2, 2), Goodbye()],

@@ -68,6 +68,7 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
         self._pump_soon = False
+        self._jobs: list[Callable[[], object]] = []
         self._holding: set[Sink] = set()
         self._confirming: list[tuple[asyncio.Future[None], Outbox, int, bool]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -243,15 +244,22 @@ class Driver:
             self._pump_soon = True
             self.loop.call_soon(self.pump)
 
+    def defer(self, job: Callable[[], object]) -> None:
+        """Call something that may run users' code, once the core is done with what it does now. Pump afterwards."""
+        self._jobs.append(job)
+
     def pump(self) -> None:
         """Carry out the core's actions until there are none."""
         self._pump_soon = False
         if self.open_state != "open":
             return
         now = self.loop.time()
-        while actions := self.core.actions(now):
+        while (actions := self.core.actions(now)) or self._jobs:
             for action in actions:
                 self._act(action, now)
+            jobs, self._jobs = self._jobs, []
+            for job in jobs:
+                job()
         self._rearm()
         if self._confirming:
             self._confirm()

@@ -23,6 +23,9 @@ from zfabric.node.environment import Environment, Machine
 from zfabric.node.eventhub import EventStream
 from zfabric.node.handlers import Handlers
 from zfabric.node.publisher import Publisher
+from zfabric.node.requests import Requests
+from zfabric.node.servicemethods import ServiceMethods
+from zfabric.node.services import Services
 from zfabric.node.subscription import Subscription
 from zfabric.protocol.core import Core
 from zfabric.protocol.outbox import Outbox
@@ -46,7 +49,7 @@ class _OpenTopic:
         self.publishers = 0
 
 
-class Node:
+class Node(ServiceMethods):
     """One member of a fabric. Use it as `async with Node("name") as node:`, or `open()` and `close()` it.
 
     `name`: for people; several nodes may share one. Default: the program's name and process id.
@@ -121,6 +124,7 @@ class Node:
         self._driver = driver
         self._with_crc = not scope.loopback and credentials is None
         self._handlers = Handlers(driver, config.handler_threads_max)
+        self._services, self._requests = Services(driver, config), Requests(driver, config)
         _open_nodes.add(self)
         if not scope.loopback:
             self._watch = loop.create_task(self._watch_addresses(scope), name="zfabric-addresses")
@@ -147,7 +151,10 @@ class Node:
             self._watch.cancel()
         for subscription in list(self._subscriptions):
             subscription.end()
-        await handlers.close(timeout / 2)
+        if self._services is not None and self._requests is not None:
+            await self._services.close(timeout / 2)
+            self._requests.close()
+        await handlers.close((deadline - driver.loop.time()) / 2)
         await self._confirm_all(driver, (deadline - driver.loop.time()) / 2)
         await driver.close(max(0.05, deadline - driver.loop.time()))
         for subscription in list(self._subscriptions):
@@ -220,7 +227,7 @@ class Node:
             bytes_sent=driver.bytes_sent,
             bytes_received=driver.bytes_received,
             protocol_errors=core.protocol_errors,
-            handler_errors=self._handlers.errors if self._handlers is not None else 0,
+            handler_errors=sum(part.errors for part in (self._handlers, self._services) if part is not None),
             events_dropped=driver.events.dropped,
             strangers=core.strangers,
             authentication_failures=core.authentication_failures,

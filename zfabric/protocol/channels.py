@@ -135,6 +135,11 @@ class Channels:
         channel = self._channels.get(peer.id)
         return channel is not None and channel.nbytes < self._config.channel_bytes
 
+    @property
+    def quiet(self) -> bool:
+        """Whether every peer has acknowledged all that was said: so what it said before that has arrived, too."""
+        return not any(channel.open or channel.kept for channel in self._channels.values())
+
     # -- peers ---------------------------------------------------------------------------------
 
     def peer_joined(self, peer: PeerRecord, now: float) -> None:

@@ -14,14 +14,17 @@ from zfabric.config import Config
 from zfabric.errors import LimitExceeded, RemoteProtocolError, TopicError
 from zfabric.events import AuthenticationFailed, PeerJoined, PeerLeft, PeerRefused, ProtocolError
 from zfabric.model import Peer, Source
+from zfabric.protocol.calls import Calls
 from zfabric.protocol.channels import Channels
 from zfabric.protocol.effects import Action, Effects, Route
 from zfabric.protocol.inbox import Jitter
 from zfabric.protocol.interests import Interests
+from zfabric.protocol.loopback import Loopback
 from zfabric.protocol.markers import parse_marker
 from zfabric.protocol.membership import Step
 from zfabric.protocol.outbox import Outbox
 from zfabric.protocol.peers import PeerRecord, PeerTable
+from zfabric.protocol.serving import Serving
 from zfabric.protocol.streams import Streams
 from zfabric.wire.batch import Batch, Buffer, parse_batch
 from zfabric.wire.letters import Broken, Letter, LetterAck
@@ -73,6 +76,11 @@ class Core:
         self.interests = Interests(me, config, self._effects, self.peers, usable)
         self.channels = Channels(config, self._effects, self.peers)
         self.streams = Streams(config, self._effects, self.peers, self.interests, jitter)
+        self._loopback = Loopback(me, self.channels)
+        self.calls = Calls(config, self._loopback, jitter)
+        self.serving = Serving(config, self._loopback)
+        self._loopback.register(self.calls)
+        self._loopback.register(self.serving)
         self._dispatch: dict[type[Record], Callable[[PeerRecord, Any, float], None]] = {
             Ack: self._on_ack,
             Attached: self._on_attached,
@@ -101,6 +109,7 @@ class Core:
     def introduce(self, identity: Identity) -> None:
         """Set, or change, what HELLO and WELCOME say of this node."""
         self.peers.identity = identity
+        self._loopback.own.source = Source(self.me.hex(), identity.name)
 
     def reintroduce(self, now: float) -> None:
         """The identity changed: greet every peer again."""
@@ -249,6 +258,7 @@ class Core:
             since=peer.since + self._wall_offset,
             topics=() if remote is None else tuple(remote.topics),
             patterns=() if remote is None else tuple(request.pattern for request, _ in remote.patterns.values()),
+            services=self.calls.offered_by(peer.id),
         )
 
     # -- the data plane ------------------------------------------------------------------------
@@ -305,7 +315,8 @@ class Core:
 
     def timer(self) -> float:
         """When `handle_timer` has something to do; infinity if never."""
-        return min(self.peers.timer(), self.streams.timer(), self.channels.timer())
+        services = min(self.calls.timer(), self.serving.timer())
+        return min(self.peers.timer(), self.streams.timer(), self.channels.timer(), services)
 
     def handle_timer(self, now: float) -> None:
         """Time has passed."""
@@ -313,6 +324,8 @@ class Core:
         self.peers.handle_timer(now)
         self.streams.handle_timer(now)
         self.channels.handle_timer(now)
+        self.calls.handle_timer(now)
+        self.serving.handle_timer(now)
 
     def actions(self, now: float) -> list[Action]:
         """What the driver must do now, in order. Call it after every other verb."""

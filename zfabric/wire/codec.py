@@ -145,6 +145,12 @@ class Codec:
         except BaseException as error:  # noqa: BLE001 - it is raised again
             self.fail(error, buffer, length, frames)
 
+    def encode(self, value: Any) -> bytes:
+        """One value by itself; nothing of it may travel out of band. Raises EncodeFailed without a topic."""
+        buffer = bytearray()
+        self.encode_into(value, buffer)
+        return bytes(buffer)
+
     def encode_many(self, values: list[Any], buffer: bytearray) -> bool:
         """Append many values in one call. False, with nothing appended, if they must be encoded one by one.
 
@@ -249,6 +255,13 @@ class Codec:
         return Ext(EXT_ARRAY, _encode((dtype, array.shape, data)))
 
     # -- decoding ------------------------------------------------------------------------------
+
+    def decode(self, body: Buffer | msgspec.Raw) -> Any:
+        """One value by itself. Raises DecodeFailed."""
+        try:
+            return self._decode_each(body)
+        except Exception as error:  # types of users run code here, too
+            raise _decode_failed(error) from error
 
     def decode_many(self, body: Buffer, buffers: Sequence[Buffer] = ()) -> list[Any]:
         """All values of a batch's body. Raises DecodeFailed if any is bad; then `decode_each` finds the good ones."""

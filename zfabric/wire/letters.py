@@ -12,13 +12,13 @@ import msgspec
 
 from zfabric.wire.fields import Count
 from zfabric.wire.queue_records import QueueOffers
-from zfabric.wire.service_records import ServiceOffers
+from zfabric.wire.service_records import ServiceRecord
 
 __all__ = ["LETTER_RECORDS_MAX", "Broken", "Letter", "LetterAck", "LetterRecord"]
 
 LETTER_RECORDS_MAX = 1000
 
-LetterRecord: TypeAlias = QueueOffers | ServiceOffers
+LetterRecord: TypeAlias = QueueOffers | ServiceRecord
 
 
 class Letter(msgspec.Struct, array_like=True, tag=18, frozen=True):

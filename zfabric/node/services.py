@@ -1,0 +1,349 @@
+"""The services that a node provides: runs handlers and says what came of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import logging
+import sys
+import traceback
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from zfabric.config import Config
+from zfabric.errors import LimitExceeded, LocalProtocolError
+from zfabric.events import HandlerError
+from zfabric.model import Source
+from zfabric.node.driver import Driver
+from zfabric.node.handlers import Threads
+from zfabric.node.signature import INLINE, Signature, Unfit
+from zfabric.protocol.calls import RECORD_BYTES
+from zfabric.protocol.serving import Execution
+from zfabric.wire.codec import Codec
+from zfabric.wire.service_records import End, Failure, Item, Offer, Reply
+
+__all__ = ["CurrentRequest", "Service", "Services", "current_request"]
+
+log = logging.getLogger("zfabric")
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+FRAME_MARGIN_BYTES = 2 * 1024 * 1024
+"What else may stand in the frame of a long argument or result."
+MESSAGE_MAX = 100_000
+"Characters of an error that travel."
+_new_task: Callable[..., asyncio.Task[None]] = asyncio.Task
+if sys.version_info >= (3, 12):
+    _new_task = functools.partial(asyncio.Task, eager_start=True)
+
+_current: contextvars.ContextVar[CurrentRequest] = contextvars.ContextVar("zfabric_request")
+
+
+class CurrentRequest:
+    """What a handler may want to know of the request that it answers; see `current_request()`."""
+
+    __slots__ = ("_execution", "_loop")
+
+    def __init__(self, execution: Execution, loop: asyncio.AbstractEventLoop) -> None:
+        self._execution = execution
+        self._loop = loop
+
+    def __repr__(self) -> str:
+        return f"<CurrentRequest {self.service} from {self.source.name}, {self.remaining:.3g} s left>"
+
+    @property
+    def service(self) -> str:
+        """The service's name."""
+        return self._execution.request.service
+
+    @property
+    def version(self) -> int:
+        """The service's version."""
+        return self._execution.request.version
+
+    @property
+    def source(self) -> Source:
+        """Who asks."""
+        return self._execution.source
+
+    @property
+    def id(self) -> str:
+        """Names the request in the whole fabric; the same when an idempotent one is tried again."""
+        node_id, number = self._execution.key
+        return f"{node_id.hex()}-{number}"
+
+    @property
+    def idempotent(self) -> bool:
+        """Whether the client may ask again; the reply is kept for that."""
+        return self._execution.request.idempotent
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until nobody waits for the reply any more; infinity without a deadline."""
+        return self._execution.deadline - self._loop.time()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody waits for the reply any more. A `def` handler looks here, an `async def` is cancelled."""
+        return self._execution.cancelled
+
+
+def current_request() -> CurrentRequest:
+    """The request that the running handler answers. Raises LocalProtocolError outside of a service's handler."""
+    try:
+        return _current.get()
+    except LookupError:
+        raise LocalProtocolError("no request: current_request() is for handlers of services") from None
+
+
+class Service(Generic[Handler]):
+    """A service that a node provides; `@node.service(name)` makes it. Calling it calls the function itself."""
+
+    def __init__(
+        self, host: Services, handler: Handler, name: str, version: int, concurrency: int | None, *, traces: bool
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.handler = handler
+        self._host = host
+        self._traces = traces
+        function = handler if inspect.isroutine(handler) else getattr(handler, "__call__", handler)  # noqa: B004
+        asynchronous = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+        self._generates = inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function)
+        self._threaded = not asynchronous
+        config = host.config
+        default = config.service_threads_max if self._threaded else config.service_concurrency
+        self.concurrency = default if concurrency is None else concurrency
+        self._signature = Signature(handler, streams=self._generates)
+        self._codec = Codec(self._signature.result, inline_bytes=INLINE)
+        self._tasks: dict[Execution, asyncio.Task[None]] = {}
+        offer = Offer(name, version, self.concurrency)
+        self.state = host.driver.core.serving.offer(offer, self, host.driver.loop.time(), streams=self._generates)
+        functools.update_wrapper(self, handler, updated=())
+
+    def __repr__(self) -> str:
+        state = (
+            "stopping" if self.state.stopping else f"{self.state.running} running, {len(self.state.waiting)} waiting"
+        )
+        return f"<Service {self.name} version {self.version} [{state}]>"
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Call the function itself, here and now."""
+        return self.handler(*arguments, **options)
+
+    @property
+    def running(self) -> int:
+        """Requests that are worked on."""
+        return self.state.running
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return len(self.state.waiting)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is worked on or waits."""
+        return bool(self.state.running or self.state.waiting)
+
+    async def stop(self, timeout: float | None = None) -> None:
+        """Take no more requests, and return when those that were taken are done.
+
+        Clients are told first; what still comes is sent to other providers by its clients. After `timeout` seconds
+        (default Config.close_timeout_s), what waits is sent elsewhere as well, and what runs is cancelled.
+        """
+        await self._host.stop([self], self._host.config.close_timeout_s if timeout is None else timeout)
+
+    # -- what the core calls -------------------------------------------------------------------
+
+    def start(self, execution: Execution) -> None:
+        """Call the handler, once the core is done with what it does now."""
+        self._host.driver.defer(functools.partial(self._run, execution))
+
+    def cancel(self, execution: Execution) -> None:
+        """Nobody wants the result. A thread cannot be stopped: its handler may look at `cancelled`."""
+        task = self._tasks.get(execution)
+        if task is not None and not self._threaded:
+            self._host.driver.loop.call_soon(task.cancel)  # later, so that it has entered its `try`
+
+    def resume(self, execution: Execution) -> None:
+        """A stream may go on."""
+        if execution.state is not None and not execution.state.done():
+            execution.state.set_result(None)
+
+    # -- running -------------------------------------------------------------------------------
+
+    def _run(self, execution: Execution) -> None:
+        if execution.cancelled:
+            self._give_up(execution)
+            return
+        loop = self._host.driver.loop
+        token = _current.set(CurrentRequest(execution, loop))
+        try:
+            work = self._stream(execution) if self._generates else self._reply(execution)
+            task = _new_task(work, loop=loop)
+        finally:
+            _current.reset(token)
+        if not task.done():
+            self._tasks[execution] = task
+
+    async def _reply(self, execution: Execution) -> None:
+        try:
+            arguments, options = self._signature.bind(execution.request.arguments, execution.request.options)
+            if self._threaded:
+                context = contextvars.copy_context()
+                result = await self._host.threads.run(
+                    _call, functools.partial(context.run, self.handler, *arguments, **options)
+                )
+            else:
+                result = await self.handler(*arguments, **options)
+            body = self._encode(result)
+        except asyncio.CancelledError:
+            self._give_up(execution)
+        except Exception as error:  # noqa: BLE001 - the client is told
+            self._failed(execution, error)
+        else:
+            self._finish(execution, Reply(execution.request.number, msgspec.Raw(body)), len(body))
+
+    async def _stream(self, execution: Execution) -> None:
+        try:
+            arguments, options = self._signature.bind(execution.request.arguments, execution.request.options)
+            values = self.handler(*arguments, **options)
+            if self._threaded:
+                values = _threaded(values, self._host.threads)
+            try:
+                async for value in values:
+                    await self._send(execution, self._encode(value))
+            finally:
+                await values.aclose()
+        except asyncio.CancelledError:
+            self._give_up(execution)
+        except Exception as error:  # noqa: BLE001 - the client is told
+            self._failed(execution, error)
+        else:
+            self._finish(execution, End(execution.request.number), 0)
+
+    async def _send(self, execution: Execution, body: bytes) -> None:
+        """Send one value of a stream; returns when the next may be sent."""
+        driver = self._host.driver
+        item = Item(execution.request.number, msgspec.Raw(body))
+        if not driver.core.serving.add_item(execution, item, RECORD_BYTES + len(body), driver.loop.time()):
+            execution.state = driver.loop.create_future()
+        driver.schedule_pump()
+        if execution.state is not None:
+            try:
+                await execution.state
+            finally:
+                execution.state = None
+
+    def _encode(self, value: Any) -> bytes:
+        body = self._codec.encode(value)
+        check_size(len(body), self._host.config)
+        return body
+
+    def _finish(self, execution: Execution, outcome: Reply | Failure | End, nbytes: int) -> None:
+        self._tasks.pop(execution, None)
+        driver = self._host.driver
+        serving = driver.core.serving
+        serving.finish(execution, outcome, RECORD_BYTES + nbytes, driver.loop.time())
+        if serving.idle:
+            driver.pump()  # nothing more will come to share the frame
+        else:
+            driver.schedule_pump()
+
+    def _give_up(self, execution: Execution) -> None:
+        self._tasks.pop(execution, None)
+        driver = self._host.driver
+        driver.core.serving.give_up(execution, driver.loop.time())
+        driver.schedule_pump()
+
+    def _failed(self, execution: Execution, error: Exception) -> None:
+        number, kind, trace = execution.request.number, type(error).__name__, None
+        if isinstance(error, Unfit):
+            code, kind = "arguments", "TypeError"
+        else:
+            code = "error"
+            self._host.errors += 1
+            log.error("service %s failed", self.name, exc_info=error)
+            self._host.driver.emit(
+                HandlerError(self.name, getattr(self, "__qualname__", self.name), f"{kind}: {error}")
+            )
+            if self._traces:
+                trace = "".join(traceback.format_exception(error))
+        failure = Failure(number, code, kind[:255], str(error)[:MESSAGE_MAX], trace and trace[-MESSAGE_MAX:])
+        self._finish(execution, failure, len(failure.message) + len(trace or ""))
+
+
+class Services:
+    """All services of one node."""
+
+    def __init__(self, driver: Driver, config: Config) -> None:
+        self.driver = driver
+        self.config = config
+        self.threads = Threads(config.service_threads_max)
+        self.errors = 0
+        self._services: list[Service[Any]] = []
+
+    def add(
+        self, handler: Handler, name: str, version: int, concurrency: int | None, *, traces: bool
+    ) -> Service[Handler]:
+        """Provide a service from now on."""
+        service = Service(self, handler, name, version, concurrency, traces=traces)
+        self._services.append(service)
+        self.driver.schedule_pump()
+        return service
+
+    async def stop(self, services: list[Service[Any]], timeout: float) -> None:
+        """Drain services, and end them."""
+        driver, core = self.driver, self.driver.core
+        for service in services:
+            core.serving.drain(service.state, driver.loop.time())
+        driver.pump()
+        with suppress(TimeoutError):
+            # What clients sent before they heard of it has arrived once they have acknowledged it.
+            await driver.wait_until(lambda: core.channels.quiet and not any(s.busy for s in services), timeout)
+        for service in services:
+            core.serving.withdraw(service.state, driver.loop.time())
+            if service in self._services:
+                self._services.remove(service)
+        driver.pump()
+
+    async def close(self, timeout: float) -> None:
+        """End all services."""
+        began = self.driver.loop.time()
+        if self._services:
+            await self.stop(list(self._services), timeout * 0.8)
+            with suppress(TimeoutError):
+                left = timeout - (self.driver.loop.time() - began)
+                await self.driver.wait_until(lambda: self.driver.core.channels.quiet, left)
+        self.threads.close()
+
+
+def check_size(nbytes: int, config: Config) -> None:
+    """Raise LimitExceeded for what does not fit into a frame."""
+    if nbytes + FRAME_MARGIN_BYTES > config.frame_bytes_max:
+        raise LimitExceeded("frame_bytes_max", nbytes + FRAME_MARGIN_BYTES, config.frame_bytes_max)
+
+
+def _call(function: Callable[[], Any]) -> Any:
+    return function()
+
+
+async def _threaded(generator: Iterator[Any], threads: Threads) -> AsyncIterator[Any]:
+    """The values of a plain generator, each made in a thread, all of them in one context."""
+    context = contextvars.copy_context()
+    try:
+        while (value := await threads.run(_call, functools.partial(context.run, next, generator, _END))) is not _END:
+            yield value
+    finally:
+        close = getattr(generator, "close", None)
+        if close is not None:
+            await threads.run(_call, close)
+
+
+_END = object()

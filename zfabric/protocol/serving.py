@@ -1,0 +1,324 @@
+"""The provider's half of services: what may begin, what waits, what is refused, and what is replayed.
+
+A request begins if fewer than the service's concurrency are worked on, else it waits in order; it is refused at once
+if it would wait too long. A service that is stopping takes no more and finishes what it has. Replies to idempotent
+requests are kept for a while, and given again where the same request comes again.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from math import inf
+from typing import Any, Protocol
+
+from zfabric.config import Config
+from zfabric.errors import LimitExceeded, LocalProtocolError
+from zfabric.protocol.calls import RECORD_BYTES
+from zfabric.protocol.deadlines import Deadlines
+from zfabric.protocol.loopback import Loopback
+from zfabric.protocol.peers import PeerRecord
+from zfabric.wire.letters import LetterRecord
+from zfabric.wire.service_records import Cancel, Credit, End, Failure, Item, Offer, Reply, Request, ServiceOffers
+
+__all__ = ["Execution", "Runner", "ServiceState", "Serving"]
+
+RETRY_AFTER_S_MIN = 0.01
+MEAN_WEIGHT = 0.1
+"How much the newest call counts in the mean duration."
+
+
+class Runner(Protocol):
+    """Runs the handler of a service."""
+
+    def start(self, execution: Execution) -> None:
+        """Call the handler, later; then call `Serving.finish` or `give_up`, exactly once, also after `cancel`."""
+
+    def cancel(self, execution: Execution) -> None:
+        """Nobody wants the result: stop the handler if it can be stopped."""
+
+    def resume(self, execution: Execution) -> None:
+        """A stream may go on where `Serving.add_item` said no."""
+
+
+class ServiceState:
+    """One service that this node provides."""
+
+    def __init__(self, offer: Offer, runner: Runner, *, streams: bool) -> None:
+        self.offer = offer
+        self.runner = runner
+        self.streams = streams
+        self.running = 0
+        self.waiting: OrderedDict[Execution, None] = OrderedDict()
+        self.stopping = False
+        self.mean_s = 0.0
+        "Duration of a call."
+
+    @property
+    def wait_s(self) -> float:
+        """How long one more request would wait, about."""
+        return self.mean_s * (len(self.waiting) + 1) / self.offer.concurrency
+
+
+class Execution:
+    """One request that was taken."""
+
+    __slots__ = (
+        "began",
+        "cancelled",
+        "credit",
+        "deadline",
+        "due",
+        "key",
+        "peer",
+        "request",
+        "service",
+        "source",
+        "state",
+    )
+
+    def __init__(self, peer: PeerRecord, request: Request, service: ServiceState, now: float) -> None:
+        self.peer: PeerRecord | None = peer
+        "Who gets the reply; None while that node is lost."
+        self.source = peer.source
+        self.key = peer.id, request.number
+        "Names the request in the whole fabric."
+        self.request = request
+        self.service = service
+        self.credit = request.credit
+        self.deadline = inf if request.budget_s is None else now + request.budget_s
+        self.due = -1
+        self.began: float | None = None
+        self.cancelled = False
+        self.state: Any = None
+        "The runner's own."
+
+
+class Serving:
+    """The services of one node; a machine that talks over channels."""
+
+    def __init__(self, config: Config, links: Loopback) -> None:
+        self.records: dict[type[LetterRecord], Callable[[PeerRecord, Any, float], None]] = {
+            Request: self._requested,
+            Cancel: self._cancelled,
+            Credit: self._granted,
+        }
+        self._config = config
+        self._links = links
+        self._services: dict[tuple[str, int], ServiceState] = {}
+        self._peers: dict[bytes, PeerRecord] = {}
+        self._executions: dict[tuple[bytes, int], Execution] = {}
+        self._blocked: dict[Execution, None] = {}
+        self._deadlines: Deadlines[Execution] = Deadlines()
+        self._kept: OrderedDict[tuple[bytes, int], tuple[Reply | Failure, int]] = OrderedDict()
+        self._kept_bytes = 0
+
+    # -- what the node does --------------------------------------------------------------------
+
+    def offer(self, offer: Offer, runner: Runner, now: float, *, streams: bool) -> ServiceState:
+        """Begin to provide a service. Raises LocalProtocolError if this node provides it already, LimitExceeded."""
+        key = offer.service, offer.version
+        if key in self._services:
+            raise LocalProtocolError(f"this node provides version {offer.version} of {offer.service!r} already")
+        if len(self._services) >= self._config.services_max:
+            raise LimitExceeded("services_max", len(self._services) + 1, self._config.services_max)
+        service = self._services[key] = ServiceState(offer, runner, streams=streams)
+        self._announce(now)
+        return service
+
+    def drain(self, service: ServiceState, now: float) -> None:
+        """Take no more requests; what was taken goes on."""
+        if not service.stopping:
+            service.stopping = True
+            self._announce(now)
+
+    def withdraw(self, service: ServiceState, now: float) -> None:
+        """End a service: what waits is refused (it can go elsewhere), what runs is given up."""
+        self.drain(service, now)
+        while service.waiting:
+            execution, _ = service.waiting.popitem(last=False)
+            self._forget(execution)
+            self._tell(execution, Failure(execution.request.number, "draining"), now)
+        for execution in [e for e in self._executions.values() if e.service is service]:
+            self._tell(execution, Failure(execution.request.number, "stopped"), now)
+            self._stop(execution)
+        if self._services.get((service.offer.service, service.offer.version)) is service:
+            del self._services[service.offer.service, service.offer.version]
+
+    def finish(self, execution: Execution, outcome: Reply | Failure | End, nbytes: int, now: float) -> None:
+        """A handler is done."""
+        service = execution.service
+        if execution.began is not None:
+            service.mean_s += ((now - execution.began) - service.mean_s) * MEAN_WEIGHT
+        if not execution.cancelled:
+            self._forget(execution)
+            if execution.request.idempotent and not isinstance(outcome, End):
+                self._keep(execution.key, outcome, nbytes)
+            self._tell(execution, outcome, now, nbytes)
+        self._ended(service, now)
+
+    def give_up(self, execution: Execution, now: float) -> None:
+        """A cancelled handler has ended."""
+        if not execution.cancelled:
+            self._tell(execution, Failure(execution.request.number, "stopped"), now)
+            self._forget(execution)
+        self._ended(execution.service, now)
+
+    def add_item(self, execution: Execution, item: Item, nbytes: int, now: float) -> bool:
+        """One value of a stream. Returns False if the next must wait for `Runner.resume`."""
+        if execution.cancelled or execution.peer is None:
+            return True  # its end is near
+        execution.credit -= nbytes
+        self._tell(execution, item, now, nbytes)
+        if execution.credit > 0 and self._links.has_room(execution.peer):
+            return True
+        self._blocked[execution] = None
+        return False
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is worked on and nothing waits."""
+        return not self._executions
+
+    # -- what clients say ----------------------------------------------------------------------
+
+    def _requested(self, peer: PeerRecord, request: Request, now: float) -> None:
+        key = peer.id, request.number
+        kept = self._kept.get(key)
+        if kept is not None:
+            outcome, nbytes = kept
+            self._links.tell(peer, outcome, nbytes, now)
+            return
+        running = self._executions.get(key)
+        if running is not None:  # it was idempotent, and its client was lost meanwhile
+            running.peer = peer
+            return
+        service = self._services.get((request.service, request.version))
+        if service is None:
+            self._links.tell(peer, Failure(request.number, "absent"), RECORD_BYTES, now)
+            return
+        refusal = self._refusal(service, request)
+        if refusal is not None:
+            self._links.tell(peer, refusal, RECORD_BYTES, now)
+            return
+        execution = self._executions[key] = Execution(peer, request, service, now)
+        execution.due = self._deadlines.add(execution.deadline, execution)
+        if service.running < service.offer.concurrency:
+            self._begin(execution, now)
+        else:
+            service.waiting[execution] = None
+
+    def _refusal(self, service: ServiceState, request: Request) -> Failure | None:
+        """Why a request is not taken."""
+        if service.stopping:
+            return Failure(request.number, "draining")
+        if service.streams and not request.credit:
+            return Failure(request.number, "streams")
+        if service.running >= service.offer.concurrency:
+            wait_s = service.wait_s
+            late = request.budget_s is not None and wait_s > request.budget_s
+            if late or len(service.waiting) >= self._config.service_waiting_max:
+                return Failure(request.number, "overloaded", retry_after_s=max(wait_s, RETRY_AFTER_S_MIN))
+        return None
+
+    def _cancelled(self, peer: PeerRecord, cancel: Cancel, now: float) -> None:
+        execution = self._executions.get((peer.id, cancel.number))
+        if execution is not None:
+            self._stop(execution)
+
+    def _granted(self, peer: PeerRecord, credit: Credit, now: float) -> None:
+        execution = self._executions.get((peer.id, credit.number))
+        if execution is not None:
+            execution.credit = min(execution.credit + credit.nbytes, execution.request.credit)
+            self._unblock((execution,))
+
+    # -- what becomes of a request -------------------------------------------------------------
+
+    def _begin(self, execution: Execution, now: float) -> None:
+        execution.service.running += 1
+        execution.began = now
+        execution.service.runner.start(execution)
+
+    def _stop(self, execution: Execution) -> None:
+        """Nobody wants the result."""
+        self._forget(execution)
+        execution.cancelled = True
+        if execution.began is None:
+            execution.service.waiting.pop(execution, None)
+        else:
+            execution.service.runner.cancel(execution)
+
+    def _forget(self, execution: Execution) -> None:
+        del self._executions[execution.key]
+        self._deadlines.remove(execution.due, execution)
+        self._blocked.pop(execution, None)
+
+    def _ended(self, service: ServiceState, now: float) -> None:
+        """A handler has ended: the next may begin."""
+        service.running -= 1
+        while service.waiting and service.running < service.offer.concurrency:
+            self._begin(service.waiting.popitem(last=False)[0], now)
+
+    def _tell(
+        self, execution: Execution, record: Reply | Failure | Item | End, now: float, nbytes: int = RECORD_BYTES
+    ) -> None:
+        if execution.peer is not None:
+            self._links.tell(execution.peer, record, nbytes, now)
+
+    def _keep(self, key: tuple[bytes, int], outcome: Reply | Failure, nbytes: int) -> None:
+        self._kept[key] = outcome, nbytes
+        self._kept_bytes += nbytes
+        config = self._config
+        while len(self._kept) > config.replies_kept_max or self._kept_bytes > config.replies_kept_bytes:
+            self._kept_bytes -= self._kept.popitem(last=False)[1][1]
+
+    def _unblock(self, executions: Iterable[Execution]) -> None:
+        for execution in list(executions):
+            if execution in self._blocked and execution.credit > 0:
+                assert execution.peer is not None
+                if self._links.has_room(execution.peer):
+                    del self._blocked[execution]
+                    execution.service.runner.resume(execution)
+
+    # -- who is there --------------------------------------------------------------------------
+
+    def _announce(self, now: float) -> None:
+        record, nbytes = self._offers()
+        for peer in [self._links.own, *self._peers.values()]:
+            self._links.tell(peer, record, nbytes, now)
+
+    def _offers(self) -> tuple[ServiceOffers, int]:
+        offers = [service.offer for service in self._services.values() if not service.stopping]
+        return ServiceOffers(offers), RECORD_BYTES + sum(len(offer.service) + 8 for offer in offers)
+
+    def peer_joined(self, peer: PeerRecord, now: float) -> None:
+        """Tell a peer what this node provides."""
+        self._peers[peer.id] = peer
+        if self._services:
+            self._links.tell(peer, *self._offers(), now)
+
+    def peer_left(self, peer: PeerRecord, now: float) -> None:
+        """A client is gone: idempotent calls go on, for it may come again and ask; the others are stopped."""
+        del self._peers[peer.id]
+        for execution in [e for e in self._executions.values() if e.peer is peer]:
+            if execution.request.idempotent:
+                execution.peer = None
+            else:
+                self._stop(execution)
+
+    def has_room(self, peer: PeerRecord, now: float) -> None:
+        """A peer takes more: so may streams go on."""
+        if self._blocked:
+            self._unblock([execution for execution in self._blocked if execution.peer is peer])
+
+    # -- time ----------------------------------------------------------------------------------
+
+    def timer(self) -> float:
+        """When `handle_timer` has something to do."""
+        return self._deadlines.timer()
+
+    def handle_timer(self, now: float) -> None:
+        """Stop what is too late for its client."""
+        for execution in self._deadlines.due(now):
+            if self._executions.get(execution.key) is execution:
+                self._stop(execution)
