@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [
         entry
         for entry in entries
-        if entry.workload == workload.name and (not wanted or any(word in entry.peer for word in wanted))
+        if workload.name in entry.workloads and (not wanted or any(word in entry.peer for word in wanted))
     ]
     cells = workload.cells(options, chosen)
     if not cells:

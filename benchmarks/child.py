@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import os
+import pickle
 import traceback
 from typing import Any
 
@@ -31,12 +31,12 @@ class PipeLink:
         return await asyncio.to_thread(self.meet, value)
 
 
-def run_role(where: tuple[str, str], run: Run, name: str, connection: Any) -> None:
-    """Import the role, play it, and send its result or its traceback to the harness."""
+def run_role(pickled: bytes, run: Run, name: str, connection: Any) -> None:
+    """Load the role, play it, and send its result or its traceback to the harness."""
     os.environ["ZFABRIC_RUNTIME_DIR"] = run.directory
-    module, function = where
     try:
-        role = getattr(importlib.import_module(module), function)
+        # Only now, so that the environment is set before the peer's library is imported.
+        role = pickle.loads(pickled)  # noqa: S301 - written by the harness that started this process
         connection.send(("done", dict(role(run, PipeLink(name, connection)))))
     except (EOFError, BrokenPipeError):
         pass  # The harness gave up on this run.

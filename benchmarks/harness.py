@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from benchmarks.child import run_role
-from benchmarks.model import Cell, Role, Run, Sample
+from benchmarks.model import Cell, Role, Run, RunFailed, Sample
 
 __all__ = ["measure", "run_cell"]
 
@@ -38,11 +39,14 @@ def run_cell(cell: Cell) -> Sample:
     """Run one cell once: start its processes, let them meet, collect what they return."""
     with _private_directory() as directory, _Processes() as processes:
         run = replace(cell.run, directory=directory)
-        for name, role in _named(cell.processes):
-            processes.start(name, cell.entry.roles[role], run)
+        server = cell.entry.server
         try:
-            return Sample(outcomes=processes.collect(time.monotonic() + run.timeout_s))
-        except _RunFailed as error:
+            with server(run) if server else nullcontext("") as address:
+                run = replace(run, server=address)
+                for name, role in _named(cell.processes):
+                    processes.start(name, cell.entry.roles[role], run)
+                return Sample(outcomes=processes.collect(time.monotonic() + run.timeout_s))
+        except RunFailed as error:
             return Sample(failure=str(error))
 
 
@@ -62,10 +66,6 @@ def _private_directory() -> Iterator[str]:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-
-
-class _RunFailed(Exception):
-    """A process raised, died or did not finish in time."""
 
 
 class _Processes:
@@ -92,16 +92,15 @@ class _Processes:
     def start(self, name: str, role: Role, run: Run) -> None:
         """Start one role in a fresh interpreter."""
         ours, theirs = self._context.Pipe()
-        # By name, so that the child sets its environment before the peer's library is imported.
-        where = (role.__module__, role.__name__)
-        process = self._context.Process(target=run_role, args=(where, run, name, theirs), name=name, daemon=True)
+        arguments = (pickle.dumps(role), run, name, theirs)
+        process = self._context.Process(target=run_role, args=arguments, name=name, daemon=True)
         process.start()
         theirs.close()
         self._connections[ours] = name
         self._processes.append(process)
 
     def collect(self, deadline: float) -> dict[str, dict[str, Any]]:
-        """Serve meetings until every process has returned; raises _RunFailed."""
+        """Serve meetings until every process has returned; raises RunFailed."""
         outcomes: dict[str, dict[str, Any]] = {}
         brought: dict[str, Any] = {}
         while self._connections:
@@ -115,7 +114,7 @@ class _Processes:
                     del self._connections[connection]
                     connection.close()
             if brought and outcomes:
-                raise _RunFailed(f"{', '.join(brought)} waits for {', '.join(outcomes)}, which has returned")
+                raise RunFailed(f"{', '.join(brought)} waits for {', '.join(outcomes)}, which has returned")
             if brought and len(brought) == len(self._connections):
                 for connection in self._connections:
                     connection.send(brought)
@@ -126,16 +125,16 @@ class _Processes:
         """Pipes with something to read, waiting for the first one."""
         ready = wait(list(self._connections), max(0.0, deadline - time.monotonic()))
         if not ready:
-            raise _RunFailed(f"{', '.join(self._connections.values())} did not finish in time")
+            raise RunFailed(f"{', '.join(self._connections.values())} did not finish in time")
         return ready  # type: ignore[return-value]
 
     def _receive(self, connection: Connection) -> tuple[str, Any]:
-        """One thing that a process said: `meet` or `done`; raises _RunFailed for the rest."""
+        """One thing that a process said: `meet` or `done`; raises RunFailed for the rest."""
         name = self._connections[connection]
         try:
             kind, value = connection.recv()
         except (EOFError, OSError):
-            raise _RunFailed(f"{name} died") from None
+            raise RunFailed(f"{name} died") from None
         if kind == "failed":
-            raise _RunFailed(f"{name} raised\n{value}")
+            raise RunFailed(f"{name} raised\n{value}")
         return kind, value

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
 
-__all__ = ["Cell", "Entry", "Link", "Machine", "Missing", "Role", "Row", "Run", "Sample"]
+__all__ = [
+    "Cell",
+    "Entry",
+    "Link",
+    "Machine",
+    "Missing",
+    "Role",
+    "Row",
+    "Run",
+    "RunFailed",
+    "Sample",
+    "Server",
+    "Unavailable",
+    "program",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,15 +34,25 @@ class Run:
     transport: str = "tcp"
     "`tcp` (loopback) or `ipc`."
     payload: str = "bytes"
-    "Kind of value: `bytes`, `dict` or `struct`; see `payloads.py`."
+    "Kind of value: `bytes`, `dict`, `struct` or `numpy`; see `payloads.py`."
     size: int = 100
-    "Bytes of a `bytes` payload."
+    "Bytes of a `bytes` or `numpy` payload."
     warmup: int = 0
     "Messages that are sent first and not measured."
     messages: int = 100_000
     "Messages that are measured."
     receivers: int = 1
-    "Processes that receive everything (fan-out)."
+    "Processes that receive: each gets everything, or its share if `shared`."
+    shared: bool = False
+    "The receivers compete for the messages (queue): each stops when nothing more comes."
+    topics: int = 1
+    "The messages go to that many topics in turn."
+    rate: float = 0.0
+    "Messages per second, each with the time that it is due, for latencies; 0 is as fast as possible."
+    in_flight: int = 1
+    "Requests that wait for their replies at one time."
+    bounded: bool = False
+    "Limits of the peer's queues as it ships; otherwise none, because nothing may be lost."
     nodes: int = 1
     "Nodes in this process (discovery)."
     nodes_total: int = 2
@@ -39,10 +65,13 @@ class Run:
     "The harness ends the processes after this long, and reports a failure."
     directory: str = ""
     "A fresh private directory with a short name, for ipc sockets and registries; set by the harness."
+    server: str = ""
+    "Address of the peer's server, where it has one; set by the harness."
 
-    def bind_address(self, name: str) -> str:
-        """Where a peer that speaks ZeroMQ binds for this run's transport."""
-        return f"ipc://{self.directory}/{name}" if self.transport == "ipc" else "tcp://127.0.0.1:*"
+    @property
+    def topic_names(self) -> list[str]:
+        """Names of the topics, words joined by dots."""
+        return [f"benchmark.topic{index}" for index in range(self.topics)]
 
 
 class Link(Protocol):
@@ -59,28 +88,53 @@ class Link(Protocol):
 
 
 Role = Callable[[Run, Link], Mapping[str, Any]]
-"""What one process does: a plain function in a peer file. Returns measurements."""
+"""What one process does: a function on a module's top level, or a `partial` of such. Returns measurements."""
+
+Server = Callable[[Run], AbstractContextManager[str]]
+"""Starts a peer's server on loopback in the run's directory, gives its address, and ends it."""
+
+
+class RunFailed(Exception):
+    """A process raised, died or did not finish in time, or a server did not start."""
+
+
+class Unavailable(Exception):
+    """Raised while a peer file is imported: something that is no Python package is missing here."""
+
+
+def program(name: str) -> str:
+    """The path of a program that a peer needs; raises Unavailable."""
+    path = shutil.which(name)
+    if path is None:
+        raise Unavailable(f"program {name}")
+    return path
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One peer in one workload: the functions that play its roles."""
+    """One peer in the workloads that it plays the same way: the functions that play its roles."""
 
-    workload: str
+    workloads: tuple[str, ...]
     peer: str
     "As shown in the table, with the variant: `pyzmq PUSH/PULL`."
     roles: Mapping[str, Role]
-    "Functions on a module's top level, by the names of the workload's roles."
+    "By the names of the workload's roles."
     payload: str = "bytes"
-    transports: tuple[str, ...] = ("tcp", "ipc")
+    transports: tuple[str, ...] = ("tcp",)
+    server: Server | None = None
+    messages_max: int = 1 << 30
+    "A slow peer is measured with no more messages than this."
+    in_flight_max: int = 1 << 30
+    "Requests that its client can have on the way at one time."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Missing:
-    """A peer file that could not be loaded because a package is not installed."""
+    """A peer file that could not be loaded."""
 
     peer: str
-    package: str
+    what: str
+    "What is not installed: `package nats`, `program nats-server`."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +150,7 @@ class Cell:
     @property
     def title(self) -> str:
         """One line for progress messages."""
-        return f"{self.entry.peer} {self.case or self.run.transport}"
+        return f"{self.entry.peer}, {self.case + ', ' if self.case else ''}{self.run.transport}, {self.run.payload}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +173,8 @@ class Row(msgspec.Struct, kw_only=True, tag="row", tag_field="type"):
     "Bytes of one payload as msgspec packs it; None where nothing is sent."
     messages: int
     unit: str
-    samples: list[float]
-    "One value a repetition, in the order they ran."
+    samples: list[float | None]
+    "One value a repetition, in the order they ran; None where it failed."
     median: float | None
     low: float | None
     high: float | None

@@ -14,7 +14,7 @@ __all__ = ["write_json", "write_table"]
 
 def write_json(out: TextIO, machine: Machine, rows: Sequence[Row], missing: Sequence[Missing]) -> None:
     """One line for the machine, one for each missing peer, one for each row; `type` tells which."""
-    lines = [machine, *({"type": "missing", "peer": each.peer, "package": each.package} for each in missing), *rows]
+    lines = [machine, *({"type": "missing", "peer": each.peer, "what": each.what} for each in missing), *rows]
     for line in lines:
         out.write(msgspec.json.encode(line).decode() + "\n")
 
@@ -28,22 +28,22 @@ def write_table(out: TextIO, machine: Machine, rows: Sequence[Row], missing: Seq
         out.write(f"\n{_title(group[0])}\n")
         _write_aligned(out, _lines(group))
     for each in missing:
-        out.write(f"\nnot measured: {each.peer} (package {each.package} is not installed)\n")
+        out.write(f"\nnot measured: {each.peer} ({each.what} is not installed)\n")
     for row in rows:
         for failure in row.failures:
             out.write(f"\nFAILED {row.peer} {row.case} {row.transport}: {failure}\n")
 
 
 def _groups(rows: Sequence[Row]) -> list[list[Row]]:
-    groups: dict[tuple[str, ...], list[Row]] = {}
+    groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.workload, row.transport, row.payload), []).append(row)
+        groups.setdefault((row.workload, row.transport, row.payload, row.size, row.unit), []).append(row)
     return list(groups.values())
 
 
 def _title(row: Row) -> str:
     payload = f", {row.payload} of {row.size} bytes, {row.messages:,} messages" if row.size is not None else ""
-    return f"{row.workload}, {row.transport}{payload}, {len(row.samples) + len(row.failures)} repetitions"
+    return f"{row.workload}, {row.transport}{payload}, {len(row.samples)} repetitions"
 
 
 def _lines(group: Sequence[Row]) -> list[list[str]]:

@@ -1,11 +1,11 @@
-"""One small file per peer. Each lists its `ENTRIES`; a file whose library is not installed is named as missing."""
+"""One small file per peer. Each lists its `ENTRIES`; one whose library or program is not there is named as missing."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 
-from benchmarks.model import Entry, Missing
+from benchmarks.model import Entry, Missing, Unavailable
 
 __all__ = ["load"]
 
@@ -18,5 +18,7 @@ def load() -> tuple[list[Entry], list[Missing]]:
         try:
             entries += importlib.import_module(f"{__name__}.{module.name}").ENTRIES
         except ModuleNotFoundError as error:
-            missing.append(Missing(peer=module.name, package=error.name or str(error)))
+            missing.append(Missing(peer=module.name, what=f"package {error.name}"))
+        except Unavailable as error:
+            missing.append(Missing(peer=module.name, what=str(error)))
     return entries, missing

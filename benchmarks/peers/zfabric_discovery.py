@@ -94,7 +94,9 @@ async def _idle(run: Run, link: Link) -> Mapping[str, Any]:
 
 
 ENTRIES = [
-    Entry(workload="discovery", peer="zfabric", roles={"pair": pair, "mesh": mesh, "idle": idle}),
-    Entry(workload="discovery", peer="zfabric, mDNS alone", roles={"pair": pair_mdns, "mesh": mesh_mdns}),
-    Entry(workload="discovery", peer="zfabric, registry alone", roles={"pair": pair_registry, "mesh": mesh_registry}),
+    Entry(workloads=("discovery",), peer="zfabric", roles={"pair": pair, "mesh": mesh, "idle": idle}),
+    Entry(workloads=("discovery",), peer="zfabric, mDNS alone", roles={"pair": pair_mdns, "mesh": mesh_mdns}),
+    Entry(
+        workloads=("discovery",), peer="zfabric, registry alone", roles={"pair": pair_registry, "mesh": mesh_registry}
+    ),
 ]

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from benchmarks.model import Cell, Entry, Row, Sample
 
-__all__ = ["Workload", "load", "summarise"]
+__all__ = ["Workload", "load", "ratio", "summarise"]
+
+NAMES = (
+    "throughput",
+    "fanout",
+    "topics",
+    "latency",
+    "requests",
+    "queue",
+    "durable",
+    "frames",
+    "cost",
+    "startup",
+    "discovery",
+)
 
 
 class Workload(Protocol):
@@ -31,21 +46,22 @@ class Workload(Protocol):
 
 
 def load() -> list[Workload]:
-    """All workloads."""
-    from benchmarks.workloads.discovery import WORKLOAD as DISCOVERY
-    from benchmarks.workloads.fanout import WORKLOAD as FANOUT
-    from benchmarks.workloads.throughput import WORKLOAD as THROUGHPUT
-
-    return [THROUGHPUT, FANOUT, DISCOVERY]
+    """All workloads, in the order of the report."""
+    return [importlib.import_module(f"{__name__}.{name}").WORKLOAD for name in NAMES]
 
 
-def summarise(values: Sequence[float]) -> dict[str, Any]:
-    """The fields of a Row that come from its values."""
-    if not values:
-        return {"samples": [], "median": None, "low": None, "high": None}
+def summarise(values: Sequence[float | None]) -> dict[str, Any]:
+    """The fields of a Row that come from its values; None stands for a run that failed."""
+    good = [value for value in values if value is not None]
     return {
         "samples": list(values),
-        "median": statistics.median(values),
-        "low": min(values),
-        "high": max(values),
+        "median": statistics.median(good) if good else None,
+        "low": min(good, default=None),
+        "high": max(good, default=None),
     }
+
+
+def ratio(ours: Sequence[float | None], theirs: Sequence[float | None]) -> float | None:
+    """Median over the rounds: both runs of a round were seconds apart, so the machine's drift cancels out."""
+    of_rounds = [one / other for one, other in zip(ours, theirs, strict=False) if one and other]
+    return statistics.median(of_rounds) if of_rounds else None

@@ -1,0 +1,160 @@
+"""What the workloads have in common that measure how much arrives in a second."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from benchmarks import payloads
+from benchmarks.model import Cell, Entry, Row, Run, Sample
+from benchmarks.workloads import ratio, summarise
+
+__all__ = ["Rates", "cpu_seconds", "numbers", "receivers_of"]
+
+
+def numbers(text: str) -> list[int]:
+    """The numbers of a comma-separated option."""
+    return [int(word) for word in text.split(",")]
+
+
+class Rates:
+    """Roles: `sender` and `receiver`; the latter is played by `Run.receivers` processes.
+
+    A subclass gives the class attributes, and `variants`: the axis along which it measures.
+    """
+
+    name: str
+    summary: str
+    repetitions: Mapping[str, int] = {"full": 5, "quick": 3, "tiny": 1}
+    messages: Mapping[str, int]
+    payloads = "bytes"
+    "Default of `--payload`."
+    size = "100"
+    "Default of `--size`."
+    unit = "k msg/s"
+    bytes_max = 1_000_000_000
+    "No run sends more than this."
+    baselines: Mapping[str, str] = {"x PUB/SUB": "pyzmq PUB/SUB"}
+    "Names of ratios, and how the names of the peers begin to which they compare."
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Message count, payload sizes and kinds, and transports."""
+        parser.add_argument("--messages", type=int, help="measured messages of one run")
+        parser.add_argument(
+            "--size", default=self.size, help="comma-separated bytes of a payload (default: %(default)s)"
+        )
+        parser.add_argument("--transport", default="tcp", help="comma-separated: tcp, ipc (default: tcp)")
+        parser.add_argument("--payload", default=self.payloads, help="comma-separated kinds (default: %(default)s)")
+
+    def variants(self, options: argparse.Namespace) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Each case and what it changes in the run."""
+        yield "", {}
+
+    def processes(self, run: Run, entry: Entry) -> tuple[str, ...]:
+        """The roles of a run's processes."""
+        return (*("receiver",) * run.receivers, "sender")
+
+    def cells(self, options: argparse.Namespace, entries: Sequence[Entry]) -> list[Cell]:
+        """Every peer with every variant, payload, size and transport that it and the user want."""
+        cells = []
+        for payload in options.payload.split(","):
+            for size in numbers(options.size) if payload in {"bytes", "numpy"} else [0]:
+                for transport in options.transport.split(","):
+                    for case, changes in self.variants(options):
+                        for entry in entries:
+                            if transport in entry.transports and entry.payload == payload:
+                                run = Run(transport=transport, payload=payload, size=size, **changes)
+                                run = self._counted(run, entry, options)
+                                cells.append(
+                                    Cell(entry=entry, run=run, processes=self.processes(run, entry), case=case)
+                                )
+        return cells
+
+    def _counted(self, run: Run, entry: Entry, options: argparse.Namespace) -> Run:
+        """The run with its number of messages."""
+        messages = options.messages or self.messages[options.scale] * 8 // max(8, run.receivers)
+        messages = max(20, min(messages, entry.messages_max, self.bytes_max // max(1, run.size)))
+        return replace(run, warmup=max(run.topics, messages // 10), messages=messages)
+
+    def rows(self, cells: Sequence[Cell], samples: Sequence[Sequence[Sample]]) -> list[Row]:
+        """One row a cell, with ratios to the baselines of the same case."""
+        figures = [
+            [self.figure(cell, sample) for sample in of_cell] for cell, of_cell in zip(cells, samples, strict=True)
+        ]
+        return [
+            Row(
+                workload=self.name,
+                case=cell.case,
+                peer=cell.entry.peer,
+                transport=cell.run.transport,
+                payload=cell.run.payload,
+                size=payloads.encoded_size(cell.run.payload, cell.run.size),
+                messages=cell.run.messages,
+                unit=self.unit,
+                **summarise(figures[index]),
+                lost=0 if cell.run.bounded else sum(_lost(cell, sample) for sample in of_cell),
+                ratios=self._ratios(cell, cells, figures, figures[index]),
+                details=self.details(cell, [sample for sample in of_cell if not sample.failure]),
+                failures=[sample.failure for sample in of_cell if sample.failure],
+            )
+            for index, (cell, of_cell) in enumerate(zip(cells, samples, strict=True))
+        ]
+
+    def figure(self, cell: Cell, sample: Sample) -> float | None:
+        """What one sample gives: all that arrived anywhere, over the time from first arrival to last."""
+        receivers = [outcome for outcome in receivers_of(sample) if outcome["counted"]]
+        if sample.failure or not receivers:
+            return None
+        seconds = max(outcome["stop"] for outcome in receivers) - min(outcome["start"] for outcome in receivers)
+        return float(sum(outcome["counted"] for outcome in receivers) / seconds / 1000)
+
+    def details(self, cell: Cell, samples: Sequence[Sample]) -> dict[str, float]:
+        """Median CPU time per message of the sender and of all receivers: steadier than the rate on a busy machine."""
+        return {
+            f"{role} us/msg": statistics.median(cpu_seconds(sample, role) for sample in samples)
+            * 1e6
+            / cell.run.messages
+            for role in (("sender", "receiver") if samples else ())
+        }
+
+    def _ratios(
+        self, cell: Cell, cells: Sequence[Cell], figures: Sequence[Sequence[float | None]], own: Sequence[float | None]
+    ) -> dict[str, float]:
+        ratios: dict[str, float] = {}
+        for name, beginning in self.baselines.items():
+            for other, theirs in zip(cells, figures, strict=True):
+                if other.entry.peer.startswith(beginning) and comparable(other) == comparable(cell):
+                    found = ratio(own, theirs)
+                    if found is not None:
+                        ratios.setdefault(name, found)
+        return ratios
+
+
+def comparable(cell: Cell) -> tuple[Any, ...]:
+    """Cells may be compared where this is equal."""
+    return cell.case, cell.run.transport, cell.run.payload, cell.run.size
+
+
+def receivers_of(sample: Sample) -> list[Mapping[str, Any]]:
+    """What the receivers returned."""
+    return [outcome for name, outcome in sample.outcomes.items() if name.startswith("receiver")]
+
+
+def cpu_seconds(sample: Sample, role: str) -> float:
+    """CPU time of all processes that played a role."""
+    return float(sum(outcome["cpu_s"] for name, outcome in sample.outcomes.items() if name.startswith(role)))
+
+
+def _lost(cell: Cell, sample: Sample) -> int:
+    """Messages that did not arrive; competing receivers share them."""
+    receivers = receivers_of(sample)
+    if not receivers:
+        return 0
+    return (
+        int(cell.run.messages - sum(each["received"] for each in receivers))
+        if cell.run.shared
+        else sum(int(each["lost"]) for each in receivers)
+    )
