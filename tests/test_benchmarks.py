@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -24,11 +25,19 @@ ROOT = Path(__file__).parent.parent
 Lines = list[dict[str, Any]]
 
 
-def run_tiny(*arguments: str) -> Lines:
+def run_tiny(*arguments: str, **environment: str) -> Lines:
     """Run the command and return its JSON lines."""
     command = [sys.executable, "-m", "benchmarks", *arguments, "--tiny", "--json"]
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=55, check=False)
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=55,
+            check=False,
+        )
     except subprocess.TimeoutExpired as error:
         pytest.fail(f"did not finish; it said: {(error.stderr or b'').decode()}")
 
@@ -118,6 +127,21 @@ def test_peer_runs(module: str) -> None:
     assert sample.failure == ""
     if not requests:
         assert sample.outcomes["receiver"]["received"] == 100
+
+
+@pytest.mark.slow
+def test_documented_peer_runs(tmp_path: Path) -> None:
+    """The peer that the documentation shows is a whole one: it runs in two workloads from a user's own folder."""
+    guide = (ROOT / "benchmarks" / "README.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    (tmp_path / "pipes.py").write_text(code)
+
+    for workload in ("throughput", "latency"):
+        options = ["--peers", "multiprocessing", *(["--payload", "bytes"] if workload == "throughput" else [])]
+        rows = rows_of(run_tiny(workload, *options, BENCHMARKS_PEERS=str(tmp_path)))
+
+        assert {row["peer"] for row in rows} == {"multiprocessing"}
+        assert all(row["median"] and not row["lost"] and not row["failures"] for row in rows)
 
 
 def test_absent_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
