@@ -11,6 +11,7 @@ from tests.faults.children import Child, Crew, hold, open_files
 from tests.faults.firewall import Firewall, hosts_with_firewalls
 from tests.netns import Namespace
 from tests.waiting import wait_until
+from zfabric import Config
 
 pytestmark = pytest.mark.slow
 PORT = 7400
@@ -37,12 +38,17 @@ def three() -> Iterator[Hosts]:
         yield hosts
 
 
-def start(team: Crew, hosts: Hosts, **publishing: Any) -> tuple[Child, list[Child]]:
+def start(
+    team: Crew, hosts: Hosts, *, timeouts: dict[str, Any] | None = None, **publishing: Any
+) -> tuple[Child, list[Child]]:
     """A publisher on the first host and a subscriber on each of the others, connected."""
-    a = hosts[0][0]
-    publisher = team.publisher(on=a, config={"port": PORT}, subscribers=len(hosts) - 1, **publishing)
+    a, timeouts = hosts[0][0], timeouts or {}
+    config = {"port": PORT, **timeouts}
+    publisher = team.publisher(on=a, config=config, subscribers=len(hosts) - 1, **publishing)
     seeds = [f"tcp://{a.ipv4}:{PORT}"]
-    subscribers = [team.subscriber(f"sub-{n}", on=host, seeds=seeds) for n, (host, _) in enumerate(hosts[1:])]
+    subscribers = [
+        team.subscriber(f"sub-{n}", on=host, seeds=seeds, config=timeouts) for n, (host, _) in enumerate(hosts[1:])
+    ]
     publisher.until("began")
     return publisher, subscribers
 
@@ -152,6 +158,18 @@ def test_packet_loss_only_slows(team: Crew, two: Hosts) -> None:
     two[1][1].clear()
 
     caught_up(team, publisher, subscribers, 4_000)
+    assert not publisher.silences() and not subscribers[0].silences()
+
+
+def test_heavy_packet_loss_kills_nobody(team: Crew, two: Hosts) -> None:
+    """30 % of all packets: TCP is slow then, but with the default timeouts nobody is taken for dead."""
+    unhurried = {name: getattr(Config(), name) for name in ("heartbeat_interval_s", "peer_timeout_s")}
+    publisher, subscribers = start(team, two, count=300, rate=1_000, timeouts=unhurried)
+    two[1][1].lose(30)
+    subscribers[0].until_settled(300, 30)
+    two[1][1].clear()
+
+    caught_up(team, publisher, subscribers, 300)
     assert not publisher.silences() and not subscribers[0].silences()
 
 
