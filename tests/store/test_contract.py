@@ -335,6 +335,50 @@ def test_retention_survives_a_set_clock(log: Log, time: Time) -> None:
     assert messages(log, "a") == list(range(20))
 
 
+def test_compaction_keeps_the_last_of_each_key(log: Log) -> None:
+    """Values that a later one replaced go; messages without a key, and what may still be written to, stay."""
+    for base in range(0, 600, 3):
+        one(log, keyed("a", base, ["x", f"k{base}", "y"]), append("b", base, 3))
+    one(log, append("a", 600, 2))
+    last = log.last_per_key("a")
+
+    log.compact("a")
+    log.compact("a")
+
+    left = messages(log, "a")
+    assert set(last.values()) <= set(left)
+    assert {base + 1 for base in range(0, 600, 3)} | {597, 599, 600, 601} <= set(left)
+    assert all(isinstance(item, StoredBatch) for item in read_all(log, "a"))
+    assert log.last_per_key("a") == last
+    assert messages(log, "b") == list(range(600))
+    for offset in range(0, 600, 50):
+        assert log.read("a", offset, 1)[0].next > offset
+
+
+@pytest.mark.parametrize("log", ["memory", "sqlite-small-files"], indirect=True)
+def test_tombstones_outlive_what_they_delete(log: Log, time: Time) -> None:
+    """A deleted key is compacted away at once, its tombstone after `tombstone_s`."""
+    log.retain("a", Retention(compact=True, tombstone_s=100))
+    one(log, keyed("a", 0, "x"))
+    one(log, keyed("a", 1, "x", deletes="x"))
+    stored_filler(log, 2)
+
+    log.compact("a")
+    assert [offset for offset in messages(log, "a") if offset < 2] == [1]
+
+    time.pass_s(101)
+    log.compact("a")
+    assert [offset for offset in messages(log, "a") if offset < 2] == []
+    assert log.last_per_key("a") == {b"other": 101}
+    assert messages(log, "a")[-1] == 101
+
+
+def stored_filler(log: Log, base: int) -> None:
+    """A hundred more batches of another key."""
+    for offset in range(base, base + 100):
+        one(log, keyed("a", offset, ["other"]))
+
+
 def test_a_closed_log_says_so(log: Log) -> None:
     """Nothing is stored after `close()`, which may be called twice."""
     log.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.store.conftest import SMALL, Time
 from tests.store.support import P1, P2, append, keyed, messages, one, read_all, stored
+from tests.waiting import wait_until
 from zfabric import Config
 from zfabric.errors import NotStored, StoreDamaged, StoreLocked, StoreNotFound
 from zfabric.store import Commit, Mark, Position, PositionUpdate, Retention, open_log
@@ -157,3 +159,67 @@ def test_a_store_that_was_never_finished_is_made_again(tmp_path: Path) -> None:
     with SqliteLog(tmp_path / "a", Config(**SMALL), create=True) as log:
         stored(log, "a", range(3))
         assert messages(log, "a") == [0, 1, 2]
+
+
+def test_a_file_that_is_mostly_dead_is_thinned_out(reopen: Reopen, tmp_path: Path, time: Time) -> None:
+    """When a stream that is kept shares its files with one that is not, its batches move into fewer, smaller files."""
+    log = reopen(store_segment_bytes=1_000_000)
+    for base in range(60):
+        one(log, append("big", base, frames=[bytes(60_000)]), append("small", base))
+    before = sum(path.stat().st_size for path in (tmp_path / "again").glob("*.db"))
+    log.retain("big", Retention(messages=1))
+
+    log.enforce()
+
+    after = sum(path.stat().st_size for path in (tmp_path / "again").glob("*.db"))
+    assert after < before / 3
+    assert messages(log, "small") == list(range(60))
+    assert messages(log, "big") == [59]
+    log = reopen(store_segment_bytes=1_000_000)
+    assert messages(log, "small") == list(range(60))
+    assert one(log, append("small", 60))[0].offset == 60
+    assert log.damage == ()
+
+
+def test_enforcing_compacts_what_is_to_be_compacted(reopen: Reopen, tmp_path: Path) -> None:
+    """`Retention(compact=True)` is applied by `enforce()` and gives room back."""
+    log = reopen(store_segment_bytes=10_000)
+    log.retain("a", Retention(compact=True))
+    for base in range(300):
+        one(log, keyed("a", base, [f"k{base % 10}"]), append("b", base))
+    files = len(names(tmp_path / "again"))
+    assert files > 3
+
+    log.enforce()
+    log.enforce()
+
+    assert len(messages(log, "a")) < 150
+    assert len(log.last_per_key("a")) == 10
+    assert messages(log, "b") == list(range(300))
+    assert reopen().damage == ()
+
+
+def test_readers_go_on_while_files_are_replaced(reopen: Reopen) -> None:
+    """A reader never sees a gap where compaction or retention of another stream replaces its files."""
+    log = reopen(store_segment_bytes=3000)
+    for base in range(200):
+        one(log, keyed("a", base, [f"k{base % 5}"]), append("b", base))
+    found: list[list[int]] = []
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            found.append(messages(log, "b"))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    wait_until(lambda: found)
+    for base in range(200, 230):
+        one(log, keyed("a", base, ["k0"]), append("b", base))
+        log.compact("a")
+    stop.set()
+    reader.join()
+
+    assert len(found) > 1
+    assert all(offsets == list(range(len(offsets))) and len(offsets) >= 200 for offsets in found)
+    assert log.damage == ()

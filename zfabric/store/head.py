@@ -23,7 +23,7 @@ from zfabric.store.directory import Directory
 from zfabric.store.records import APPLICATION_ID, BATCHES, FORMAT, HEAD_TABLES, PAGE_BYTES, Row
 from zfabric.store.segment import Segment
 
-__all__ = ["DISK_FULL", "Head", "NoRoom", "create_head"]
+__all__ = ["DISK_FULL", "Head", "NoRoom", "create_head", "new_file"]
 
 logger = logging.getLogger("zfabric.store")
 
@@ -57,7 +57,7 @@ def _open(path: Path, vfs: str) -> apsw.Connection:
     return connection
 
 
-def _make(path: Path, vfs: str) -> apsw.Connection:
+def new_file(path: Path, vfs: str) -> apsw.Connection:
     """An empty file of the log. Nobody needs it before it is finished, so it has no journal on the disk."""
     for leftover in (path, path.with_name(f"{path.name}-journal")):
         leftover.unlink(missing_ok=True)
@@ -74,7 +74,7 @@ def _make(path: Path, vfs: str) -> apsw.Connection:
 
 def create_head(path: Path, vfs: str) -> None:
     """Make the first head of a new log."""
-    connection = _make(path, vfs)
+    connection = new_file(path, vfs)
     try:
         connection.execute(f"BEGIN; {HEAD_TABLES}; INSERT INTO state VALUES (1, 0, 0, 2, 1); COMMIT")
     finally:
@@ -83,7 +83,7 @@ def create_head(path: Path, vfs: str) -> None:
 
 def _succeed(path: Path, old: Path, vfs: str, *, marks_max: int) -> None:
     """Make the head that follows `old`, which nobody has open any more, and enter `old` in the manifest."""
-    connection = _make(path, vfs)
+    connection = new_file(path, vfs)
     try:
         connection.execute("ATTACH ? AS old", (f"file:{quote(str(old.absolute()))}?mode=ro&immutable=1",))
         connection.execute(f"BEGIN; {HEAD_TABLES}")

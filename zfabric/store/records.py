@@ -23,6 +23,7 @@ __all__ = [
     "Row",
     "append_row",
     "check_row",
+    "decode_dropped",
     "decode_keys",
     "hole_row",
     "stored_batch",

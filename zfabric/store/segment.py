@@ -192,10 +192,27 @@ class Segment:
                     high = max(low, row[0])
             return low
 
-    def all_rows(self) -> Iterator[Row]:
-        """Every row in order, unverified. The caller must not use the segment for anything else meanwhile."""
-        with self._lock:
-            yield from self._query(f"SELECT {COLUMNS} FROM batches ORDER BY stream, offset", ())
+    def batches(self, stream: int, offset: int, stop: int) -> Iterator[Row]:
+        """Every row of a stream from the one that covers `offset` to `stop`, without keeping readers out meanwhile.
+
+        Raises BadRow for what is damaged or missing.
+        """
+        alone = Segment(self.path, self._vfs, self._seed, sealed=self.sealed, on_damage=self._on_damage)
+        try:
+            with alone._lock:
+                for row in alone._query(_FROM, (stream, offset, stop)):
+                    check_row(row, self._seed)
+                    if row[1] + row[2] > offset:
+                        if row[1] > offset:
+                            raise BadRow(f"offsets {offset} to {row[1]} are missing")
+                        offset = row[1] + row[2]
+                        yield row
+        except apsw.Error as error:
+            raise BadRow(str(error)) from error
+        finally:
+            alone.close()
+        if offset < stop:
+            raise BadRow(f"offsets {offset} to {stop} are missing")
 
 
 class Range(msgspec.Struct, frozen=True):

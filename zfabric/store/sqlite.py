@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from zlib import crc32
 
@@ -17,15 +17,16 @@ import msgspec
 
 from zfabric.config import Config
 from zfabric.errors import LimitExceeded, NotStored, StoreDamaged
-from zfabric.store.catalog import Catalog, Stream
+from zfabric.store.catalog import Catalog, Stream, header_crc
 from zfabric.store.clock import SteadyClock
 from zfabric.store.directory import Directory
 from zfabric.store.head import DISK_FULL, Head, NoRoom, create_head
 from zfabric.store.log import Appended, Commit, Mark, Outcome, Retention
 from zfabric.store.reading import ReadableLog
-from zfabric.store.records import INSERT, Row, append_row, hole_row
-from zfabric.store.rules import Judge, may_go
+from zfabric.store.records import INSERT, BadRow, Row, append_row, hole_row
+from zfabric.store.rules import Judge
 from zfabric.store.segment import Range, Segment, SegmentPool
+from zfabric.store.thinning import groups, mostly_dead, pieces_of, retained_from, superseded_in, write_pack
 from zfabric.wire.topics import check_topic
 
 __all__ = ["SqliteLog", "open_sqlite"]
@@ -372,38 +373,85 @@ class SqliteLog(ReadableLog):
         """See `Log.enforce`."""
         with self._writing:
             now = self._clock()
-            self._trim({stream: self._retained_from(stream, now) for stream in self._catalog})
+            self._trim({stream: retained_from(stream, now) for stream in self._catalog})
             self._reclaim()
-
-    def _retained_from(self, stream: Stream, now_ns: int) -> int:
-        """The first offset that retention keeps."""
-        first, total = stream.first, stream.bytes
-
-        def goes(end: int, nbytes: int, stored_ns: int) -> bool:
-            nonlocal first, total
-            if not may_go(
-                stream.retention,
-                end=end,
-                nbytes=nbytes,
-                stored_ns=stored_ns,
-                next_offset=stream.next,
-                total=total,
-                now_ns=now_ns,
-            ):
-                return False
-            first, total = end, total - nbytes
-            return True
-
-        for held in stream.ranges:
-            if not goes(held.next, held.bytes, held.last_ns):
-                for end, nbytes, stored_ns in held.segment.sizes(stream.id, max(first, held.first)):
-                    if not goes(end, nbytes, stored_ns):
-                        return first
-        return first
+        for stream in self._catalog:
+            if stream.retention.compact and _is_worth_compacting(stream):
+                self.compact(stream.name)
+        with self._layout:
+            live = self._catalog.live()
+            thin = mostly_dead(self._catalog, self._config.store_segment_bytes)
+            for group in groups(thin, live, self._config.store_segment_bytes):
+                self._replace(group, {})
 
     def compact(self, stream: str) -> None:
         """See `Log.compact`."""
-        raise NotImplementedError
+        with self._layout:
+            known = self._catalog.streams.get(stream)
+            if known is None:
+                return
+            segments, dropping = superseded_in(known, self._clock(), self._segment_of)
+            for group in groups(segments, self._catalog.live(), self._config.store_segment_bytes):
+                self._replace(group, dropping)
+
+    def _replace(self, segments: Sequence[Segment], dropping: Mapping[tuple[int, int], set[int]]) -> None:
+        """Put one new file in the place of some sealed ones, with what is still needed of them. Holds `_layout`."""
+        with self._writing:
+            self._writer.check_writable()
+            name = self._directory.numbered("pack", self._writer.next_file)
+            self._writer.next_file += 1
+        new = self._directory.path / f"{name}.new"
+        try:
+            ranges = write_pack(new, self._vfs, self._seed, pieces_of(self._catalog, segments), dropping)
+            self._directory.publish(new, name)
+        except (BadRow, apsw.Error, OSError) as error:
+            # The old files stay as they are. A full disk is no reason to stop, and readers will tell of damage.
+            new.unlink(missing_ok=True)
+            logger.warning("%s cannot be thinned out: %s", ", ".join(old.name for old in segments), error)
+            return
+        pack = self._segment(name, sealed=True)
+        with self._writing:
+            changed = self._with_pack({old.name for old in segments}, pack, ranges)
+            size, header = pack.path.stat().st_size, header_crc(pack.path)
+
+            def work(connection: apsw.Connection) -> None:
+                for old in segments:
+                    connection.execute("DELETE FROM files WHERE name = ?", (old.name,))
+                    connection.execute("DELETE FROM ranges WHERE file = ?", (old.name,))
+                connection.execute("INSERT INTO files VALUES (?, ?, ?)", (name, size, header))
+                for stream in changed:
+                    for held in stream.sealed:
+                        if held.segment is pack:
+                            values = (stream.id, held.first, held.next, name, held.bytes, held.first_ns, held.last_ns)
+                            connection.execute("INSERT INTO ranges VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+
+            try:
+                self._writer.transact_small(work)
+            except NotStored:
+                self._directory.remove(name)
+                raise
+            self._catalog.files[name] = pack
+            for stream in changed:
+                self._catalog.put(stream)
+        for old in segments:
+            self._pool.forget(self._catalog.files.pop(old.name))
+            self._directory.remove(old.name)
+
+    def _with_pack(
+        self, replaced: set[str], pack: Segment, ranges: Sequence[tuple[Stream, int, int, int, int, int]]
+    ) -> list[Stream]:
+        """The streams with their pieces in the pack, as far as they still need them."""
+        pieces: dict[int, list[Range]] = {}
+        for stream, *values in ranges:
+            pieces.setdefault(stream.id, []).append(Range(pack, *values))
+        changed = []
+        for stream in self._catalog:
+            kept = [held for held in stream.sealed if held.segment.name not in replaced]
+            moved = [held for held in pieces.get(stream.id, ()) if held.next > stream.first]
+            if moved or len(kept) < len(stream.sealed):
+                sealed = tuple(sorted(kept + moved, key=lambda held: held.first))
+                changed.append(msgspec.structs.replace(stream, sealed=sealed))
+        return changed
 
 
 def _grown(stream: Stream, end: int, nbytes: int, now_ns: int, head: Segment) -> Stream:
@@ -423,3 +471,9 @@ def _write_stream(connection: apsw.Connection, stream: Stream) -> None:
         "INSERT OR REPLACE INTO streams VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (stream.id, stream.name, stream.first, stream.next, start, *rest, _encode(stream.retention)),
     )
+
+
+def _is_worth_compacting(stream: Stream) -> bool:
+    """Whether half of what is sealed came after the last time."""
+    new = sum(held.bytes for held in stream.sealed if held.segment.name.startswith("log-"))
+    return new > 0 and 2 * new >= sum(held.bytes for held in stream.sealed)
