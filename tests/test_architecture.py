@@ -24,9 +24,27 @@ Rule = Callable[[ast.Module], source_rules.Complaints]
 LINES_MAX = 500
 FUNCTION_LINES_MAX = 70
 IMPORT_S_MAX = 0.150
-UNLOADED_MODULES = {"apsw", "click", "lark", "numpy", "rich", "zeroconf", "zfabric.cli", "zfabric.testing"}
+UNLOADED_MODULES = {
+    "apsw",
+    "click",
+    "lark",
+    "msgpack",
+    "numpy",
+    "rich",
+    "zeroconf",
+    "zfabric.capture",
+    "zfabric.cli",
+    "zfabric.testing",
+}
 
-PUBLIC_MODULES = {"zfabric.errors", "zfabric.events", "zfabric.patterns", "zfabric.sync", "zfabric.testing"}
+PUBLIC_MODULES = {
+    "zfabric.capture",
+    "zfabric.errors",
+    "zfabric.events",
+    "zfabric.patterns",
+    "zfabric.sync",
+    "zfabric.testing",
+}
 "Modules, besides zfabric itself, that users and so `zfabric.patterns` may import from."
 
 

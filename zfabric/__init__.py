@@ -2,6 +2,7 @@
 
 from zfabric.config import Config
 from zfabric.errors import (
+    CaptureError,
     DecodeFailed,
     DeliveryFailed,
     EncodeFailed,
@@ -73,6 +74,7 @@ from zfabric.wire.selectors import Selector
 
 __all__ = [
     "AuthenticationFailed",
+    "CaptureError",
     "Config",
     "CurrentRequest",
     "DecodeError",

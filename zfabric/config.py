@@ -169,6 +169,14 @@ class Config:
     selector_depth_max: int = 64
     "Operators of a selector that stand inside of each other."
 
+    # -- capture files -------------------------------------------------------------------------
+    capture_chunk_bytes: int = 256 * 1024
+    "A chunk of a capture file is written when it has this length..."
+    capture_flush_s: float = 1.0
+    "...or this age: a recorder that is killed loses no more than this."
+    capture_block_bytes_max: int = 256 * 1024 * 1024
+    "Any block of a capture file, at most: a forged file cannot buy more memory."
+
     # -- events --------------------------------------------------------------------------------
     events_max: int = 10_000
     "Events that wait in one `node.events()` iterator; the oldest go first, counted."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "CaptureError",
     "DecodeFailed",
     "DeliveryFailed",
     "EncodeFailed",
@@ -210,6 +211,15 @@ class RemoteProtocolError(FabricError):
 
 class DecodeFailed(RemoteProtocolError):
     """A payload that is not MessagePack, or that does not fit the subscription's type."""
+
+
+class CaptureError(FabricError):
+    """A file that is no capture, or one of a version that this zfabric cannot read."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
 
 
 class LimitExceeded(FabricError):

@@ -214,6 +214,22 @@ class TestPlainValues:
             with pytest.raises(EncodeFailed):
                 round_trip(msgspec.Raw(bad))
 
+    def test_what_stays_encoded_is_whole(self) -> None:
+        """Values received as Raw hold what travelled out of band: they decode without the frames of their batch."""
+        values = [b"x" * 100, {"big": np.arange(100), "small": np.arange(2)}, 7, Ext(5, b"abc"), bytes(200)]
+        body, buffers = encode(Codec(inline_bytes=INLINE), *values)
+        codec = Codec(msgspec.Raw, inline_bytes=INLINE)
+        assert len(buffers) == 3
+
+        raws = codec.decode_many(body, buffers)
+
+        assert raws == [raw for _, raw in codec.decode_each(body, buffers)]
+        blob, arrays, number, other, last = (Codec(inline_bytes=INLINE).decode_many(b"\x91" + raw)[0] for raw in raws)
+        assert (blob, number, other, last) == (b"x" * 100, 7, Ext(5, b"abc"), bytes(200))
+        assert (arrays["big"] == np.arange(100)).all() and (arrays["small"] == np.arange(2)).all()
+        with pytest.raises(DecodeFailed, match="missing or was used before"):
+            codec.decode_many(body, buffers[:2])
+
     def test_direct_encoding(self) -> None:
         """The C method that hot loops call appends what `encode_into` appends; typed codecs have none."""
         codec = Codec(inline_bytes=INLINE)

@@ -6,14 +6,14 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
 
 from zfabric.cli._exits import Exit, Stop
 
-__all__ = ["Form", "lines", "parse", "whole"]
+__all__ = ["Form", "chunks", "lines", "parse", "whole"]
 
 _CHUNK_BYTES = 64 * 1024
 _CHUNKS_AHEAD = 4
@@ -42,10 +42,10 @@ def parse(data: bytes, form: str, where: str = "VALUE") -> Any:
         raise Stop(Exit.FAILED, f"{where} is not UTF-8 text: send it as bytes with --raw") from None
 
 
-async def lines() -> AsyncIterator[bytes]:
+async def lines() -> AsyncGenerator[bytes, None]:
     """The lines of stdin without their ends; empty ones are left out."""
     rest = b""
-    async for chunk in _chunks():
+    async for chunk in chunks():
         *whole_lines, rest = (rest + chunk).split(b"\n")
         for line in whole_lines:
             if line := line.rstrip(b"\r"):
@@ -57,20 +57,20 @@ async def lines() -> AsyncIterator[bytes]:
 async def whole(bytes_max: int) -> bytes:
     """All of stdin."""
     found = bytearray()
-    async for chunk in _chunks():
+    async for chunk in chunks():
         found += chunk
         if len(found) > bytes_max:
             raise Stop(Exit.FAILED, f"stdin is longer than one message may be ({bytes_max} bytes): send it in parts")
     return bytes(found)
 
 
-async def _chunks() -> AsyncIterator[bytes]:
+async def chunks() -> AsyncGenerator[bytes, None]:
     """Stdin as it comes, read by a daemon thread: whoever ends the command does not wait for the next line.
 
     The descriptor is read directly, because a thread that waits inside of `sys.stdin` would block Python's exit.
     """
     loop = asyncio.get_running_loop()
-    chunks: asyncio.Queue[bytes | OSError] = asyncio.Queue(_CHUNKS_AHEAD)
+    found: asyncio.Queue[bytes | OSError] = asyncio.Queue(_CHUNKS_AHEAD)
     descriptor = sys.stdin.fileno()
 
     def read() -> None:
@@ -81,14 +81,14 @@ async def _chunks() -> AsyncIterator[bytes]:
             except OSError as error:
                 chunk = error
             try:
-                asyncio.run_coroutine_threadsafe(chunks.put(chunk), loop).result()
+                asyncio.run_coroutine_threadsafe(found.put(chunk), loop).result()
             except (RuntimeError, asyncio.CancelledError):
                 return
             if not chunk or isinstance(chunk, OSError):
                 return
 
     threading.Thread(target=read, name="zfabric-stdin", daemon=True).start()
-    while chunk := await chunks.get():
+    while chunk := await found.get():
         if isinstance(chunk, OSError):
             raise chunk
         yield chunk

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import difflib
 import os
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import lru_cache
 
 from zfabric.cli._exits import Exit, Stop
 from zfabric.cli._options import Options
@@ -15,11 +16,14 @@ from zfabric.events import AuthenticationFailed, PeerRefused
 from zfabric.model import Peer
 from zfabric.node.eventhub import EventStream
 from zfabric.node.node import Node
+from zfabric.node.publisher import Publisher
 from zfabric.wire.topics import Pattern
 
-__all__ = ["Sighting", "look_around", "nearest", "open_node", "poll", "settle"]
+__all__ = ["Sighting", "find_audience", "look_around", "nearest", "open_node", "poll", "settle"]
 
 POLL_S = 0.02
+SETTLE_S = 1.0
+"How long to look for subscribers at most."
 LOOK_S = 3.0
 "How long to look at most, unless --timeout says otherwise."
 
@@ -70,6 +74,28 @@ async def settle(
         settled = now - changed >= quiet_s and now - began >= least_s
         if settled or enough(peers) or now - began >= most_s:
             return peers
+
+
+_pattern = lru_cache(Pattern)
+
+
+async def find_audience(options: Options, node: Node, publishers: Sequence[Publisher]) -> None:
+    """Return once the subscribers that are there have been found, or after a second."""
+
+    def interested(topic: str) -> int:
+        """Peers that ask for the topic; they count as subscribers once their connection is in place."""
+        return sum(any(_pattern(text).matches(topic) for text in peer.patterns) for peer in node.peers)
+
+    def connected() -> bool:
+        return all(interested(publisher.topic) <= publisher.subscribers for publisher in publishers)
+
+    def found() -> bool:
+        return any(interested(publisher.topic) for publisher in publishers) and connected()
+
+    quiet_s = 0.15 if options.interface == "loopback" else 0.6
+    if await poll(found, SETTLE_S):
+        await settle(node, quiet_s=quiet_s, least_s=quiet_s, most_s=SETTLE_S)
+        await poll(connected, SETTLE_S)
 
 
 class Sighting:

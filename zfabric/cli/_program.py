@@ -27,6 +27,11 @@ SECTIONS = {
         "pub": "Publish on a topic.",
         "sub": "Show what is published.",
     },
+    "Keep and repeat": {
+        "record": "Record what is published into a file.",
+        "play": "Publish a recorded file again.",
+        "inspect": "What a recorded file holds.",
+    },
     "This machine": {
         "keys": "Make the key of a fabric, and take it to other machines.",
         "doctor": "Check that a node works here, and say what to do where it does not.",

@@ -6,17 +6,16 @@ import asyncio
 import itertools
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import click
 
 from zfabric.cli import _input
 from zfabric.cli._exits import Exit, Stop
-from zfabric.cli._look import nearest, open_node, poll, settle
+from zfabric.cli._look import find_audience, nearest, open_node, poll
 from zfabric.cli._options import Options, TopicParameter, networked
 from zfabric.cli._output import Output, count
 from zfabric.cli._running import run
@@ -26,12 +25,9 @@ from zfabric.model import Delivery
 from zfabric.node.eventhub import EventStream
 from zfabric.node.node import Node
 from zfabric.node.publisher import Publisher
-from zfabric.wire.topics import Pattern
 
 __all__ = ["command"]
 
-SETTLE_S = 1.0
-"How long to look for subscribers at most, without --wait."
 WAIT_S = 10.0
 "How long --wait waits, unless --timeout says otherwise."
 
@@ -181,21 +177,9 @@ async def _wait_for_audience(options: Options, node: Node, publisher: Publisher,
             there = f"{publisher.subscribers} of {count(job.wait, 'subscriber')} came within {timeout:g} s"
             raise Stop(Exit.TIMED_OUT, f"only {there}; nothing was sent")
         return
-
-    def interested() -> int:
-        """Peers that ask for the topic; they count as subscribers once their connection is in place."""
-        return sum(any(_pattern(text).matches(job.topic) for text in peer.patterns) for peer in node.peers)
-
-    quiet_s = 0.15 if options.interface == "loopback" else 0.6
-    found = await poll(lambda: 0 < interested() <= publisher.subscribers, SETTLE_S)
-    if found:
-        await settle(node, quiet_s=quiet_s, least_s=quiet_s, most_s=SETTLE_S)
-        await poll(lambda: interested() <= publisher.subscribers, SETTLE_S)
+    await find_audience(options, node, [publisher])
     if job.require_match and not publisher.subscribers:
         raise Stop(Exit.NOBODY, f"nobody subscribes to {job.topic!r}; nothing was sent{_hint(node, job.topic)}")
-
-
-_pattern = lru_cache(Pattern)
 
 
 def _hint(node: Node, topic: str) -> str:
@@ -203,7 +187,7 @@ def _hint(node: Node, topic: str) -> str:
     return f"; there are subscriptions to: {', '.join(others)}" if others else ""
 
 
-async def _values(job: Job) -> AsyncIterator[Any]:
+async def _values(job: Job) -> AsyncGenerator[Any, None]:
     """Each value to send."""
     if not job.from_stdin:
         value = _input.parse(os.fsencode(job.value or ""), job.form)

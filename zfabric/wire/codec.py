@@ -16,7 +16,7 @@ value of an untyped topic nobody looks at it.
 
 What comes back: bytes are `bytes` whatever their size, at the cost of one copy if they travelled out of band. A
 topic typed as `bytearray` or `memoryview` gives that type, and `memoryview` the frame itself. Arrays are read-only and
-share the frame.
+share the frame. Typed as `msgspec.Raw`, values stay encoded, and what travelled out of band is put back into them.
 """
 
 from __future__ import annotations
@@ -86,6 +86,8 @@ class Codec:
     __slots__ = (
         "_decode_blobs",
         "_decode_each",
+        "_decode_framed",
+        "_decode_inline",
         "_decode_many",
         "_encode",
         "_frames",
@@ -113,6 +115,12 @@ class Codec:
         self._decode_many = self._decoder(list[self.type])  # type: ignore[name-defined] # a type made at run time
         self._decode_each = self._decoder(self.type)
         self._decode_blobs = self._decoder(self.type | Ext) if _holds_blobs(self.type) else None
+        self._decode_inline = Decoder(ext_hook=self._inline_extension).decode
+        self._decode_framed: Callable[[Any], Any] | None = None
+        if self._decode_blobs is not None:
+            self._decode_framed = self._decode_blob
+        elif self.type is msgspec.Raw:
+            self._decode_framed = self._decode_whole
 
     def _decoder(self, expected: Any) -> Callable[[Buffer], Any]:
         """A bound decode method: one C call for each body."""
@@ -270,8 +278,8 @@ class Codec:
                 return self._decode_many(body)  # type: ignore[no-any-return]
             self._frames, self._next_frame = buffers, 0
             try:
-                if self._decode_blobs is not None:
-                    return [self._decode_blob(raw) for raw in _split(body)]
+                if self._decode_framed is not None:
+                    return [self._decode_framed(raw) for raw in _split(body)]
                 return self._decode_many(body)  # type: ignore[no-any-return]
             finally:
                 self._frames = ()
@@ -291,7 +299,7 @@ class Codec:
 
     def _each(self, raws: list[msgspec.Raw], buffers: Sequence[Buffer]) -> Iterator[tuple[int, Any]]:
         next_frame = 0
-        decode = self._decode_each if self._decode_blobs is None else self._decode_blob
+        decode = self._decode_each if self._decode_framed is None else self._decode_framed
         for index, raw in enumerate(raws):
             self._frames, self._next_frame = buffers, next_frame
             value: Any
@@ -313,6 +321,20 @@ class Codec:
         if value.code == EXT_BYTES:
             return msgspec.convert(self._take_frame(_decode_index(value.data)), self.type)
         return self._decode_each(raw)
+
+    def _decode_whole(self, raw: Any) -> msgspec.Raw:
+        """One message that stays encoded: it must hold what it refers to, because the frames do not stay with it."""
+        return msgspec.Raw(_encode(self._decode_inline(raw)))
+
+    def _inline_extension(self, code: int, data: memoryview) -> Any:
+        """An extension with its frame inside."""
+        if code == EXT_BYTES:
+            return bytes(self._take_frame(_decode_index(data)))
+        if code == EXT_ARRAY:
+            header = _decode_array(data)
+            if not isinstance(header.data, bytes):
+                return Ext(code, _encode((header.dtype, header.shape, bytes(self._take_frame(header.data)))))
+        return Ext(code, bytes(data))
 
     def _take_frame(self, index: int) -> bytes | memoryview:
         """The frame that a body names, as something that cannot be written to."""
