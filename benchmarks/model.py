@@ -63,6 +63,8 @@ class Run:
     "A receiver that got nothing for this long counts the rest as lost."
     timeout_s: float = 60.0
     "The harness ends the processes after this long, and reports a failure."
+    secure: bool = False
+    "Encrypted, for peers that can be."
     directory: str = ""
     "A fresh private directory with a short name, for ipc sockets and registries; set by the harness."
     server: str = ""
@@ -121,6 +123,8 @@ class Entry:
     "By the names of the workload's roles."
     payload: str = "bytes"
     transports: tuple[str, ...] = ("tcp",)
+    can_encrypt: bool = False
+    "Whether the roles heed `Run.secure`."
     server: Server | None = None
     messages_max: int = 1 << 30
     "A slow peer is measured with no more messages than this."

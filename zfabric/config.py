@@ -133,7 +133,8 @@ class Config:
     dials_per_s_max: float = 200.0
     "New connections per second: forged announcements cannot make a node flood the network."
     dials_pending_max: int = 256
-    "Connections that wait for their first answer at one time."
+    """Connections that wait for their first answer at one time. With a key an eighth of it: each costs both ends about
+    a millisecond of work, and when many nodes start at once all of them must finish within `handshake_timeout_s`."""
     dial_keep_s: float = 30.0
     "How long a discovered address is tried before it is forgotten (seeds are tried for ever)."
     rejoin_s: float = 3600.0

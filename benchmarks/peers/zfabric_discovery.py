@@ -12,6 +12,7 @@ import psutil
 
 from benchmarks.model import Entry, Link, Run
 from zfabric import Config, Node
+from zfabric.security.keys import FabricKey
 
 __all__ = ["ENTRIES", "idle", "mesh", "mesh_mdns", "mesh_registry", "pair", "pair_mdns", "pair_registry"]
 
@@ -55,11 +56,18 @@ def idle(run: Run, link: Link) -> Mapping[str, Any]:
     return asyncio.run(_idle(run, link))
 
 
+def _key(run: Run) -> str | None:
+    return FabricKey(FABRIC, bytes(32)).text if run.secure else None
+
+
 async def _pair(run: Run, link: Link, config: Config) -> Mapping[str, Any]:
     """Open, wait until matched, publish one message and receive the other's."""
     other = next(name for name in await link.meet_async() if name != link.name)
     start = time.monotonic()
-    async with Node(link.name, fabric=FABRIC, config=config) as node, node.subscribe(f"hello.{other}") as hellos:
+    async with (
+        Node(link.name, fabric=FABRIC, key=_key(run), config=config) as node,
+        node.subscribe(f"hello.{other}") as hellos,
+    ):
         publisher = node.publisher(f"hello.{link.name}")
         await publisher.wait_for(subscribers=1, timeout=run.timeout_s)
         await publisher.publish("hello")
@@ -71,7 +79,7 @@ async def _pair(run: Run, link: Link, config: Config) -> Mapping[str, Any]:
 
 async def _mesh(run: Run, link: Link, config: Config) -> Mapping[str, Any]:
     """Open all nodes of this process at once, and wait until each sees all others."""
-    nodes = [Node(f"{link.name}-{index}", fabric=FABRIC, config=config) for index in range(run.nodes)]
+    nodes = [Node(f"{link.name}-{index}", fabric=FABRIC, key=_key(run), config=config) for index in range(run.nodes)]
     await link.meet_async()
     start = time.monotonic()
     async with AsyncExitStack() as stack:
@@ -85,7 +93,7 @@ async def _mesh(run: Run, link: Link, config: Config) -> Mapping[str, Any]:
 async def _idle(run: Run, link: Link) -> Mapping[str, Any]:
     """CPU time of the whole process, all threads, while the node waits."""
     await link.meet_async()
-    async with Node("idle", fabric=FABRIC):
+    async with Node("idle", fabric=FABRIC, key=_key(run)):
         await asyncio.sleep(min(SETTLE_S, run.seconds))
         cpu, start = time.process_time(), time.monotonic()
         await asyncio.sleep(run.seconds)

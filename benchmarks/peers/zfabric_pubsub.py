@@ -21,6 +21,7 @@ from benchmarks.model import Entry, Link, Role, Run
 from benchmarks.started import starting
 from zfabric import Config, Delivery, Node, Publisher, Subscription, Topic
 from zfabric.node.environment import Machine
+from zfabric.security.keys import FabricKey
 from zfabric.transport.base import Receiver, Transport
 
 __all__ = ["ENTRIES", "batches", "bench_node", "messages", "nowait", "publish_many"]
@@ -29,6 +30,9 @@ TURN = 1_000
 "Messages published in one turn of the event loop."
 QUEUE_BYTES = 1 << 36
 WAIT_S = 10.0
+FABRIC = "benchmark"
+KEY = FabricKey(FABRIC, bytes(32)).text
+"No secret: it only makes nodes encrypt."
 
 START_ONE = """
 import asyncio
@@ -66,7 +70,7 @@ def bench_node(name: str, run: Run) -> Node:
     config = Config(mdns=False, ipc=run.transport == "ipc")
     if not run.bounded:
         config = replace(config, outlet_queue_bytes=QUEUE_BYTES, buffer_bytes=QUEUE_BYTES)
-    return Node(name, fabric="benchmark", config=config)
+    return Node(name, fabric=FABRIC, key=KEY if run.secure else None, config=config)
 
 
 @asynccontextmanager
@@ -157,7 +161,9 @@ def _roles(sender: OpenAsyncSender, receiver: OpenAsyncReceiver) -> Mapping[str,
 def _entries(name: str, roles: Mapping[str, Role], *workloads: str, kinds: str = "bytes") -> Iterator[Entry]:
     for payload in kinds.split():
         peer, transports = f"zfabric {name}", ("tcp", "ipc")
-        yield Entry(workloads=workloads, peer=peer, roles=roles, payload=payload, transports=transports)
+        yield Entry(
+            workloads=workloads, peer=peer, roles=roles, payload=payload, transports=transports, can_encrypt=True
+        )
 
 
 _ALL = "bytes dict struct numpy"

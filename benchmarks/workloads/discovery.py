@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from benchmarks.model import Cell, Entry, Row, Run, Sample
 from benchmarks.workloads import summarise
@@ -12,6 +13,7 @@ __all__ = ["WORKLOAD"]
 
 PAIR_TARGET_MS = 300.0
 MESH_TARGET_S = 10.0
+SECURE_MESH_TARGET_S = 15.0
 IDLE_CPU_TARGET_PERCENT = 0.5
 IDLE_MEMORY_TARGET_MB = 60.0
 
@@ -35,6 +37,7 @@ class Discovery:
         parser.add_argument("--nodes", type=int, help="nodes of the mesh (default: 50)")
         parser.add_argument("--processes", type=int, help="processes of the mesh (default: 5)")
         parser.add_argument("--seconds", type=float, help="seconds of idling (default: 10)")
+        parser.add_argument("--secure", action="store_true", help="plain and encrypted")
         parser.add_argument("--case", default="pair,mesh,idle", help="comma-separated: pair, mesh, idle (default: all)")
 
     def cells(self, options: argparse.Namespace, entries: Sequence[Entry]) -> list[Cell]:
@@ -50,10 +53,11 @@ class Discovery:
             "idle": (Run(nodes_total=1, seconds=options.seconds or seconds), ("idle",), "idle node"),
         }
         return [
-            Cell(entry=entry, run=run, processes=roles, case=case)
+            Cell(entry=entry, run=replace(run, secure=secure), processes=roles, case=f"{case}{', encrypted' * secure}")
             for wanted in options.case.split(",")
             for run, roles, case in [plans[wanted]]
             for entry in entries
+            for secure in ((False, True) if options.secure else (False,))
             if set(roles) <= set(entry.roles)
         ]
 
@@ -69,7 +73,8 @@ class Discovery:
             elif "pair" in cell.processes:
                 rows.append(_row(cell, of_cell, [seconds * 1e3 for seconds in _times(of_cell)], "ms", PAIR_TARGET_MS))
             else:
-                rows.append(_row(cell, of_cell, _times(of_cell), "s", MESH_TARGET_S))
+                target = SECURE_MESH_TARGET_S if cell.run.secure else MESH_TARGET_S
+                rows.append(_row(cell, of_cell, _times(of_cell), "s", target))
         return rows
 
 

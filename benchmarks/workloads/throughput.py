@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from benchmarks.workloads.rates import Rates
+from benchmarks.model import Cell, Entry
+from benchmarks.workloads import ratio
+from benchmarks.workloads.rates import Rates, comparable
 
 __all__ = ["WORKLOAD"]
+
+PLAIN = "plain"
 
 
 class Throughput(Rates):
@@ -17,6 +23,36 @@ class Throughput(Rates):
     messages: Mapping[str, int] = {"full": 500_000, "quick": 300_000, "tiny": 3_000}
     payloads = "bytes,dict,struct,numpy"
     baselines: Mapping[str, str] = {"x PUSH/PULL": "pyzmq PUSH/PULL", "x PUB/SUB": "pyzmq PUB/SUB"}
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Encryption, too."""
+        super().add_arguments(parser)
+        parser.add_argument("--secure", action="store_true", help="plain and encrypted, peers that can do both")
+
+    def variants(self, options: argparse.Namespace) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Plain, and encrypted if asked for."""
+        if options.secure:
+            yield PLAIN, {}
+            yield "encrypted", {"secure": True}
+        else:
+            yield "", {}
+
+    def cells(self, options: argparse.Namespace, entries: Sequence[Entry]) -> list[Cell]:
+        """With `--secure` only peers that can encrypt."""
+        return super().cells(options, [entry for entry in entries if entry.can_encrypt or not options.secure])
+
+    def _ratios(
+        self, cell: Cell, cells: Sequence[Cell], figures: Sequence[Sequence[float | None]], own: Sequence[float | None]
+    ) -> dict[str, float]:
+        """What encryption leaves of the same peer's plain rate, too."""
+        ratios = super()._ratios(cell, cells, figures, own)
+        for other, theirs in zip(cells, figures, strict=True):
+            same = other.entry is cell.entry and comparable(other)[1:] == comparable(cell)[1:]
+            if same and cell.run.secure and other.case == PLAIN:
+                found = ratio(own, theirs)
+                if found is not None:
+                    ratios["x plain"] = found
+        return ratios
 
 
 WORKLOAD = Throughput()

@@ -9,6 +9,7 @@ import socket
 import sys
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -110,6 +111,8 @@ class Node(ServiceMethods):
         credentials = find_key(self.fabric, self._key)
         if not scope.loopback and credentials is None and not self._insecure:
             raise InsecureInterface(self._interface)
+        if credentials is not None:
+            config = replace(config, dials_pending_max=max(1, config.dials_pending_max // 8))
         node_id = environment.random_bytes(16)
         loop = asyncio.get_running_loop()
         transport = environment.transport(node_id, scope, config, credentials)
