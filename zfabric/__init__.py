@@ -35,6 +35,7 @@ from zfabric.errors import (
     WindowFull,
 )
 from zfabric.events import (
+    AckRefused,
     AuthenticationFailed,
     DecodeError,
     DiscoveryFailed,
@@ -44,6 +45,10 @@ from zfabric.events import (
     Gap,
     HandlerError,
     IncompatibleDelivery,
+    JobDead,
+    JobsExpired,
+    JobsOrphaned,
+    JobsUnfinished,
     PeerJoined,
     PeerLeft,
     PeerRefused,
@@ -55,10 +60,12 @@ from zfabric.events import (
 )
 from zfabric.model import (
     Delivery,
+    Job,
     Message,
     Overflow,
     Peer,
     ProviderReply,
+    QueueStatistics,
     ServiceOffer,
     Source,
     Statistics,
@@ -67,12 +74,15 @@ from zfabric.model import (
 )
 from zfabric.node.node import Node
 from zfabric.node.publisher import Publisher
+from zfabric.node.puller import Puller
+from zfabric.node.pusher import Pusher
 from zfabric.node.services import CurrentRequest, Service, current_request
 from zfabric.node.subscription import Subscription
 from zfabric.security.keys import new_key
 from zfabric.wire.selectors import Selector
 
 __all__ = [
+    "AckRefused",
     "AuthenticationFailed",
     "CaptureError",
     "Config",
@@ -94,6 +104,11 @@ __all__ = [
     "InterfaceNotFound",
     "InvalidArguments",
     "InvalidKey",
+    "Job",
+    "JobDead",
+    "JobsExpired",
+    "JobsOrphaned",
+    "JobsUnfinished",
     "LimitExceeded",
     "LocalProtocolError",
     "Message",
@@ -116,6 +131,9 @@ __all__ = [
     "ProviderLost",
     "ProviderReply",
     "Publisher",
+    "Puller",
+    "Pusher",
+    "QueueStatistics",
     "Rejected",
     "RemoteError",
     "RemoteProtocolError",

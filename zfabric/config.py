@@ -164,6 +164,36 @@ class Config:
     gossip_interval_s: float = 2.0
     "How often, at most, the same peer is sent our list of peers."
 
+    # -- queues --------------------------------------------------------------------------------
+    queue_bytes: int = 64 * 1024 * 1024
+    "Default bound of the jobs that one node keeps in one queue until they are done; beyond it `push` waits."
+    queues_max: int = 10_000
+    "Queues that one node may have jobs in, and the most that it accepts from one peer."
+    pullers_max: int = 1000
+    "Pullers of one node."
+    workers_max: int = 100_000
+    "Pullers of all peers that a node leases jobs to."
+    lease_jobs_max: int = 8192
+    "Jobs in one lease, at most."
+    lease_s: float = 30.0
+    "Default time after which leases end that their worker's node does not renew; a lost node's end at once."
+    handler_timeout_s: float = 300.0
+    "Default time after which a job in a handler's hands is given to somebody else, unless the handler renews it."
+    credit_jobs_max: int = 65_536
+    "Jobs that a puller without `credit=` may have, at most: it adapts to how fast they are done."
+    credit_bytes: int = 8 * 1024 * 1024
+    "Bytes of jobs that a puller may have, about."
+    prefetch_s: float = 0.1
+    "Jobs that wait longer than this at a puller without `credit=` make it ask for fewer."
+    recall_s: float = 0.05
+    "Jobs that a worker has for this long, and has not begun with, may go to one that has nothing to do."
+    priority_ageing_s: float = 30.0
+    "Waiting for this long counts as much as one priority."
+    dedupe_ids_max: int = 100_000
+    "Dedupe ids that a node remembers for one queue; the oldest go first."
+    dead_bytes: int = 16 * 1024 * 1024
+    "Dead letters that a node keeps for one queue; the oldest go first, counted as expired."
+
     # -- selectors -----------------------------------------------------------------------------
     selector_bytes_max: int = 4096
     "Length of a selector."

@@ -7,6 +7,7 @@ import msgspec
 from zfabric.model import Peer, Source
 
 __all__ = [
+    "AckRefused",
     "AuthenticationFailed",
     "DecodeError",
     "DiscoveryFailed",
@@ -16,6 +17,10 @@ __all__ = [
     "Gap",
     "HandlerError",
     "IncompatibleDelivery",
+    "JobDead",
+    "JobsExpired",
+    "JobsOrphaned",
+    "JobsUnfinished",
     "PeerJoined",
     "PeerLeft",
     "PeerRefused",
@@ -154,6 +159,48 @@ class Rejected(Event, frozen=True):
     source: Source
     topic: str
     seq: int
+
+
+class AckRefused(Event, frozen=True):
+    """Jobs were settled too late: their lease had ended, and they are, or will be, somebody else's."""
+
+    queue: str
+    peer: Source
+    "The other side."
+    count: int
+    here: bool
+    "True on the worker's node."
+
+
+class JobDead(Event, frozen=True):
+    """A job of this node failed too often, or was rejected; it is in the dead-letter queue now."""
+
+    queue: str
+    id: int
+    attempts: int
+    reason: str
+
+
+class JobsExpired(Event, frozen=True):
+    """Jobs of this node were given up because their ttl had passed."""
+
+    queue: str
+    count: int
+
+
+class JobsOrphaned(Event, frozen=True):
+    """The node that these jobs came from is gone, or lost sight of this one: it may not hear that they are done."""
+
+    queue: str
+    peer: Source
+    count: int
+
+
+class JobsUnfinished(Event, frozen=True):
+    """This node closed before all of its jobs were done; they are lost with it."""
+
+    queue: str
+    count: int
 
 
 class HandlerError(Event, frozen=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -11,10 +11,12 @@ from zfabric.errors import LocalProtocolError
 
 __all__ = [
     "Delivery",
+    "Job",
     "Message",
     "Overflow",
     "Peer",
     "ProviderReply",
+    "QueueStatistics",
     "ServiceOffer",
     "Source",
     "Statistics",
@@ -149,6 +151,65 @@ class ProviderReply(msgspec.Struct, frozen=True):
     error: Exception | None = None
 
 
+class JobSettlement(Protocol):
+    """Where a job's fate is told; pullers implement it."""
+
+    def ack(self, job: Job) -> None:
+        """Done."""
+
+    def nack(self, job: Job, delay: float | None, reason: str) -> None:
+        """Again, later."""
+
+    def reject(self, job: Job, reason: str) -> None:
+        """Never again."""
+
+    def renew(self, job: Job) -> None:
+        """Still at it."""
+
+
+class Job(Message, gc=False):
+    """One job of a queue; `seq` is its number among its pusher's jobs, `topic` the queue."""
+
+    attempt: int = 1
+    "1, and one more for each time that it was leased before without success."
+    priority: int = 4
+    "0 to 9; higher ones come first."
+    _position: int = 0
+
+    @property
+    def queue(self) -> str:
+        """The queue's name."""
+        return self.topic
+
+    async def ack(self) -> None:
+        """Done: nobody gets it again. With `ack="auto"` the handler's or loop body's end does it."""
+        self._settlement_of_job().ack(self)
+
+    async def nack(self, delay: float | None = None, reason: str = "") -> None:
+        """Not done: somebody gets it after `delay` seconds, default as the queue's back-off says.
+
+        It counts as a failed attempt: after the queue's `max_attempts` it becomes a dead letter, with this reason.
+        """
+        self._settlement_of_job().nack(self, delay, reason)
+
+    async def reject(self, reason: str = "rejected") -> None:
+        """It cannot be done: it becomes a dead letter at once."""
+        self._settlement_of_job().reject(self, reason)
+
+    async def renew(self) -> None:
+        """Tell that its handler makes progress; needed once in `handler_timeout_s`."""
+        self._settlement_of_job().renew(self)
+
+    def _settlement_of_job(self) -> JobSettlement:
+        assert self._settlement is not None
+        return cast(JobSettlement, self._settlement)
+
+    def __repr__(self) -> str:
+        key = "" if self.key is None else f" key={self.key!r}"
+        again = "" if self.attempt == 1 else f" attempt={self.attempt}"
+        return f"<Job {self.topic}#{self.seq} from {self.source.name}{key}{again}: {self.value!r}>"
+
+
 class Peer(msgspec.Struct, frozen=True):
     """Another node as this one sees it."""
 
@@ -187,6 +248,33 @@ class TopicStatistics(msgspec.Struct, frozen=True):
     "Messages dropped because their ttl had passed."
 
 
+class QueueStatistics(msgspec.Struct, frozen=True):
+    """Counters of one queue on this node since it started; `depth`, `in_flight` and `workers` are as of now."""
+
+    depth: int = 0
+    "Jobs pushed here that are not done."
+    in_flight: int = 0
+    "Of those, jobs that workers have."
+    workers: int = 0
+    "Pullers that this node leases jobs to."
+    pushed: int = 0
+    done: int = 0
+    redelivered: int = 0
+    "Leases of jobs that had been leased before without success."
+    dead: int = 0
+    "Jobs that failed too often, or were rejected."
+    expired: int = 0
+    "Jobs given up because their ttl had passed, or because there were too many dead letters."
+    deduplicated: int = 0
+    "Pushes that were dropped because of their dedupe id."
+    refused: int = 0
+    "Acknowledgements that came too late."
+    pulled: int = 0
+    "Jobs that pullers of this node were handed."
+    held: int = 0
+    "Jobs that pullers of this node have now."
+
+
 class Statistics(msgspec.Struct, frozen=True):
     """What the node counted since it started, as one consistent snapshot."""
 
@@ -206,6 +294,7 @@ class Statistics(msgspec.Struct, frozen=True):
     "Connections that came to nothing because of keys."
     strangers: int
     "Frames from connections that never said HELLO, or from nodes that are not peers."
+    queues: dict[str, QueueStatistics] = {}
 
     def total(self, name: str) -> int:
         """The sum of one counter over all topics: `statistics.total("lost")`."""

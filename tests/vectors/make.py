@@ -10,10 +10,10 @@ from pathlib import Path
 
 from msgspec import Raw
 
+from zfabric.wire import queue_records as queues
 from zfabric.wire.batch import FLAG_ACK_NOW, FLAG_RELIABLE, BatchWriter, Buffer
 from zfabric.wire.codec import Codec
 from zfabric.wire.letters import Broken, Letter, LetterAck
-from zfabric.wire.queue_records import QueueOffers
 from zfabric.wire.records import (
     Ack,
     Attached,
@@ -61,6 +61,26 @@ IDENTITY = Identity(
 )
 POSITION = Position(3, "plant.line1.temp", EPOCH, 10, BASE)
 
+QUEUES: list[queues.QueueRecord] = [
+    queues.QueueOffers(["jobs", "$dead.jobs"]),
+    queues.Pull(1, "jobs", 30_000, "colour = 'red'"),
+    queues.PullEnd(1),
+    queues.Credit(1, 100, 65_536, 50, 32_768),
+    queues.Jobs(1, 7, PUBLISHED_NS, 2, 40, b"\xdd\x00\x00\x00\x02\x05\x06"),
+    queues.Jobs(
+        1, 8, PUBLISHED_NS, 2, 42, b"\xdd\x00\x00\x00\x02\x05\x06", [b"a buffer"], [42, 44],
+        queues.JobMeta({0: "k"}, {1: {"unit": "C"}}, {1: 1500}, {0: 9}, {1: 2}),
+    ),
+    queues.JobsDone(1, [(7, 0, 2), (8, 1, 2)]),
+    queues.JobsUndone(1, 8, 0, 1, "nack", 1500, "ValueError: no"),
+    queues.JobsUndone(1, 9, 0, 4, "returned"),
+    queues.Backlog(1),
+    queues.CreditReturned(1, 50, 32_768),
+    queues.Recall(1, 10),
+    queues.Renew(1),
+    queues.AckRefused(1, 8, 0, 1),
+]  # fmt: skip
+
 CONTROL: dict[str, list[Record]] = {
     "hello": [Hello(OTHER, IDENTITY)],
     "hello-to-seed": [Hello(None, IDENTITY)],
@@ -95,7 +115,7 @@ CONTROL: dict[str, list[Record]] = {
     "evicted": [Evicted(3, "plant.line1.temp", EPOCH, "the window was full for 10 s")],
     "incompatible": [Incompatible(3, "plant.line1.temp", "at-most-once", "at-least-once")],
     "resume": [Resume(3, "plant.line1.temp")],
-    "letter": [Letter(3, 2, 1000, [QueueOffers(["jobs"]), ServiceOffers([Offer("math.add", 1, 100)])])],
+    "letter": [Letter(3, 2, 1000, [queues.QueueOffers(["jobs"]), ServiceOffers([Offer("math.add", 1, 100)])])],
     "letter-request": [
         Letter(
             1,
@@ -123,6 +143,7 @@ CONTROL: dict[str, list[Record]] = {
             ],
         )
     ],
+    "letter-queues": [Letter(3, 2, 1001, [*QUEUES])],
     "letter-ack": [LetterAck(2, 3, 1001)],
     "broken": [Broken(3)],
     "several": [Heartbeat(1), Ack(1, "a", 1, 2, 2), Goodbye()],

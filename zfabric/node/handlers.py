@@ -7,13 +7,14 @@ import inspect
 import logging
 import queue
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
 from zfabric.events import HandlerError
-from zfabric.model import Message
+from zfabric.model import Job, Message
 from zfabric.node.driver import Driver
+from zfabric.node.puller import Puller
 from zfabric.node.subscription import Subscription
 
 __all__ = ["Handlers", "Threads"]
@@ -70,6 +71,10 @@ def _finish(future: asyncio.Future[Any], result: Any, error: BaseException | Non
         future.set_exception(error)
 
 
+def _name(handler: Callable[..., Any]) -> str:
+    return getattr(handler, "__qualname__", repr(handler))
+
+
 class Handlers:
     """Runs `@node.on` handlers, each in order, all of them beside each other."""
 
@@ -81,16 +86,27 @@ class Handlers:
 
     def start(self, subscription: Subscription, handler: Callable[[Message], Any]) -> None:
         """Call `handler` with every message of the subscription."""
-        call: Callable[[Message], Awaitable[Any]]
+        name = _name(handler)
+        self._begin(self._run(subscription, self._async(handler), name), name)
+
+    def work(self, puller: Puller, handler: Callable[[Job], Any], concurrency: int) -> None:
+        """Call `handler` with every job of the puller, that many at a time."""
+        name, call = _name(handler), self._async(handler)
+        for _ in range(concurrency):
+            self._begin(self._work(puller, call, name), name)
+
+    def _async(self, handler: Callable[[Any], Any]) -> Callable[[Any], Awaitable[Any]]:
+        """An `async def` as it is, a `def` in a thread."""
         if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None)):  # noqa: B004
-            call = handler
-        else:
+            return handler
 
-            async def call(message: Message) -> Any:
-                return await self._threads.run(handler, message)
+        async def call(message: Message) -> Any:
+            return await self._threads.run(handler, message)
 
-        name = getattr(handler, "__qualname__", repr(handler))
-        task = self._driver.loop.create_task(self._run(subscription, call, name), name=f"zfabric-handler-{name}")
+        return call
+
+    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = self._driver.loop.create_task(work, name=f"zfabric-handler-{name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -98,10 +114,27 @@ class Handlers:
         async for message in subscription:
             try:
                 await call(message)
-            except Exception as error:
-                self.errors += 1
-                log.exception("handler %s failed on %s", name, message.topic)
-                self._driver.emit(HandlerError(message.topic, name, f"{type(error).__name__}: {error}"))
+            except Exception as error:  # noqa: BLE001 - handlers may raise anything, and it is reported
+                self._report(message, error, name)
+
+    async def _work(self, puller: Puller, call: Callable[[Job], Awaitable[Any]], name: str) -> None:
+        while jobs := await puller.take(1):
+            job = jobs[0]
+            try:
+                await call(job)
+            except asyncio.CancelledError:
+                await job.nack(0, "its handler was cancelled")
+                raise
+            except Exception as error:  # noqa: BLE001 - handlers may raise anything, and it is reported
+                self._report(job, error, name)
+                await job.nack(reason=f"{type(error).__name__}: {error}")
+            else:
+                await job.ack()
+
+    def _report(self, message: Message, error: Exception, name: str) -> None:
+        self.errors += 1
+        log.error("handler %s failed on %s", name, message.topic, exc_info=error)
+        self._driver.emit(HandlerError(message.topic, name, f"{type(error).__name__}: {error}"))
 
     async def close(self, timeout: float) -> None:
         """Let handlers finish what has arrived for at most `timeout` seconds, then cancel them."""

@@ -24,6 +24,7 @@ from zfabric.node.environment import Environment, Machine
 from zfabric.node.eventhub import EventStream
 from zfabric.node.handlers import Handlers
 from zfabric.node.publisher import Publisher
+from zfabric.node.queues import NodeQueues, QueueMethods
 from zfabric.node.requests import Requests
 from zfabric.node.servicemethods import ServiceMethods
 from zfabric.node.services import Services
@@ -50,7 +51,7 @@ class _OpenTopic:
         self.publishers = 0
 
 
-class Node(ServiceMethods):
+class Node(QueueMethods, ServiceMethods):
     """One member of a fabric. Use it as `async with Node("name") as node:`, or `open()` and `close()` it.
 
     `name`: for people; several nodes may share one. Default: the program's name and process id.
@@ -87,6 +88,7 @@ class Node(ServiceMethods):
         self._environment: Environment = Machine()
         self._driver: Driver | None = None
         self._handlers: Handlers | None = None
+        self._queues: NodeQueues | None = None
         self._topics: dict[str, _OpenTopic] = {}
         self._subscriptions: dict[Subscription, None] = {}
         self._ended: dict[str, tuple[int, int]] = {}
@@ -128,6 +130,7 @@ class Node(ServiceMethods):
         self._with_crc = not scope.loopback and credentials is None
         self._handlers = Handlers(driver, config.handler_threads_max)
         self._services, self._requests = Services(driver, config), Requests(driver, config)
+        self._queues = NodeQueues(driver, self._handlers, config)
         _open_nodes.add(self)
         if not scope.loopback:
             self._watch = loop.create_task(self._watch_addresses(scope), name="zfabric-addresses")
@@ -145,8 +148,8 @@ class Node(ServiceMethods):
 
         `timeout` in seconds, default `Config.close_timeout_s`, bounds all of it.
         """
-        driver, handlers = self._driver, self._handlers
-        if driver is None or handlers is None or driver.open_state != "open":
+        driver, handlers, queues = self._driver, self._handlers, self._queues
+        if driver is None or handlers is None or queues is None or driver.open_state != "open":
             return
         timeout = self._config.close_timeout_s if timeout is None else timeout
         deadline = driver.loop.time() + timeout
@@ -154,11 +157,13 @@ class Node(ServiceMethods):
             self._watch.cancel()
         for subscription in list(self._subscriptions):
             subscription.end()
+        queues.stop_pulling()
         if self._services is not None and self._requests is not None:
             await self._services.close(timeout / 2)
             self._requests.close()
         await handlers.close((deadline - driver.loop.time()) / 2)
         await self._confirm_all(driver, (deadline - driver.loop.time()) / 2)
+        await queues.finish((deadline - driver.loop.time()) / 2)
         await driver.close(max(0.05, deadline - driver.loop.time()))
         for subscription in list(self._subscriptions):
             subscription.end()
@@ -185,6 +190,11 @@ class Node(ServiceMethods):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    def _opened_queues(self) -> NodeQueues:
+        self._opened()
+        assert self._queues is not None
+        return self._queues
 
     def _opened(self) -> Driver:
         if self._driver is None:
@@ -234,6 +244,7 @@ class Node(ServiceMethods):
             events_dropped=driver.events.dropped,
             strangers=core.strangers,
             authentication_failures=core.authentication_failures,
+            queues=self._queues.statistics() if self._queues is not None else {},
         )
 
     def _topic_statistics(self, name: str, driver: Driver) -> TopicStatistics:

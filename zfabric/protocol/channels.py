@@ -103,6 +103,8 @@ class Channels:
         self._config = config
         self._effects = effects
         self._peers = peers
+        self.unheard: list[LetterRecord] = []
+        "While machines are told that a peer left: what it may not have heard."
         self._machines: list[Machine] = []
         self._dispatch: dict[type[Any], Callable[[PeerRecord, Any, float], None]] = {}
         self._channels: dict[bytes, Channel] = {}
@@ -153,11 +155,14 @@ class Channels:
 
     def peer_left(self, peer: PeerRecord, now: float) -> None:
         """A peer is gone."""
-        if self._channels.pop(peer.id, None) is not None:
+        channel = self._channels.pop(peer.id, None)
+        if channel is not None:
             self._dirty.pop(peer.id, None)
             self._timed.pop(peer.id, None)
+            self.unheard = [record for letter in channel.kept for record in letter.records] + channel.open
             for machine in self._machines:
                 machine.peer_left(peer, now)
+            self.unheard = []
 
     def _begin(self, peer: PeerRecord, now: float) -> Channel:
         self._sessions += 1

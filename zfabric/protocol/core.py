@@ -24,6 +24,7 @@ from zfabric.protocol.markers import parse_marker
 from zfabric.protocol.membership import Step
 from zfabric.protocol.outbox import Outbox
 from zfabric.protocol.peers import PeerRecord, PeerTable
+from zfabric.protocol.queues import Queues
 from zfabric.protocol.serving import Serving
 from zfabric.protocol.streams import Streams
 from zfabric.wire.batch import Batch, Buffer, parse_batch
@@ -79,6 +80,8 @@ class Core:
         self._loopback = Loopback(me, self.channels)
         self.calls = Calls(config, self._loopback, jitter)
         self.serving = Serving(config, self._loopback)
+        self.queues = Queues(config, self._effects, self.channels, self._loopback, self.not_protocol)
+        self._loopback.register(self.queues)
         self._loopback.register(self.calls)
         self._loopback.register(self.serving)
         self._dispatch: dict[type[Record], Callable[[PeerRecord, Any, float], None]] = {
@@ -315,8 +318,8 @@ class Core:
 
     def timer(self) -> float:
         """When `handle_timer` has something to do; infinity if never."""
-        services = min(self.calls.timer(), self.serving.timer())
-        return min(self.peers.timer(), self.streams.timer(), self.channels.timer(), services)
+        above = min(self.queues.timer(), self.calls.timer(), self.serving.timer())
+        return min(self.peers.timer(), self.streams.timer(), self.channels.timer(), above)
 
     def handle_timer(self, now: float) -> None:
         """Time has passed."""
@@ -326,6 +329,7 @@ class Core:
         self.channels.handle_timer(now)
         self.calls.handle_timer(now)
         self.serving.handle_timer(now)
+        self.queues.handle_timer(now)
 
     def actions(self, now: float) -> list[Action]:
         """What the driver must do now, in order. Call it after every other verb."""
@@ -333,5 +337,6 @@ class Core:
         while self.interests.waiting:
             self.streams.sent(self.interests.waiting.pop())
         self.streams.handle_timer(now)
+        self.queues.flush(now)
         self.channels.flush(now)
         return self._effects.take()

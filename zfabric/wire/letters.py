@@ -11,14 +11,14 @@ from typing import Annotated, TypeAlias
 import msgspec
 
 from zfabric.wire.fields import Count
-from zfabric.wire.queue_records import QueueOffers
+from zfabric.wire.queue_records import QueueRecord
 from zfabric.wire.service_records import ServiceRecord
 
 __all__ = ["LETTER_RECORDS_MAX", "Broken", "Letter", "LetterAck", "LetterRecord"]
 
 LETTER_RECORDS_MAX = 1000
 
-LetterRecord: TypeAlias = QueueOffers | ServiceRecord
+LetterRecord: TypeAlias = QueueRecord | ServiceRecord
 
 
 class Letter(msgspec.Struct, array_like=True, tag=18, frozen=True):

@@ -1,15 +1,180 @@
-"""What nodes say to each other about queues. Tags 32 to 47; all of it travels in letters."""
+"""What nodes say to each other about queues. Tags 32 to 47; all of it travels in letters.
+
+A node that has jobs offers its queues to every peer. A puller answers an offer with `Pull` and then grants credit;
+`Jobs` are leases, numbered by the pusher's node, and everything that happens to a job names its lease: who no longer
+has the lease can change nothing.
+"""
 
 from __future__ import annotations
 
+from typing import Annotated, Any, Literal, TypeAlias
+
 import msgspec
 
-from zfabric.wire.fields import Name
+from zfabric.wire.fields import Count, Name
 
-__all__ = ["QueueOffers"]
+__all__ = [
+    "QUEUES_PER_RECORD_MAX",
+    "AckRefused",
+    "Backlog",
+    "Credit",
+    "CreditReturned",
+    "JobMeta",
+    "Jobs",
+    "JobsDone",
+    "JobsUndone",
+    "LeaseNumber",
+    "Pull",
+    "PullEnd",
+    "QueueOffers",
+    "QueueRecord",
+    "Recall",
+    "Renew",
+    "Undone",
+]
+
+QUEUES_PER_RECORD_MAX = 1000
+DONE_MAX = 10_000
+REASON_MAX = 1000
+
+Reason = Annotated[str, msgspec.Meta(max_length=REASON_MAX)]
+LeaseNumber: TypeAlias = Count
+Undone = Literal["nack", "reject", "expired", "hung", "returned"]
+"""Why jobs come back: the handler wants them again; never again; their ttl passed; their handler shows no sign of life;
+or nobody has begun with them, and their attempt does not count."""
 
 
 class QueueOffers(msgspec.Struct, array_like=True, tag=32, frozen=True):
-    """The queues that the sender has jobs for, all of them: what was offered before and is missing here is gone."""
+    """Queues that the sender has or may have jobs for, beside those it offered before."""
 
-    queues: list[Name]
+    queues: Annotated[list[Name], msgspec.Meta(max_length=QUEUES_PER_RECORD_MAX)]
+
+
+class Pull(msgspec.Struct, array_like=True, tag=33, frozen=True):
+    """The sender takes jobs of a queue; both sides name this puller by its number from then on."""
+
+    puller: Count
+    queue: Name
+    lease_ms: Count
+    "Its leases end this long after its last RENEW."
+    selector: Annotated[str, msgspec.Meta(max_length=65_536)] = ""
+
+
+class PullEnd(msgspec.Struct, array_like=True, tag=34, frozen=True):
+    """The puller takes no more, and has no lease any more."""
+
+    puller: Count
+
+
+class Credit(msgspec.Struct, array_like=True, tag=35, frozen=True):
+    """The receiver may lease that many jobs and bytes more to this puller."""
+
+    puller: Count
+    jobs: Count
+    nbytes: Count
+    keep_jobs: Count
+    "What of its credit the receiver may keep while it has no jobs; it returns what is more."
+    keep_bytes: Count
+
+
+class JobMeta(msgspec.Struct, array_like=True, frozen=True):
+    """Sparse metadata, by position in the lease."""
+
+    keys: dict[int, Any] = {}
+    headers: dict[int, dict[str, Any]] = {}
+    ttl_ms: dict[int, int] = {}
+    "What is left of it."
+    priorities: dict[int, int] = {}
+    "Where it is not 4."
+    attempts: dict[int, int] = {}
+    "Where it is not the first."
+
+
+class Jobs(msgspec.Struct, array_like=True, tag=36, frozen=True):
+    """A lease of some jobs."""
+
+    puller: Count
+    lease: LeaseNumber
+    pushed_ns: Count
+    "When they were pushed: nanoseconds since 1970, UTC."
+    count: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+    first: Count
+    "Number of the first job; the others follow it unless `ids` tells."
+    body: bytes
+    "A MessagePack array of `count` values."
+    buffers: list[bytes] = []
+    ids: list[Count] = []
+    "All numbers, where they do not follow each other."
+    meta: JobMeta | None = None
+
+
+class JobsDone(msgspec.Struct, array_like=True, tag=37, frozen=True):
+    """Jobs are done: (lease, start, stop), by position in the lease."""
+
+    puller: Count
+    done: Annotated[list[tuple[LeaseNumber, Count, Count]], msgspec.Meta(max_length=DONE_MAX)]
+
+
+class JobsUndone(msgspec.Struct, array_like=True, tag=38, frozen=True):
+    """Jobs at positions from `start` to before `stop` of a lease are not done, and the lease no longer has them."""
+
+    puller: Count
+    lease: LeaseNumber
+    start: Count
+    stop: Count
+    why: Undone
+    delay_ms: Count | None = None
+    "How long they rest before they are leased again; null for as long as the queue's back-off says."
+    reason: Reason = ""
+
+
+class Backlog(msgspec.Struct, array_like=True, tag=39, frozen=True):
+    """The sender has jobs for this puller and no credit."""
+
+    puller: Count
+
+
+class CreditReturned(msgspec.Struct, array_like=True, tag=40, frozen=True):
+    """The sender has no jobs, and gives credit back that others may use."""
+
+    puller: Count
+    jobs: Count
+    nbytes: Count
+
+
+class Recall(msgspec.Struct, array_like=True, tag=41, frozen=True):
+    """Another puller has nothing to do: give back up to that many jobs that nobody has begun with."""
+
+    puller: Count
+    jobs: Count
+
+
+class Renew(msgspec.Struct, array_like=True, tag=42, frozen=True):
+    """The puller's node runs, and still has its leases."""
+
+    puller: Count
+
+
+class AckRefused(msgspec.Struct, array_like=True, tag=43, frozen=True):
+    """What the receiver said of these jobs came too late: the lease had ended."""
+
+    puller: Count
+    lease: LeaseNumber
+    start: Count
+    stop: Count
+
+
+QueueRecord: TypeAlias = (
+    QueueOffers
+    | Pull
+    | PullEnd
+    | Credit
+    | Jobs
+    | JobsDone
+    | JobsUndone
+    | Backlog
+    | CreditReturned
+    | Recall
+    | Renew
+    | AckRefused
+)

@@ -1,0 +1,425 @@
+"""The receiving end of queues: a `Pull` for each puller of this node, with the jobs that it has and the credit it gave.
+
+All that a puller has been granted or sent, by all pushers together, never exceeds its credit. Pushers that have jobs
+share it; those that have none keep a part, so that their first job needs no question, and return the rest.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+from zfabric.config import Config
+from zfabric.wire import queue_records
+from zfabric.wire.queue_records import (
+    Credit,
+    Jobs,
+    JobsDone,
+    JobsUndone,
+    PullEnd,
+    QueueRecord,
+    Renew,
+    Undone,
+)
+
+__all__ = ["Delivery", "Pull", "PullSource", "size_of"]
+
+DONE_PER_RECORD_MAX = 5000
+CREDIT_MIN = 2
+"An adaptive puller's credit, at least, beside what its concurrency needs."
+CREDIT_FIRST = 64
+DELAY_MS_MAX = 10**12
+
+
+def size_of(jobs: Jobs) -> int:
+    """What a lease costs in bytes of credit."""
+    return len(jobs.body) + sum(map(len, jobs.buffers))
+
+
+class Delivery:
+    """The jobs of one lease."""
+
+    # fmt: off
+    __slots__ = (
+        "alive", "done_to", "hands", "jobs", "late", "left", "nbytes", "received_at", "source", "started", "stop",
+        "unsaid", "values",
+    )
+    # fmt: on
+
+    def __init__(self, source: PullSource, jobs: Jobs, now: float) -> None:
+        self.source = source
+        self.jobs = jobs
+        self.nbytes = size_of(jobs)
+        self.received_at = now
+        self.started = 0
+        "Positions before this one are, or were, in somebody's hands."
+        self.stop = jobs.count
+        "Positions from here on were given back."
+        self.left = jobs.count
+        "Positions that are not settled."
+        self.hands: dict[int, tuple[int, float]] = {}
+        "Positions in hand: (start -> stop, since)."
+        self.unsaid: list[tuple[int, int]] = []
+        "Done, and the pusher does not know."
+        self.late: set[int] = set()
+        "Positions whose handler showed no sign of life for too long."
+        self.alive = True
+        "Whether the pusher still holds us for the lease's owner."
+        self.values: Any = None
+        "For whoever decodes them."
+
+
+class PullSource:
+    """One pusher's node, as one puller sees it."""
+
+    __slots__ = ("deliveries", "granted_bytes", "granted_jobs", "hungry", "keep", "peer_id", "renew_at")
+
+    def __init__(self, peer_id: bytes, renew_at: float) -> None:
+        self.peer_id = peer_id
+        self.granted_jobs = self.granted_bytes = 0
+        "Credit that it has."
+        self.keep = -1
+        "How much of it it may keep without jobs."
+        self.hungry = False
+        "It has jobs for us and no credit."
+        self.deliveries: dict[int, Delivery] = {}
+        self.renew_at = renew_at
+
+
+class Pull:
+    """One puller."""
+
+    def __init__(
+        self,
+        number: int,
+        queue: str,
+        config: Config,
+        tell: Callable[[bytes, QueueRecord], None],
+        wake: Callable[[], None],
+        *,
+        credit: int | None,
+        concurrency: int,
+        selector: str,
+        lease_s: float,
+        handler_timeout_s: float,
+    ) -> None:
+        """`tell(peer_id, record)` says something to a pusher; `wake()` tells that `take` has something."""
+        self.number = number
+        self.queue = queue
+        self.held = 0
+        "Jobs that are not settled."
+        self.changed = False
+        "There may be something to say."
+        self.closed = False
+        self.stuck = False
+        "All handlers hang: nobody takes jobs."
+        self.readers = 0
+        "Who waits for jobs."
+        self.sources: dict[bytes, PullSource] = {}
+        self.refused: list[tuple[bytes, int]] = []
+        "Settled too late: (pusher, jobs)."
+        self._config = config
+        self._tell = tell
+        self._wake = wake
+        self._adaptive = credit is None
+        self._shrink_at = -inf
+        self._credit = CREDIT_FIRST + concurrency if credit is None else credit
+        self._credit_min = CREDIT_MIN + concurrency
+        self._selector = selector
+        self._lease_s = lease_s
+        self._handler_timeout_s = handler_timeout_s
+        self._held_bytes = 0
+        self._granted_jobs = self._granted_bytes = 0
+        self._waiting: deque[Delivery] = deque()
+        self._dirty: dict[int, Delivery] = {}
+        self._check_at = inf
+
+    def __repr__(self) -> str:
+        return f"<Pull {self.queue}/{self.number} held={self.held} credit={self._credit} sources={len(self.sources)}>"
+
+    @property
+    def credit(self) -> int:
+        """Jobs that it may have, now."""
+        return self._credit
+
+    # -- pushers -------------------------------------------------------------------------------
+
+    def offered(self, peer_id: bytes, now: float) -> None:
+        """A node has this queue."""
+        if peer_id not in self.sources and not self.closed:
+            self.sources[peer_id] = PullSource(peer_id, now + self._lease_s / 3)
+            self.changed = True
+            self._tell(
+                peer_id,
+                queue_records.Pull(self.number, self.queue, max(1, round(self._lease_s * 1000)), self._selector),
+            )
+
+    def lost(self, peer_id: bytes) -> int:
+        """A pusher is gone: nobody wants what came from it. Returns how many jobs it waits for in vain."""
+        source = self.sources.pop(peer_id, None)
+        if source is None:
+            return 0
+        self._granted_jobs -= source.granted_jobs
+        self._granted_bytes -= source.granted_bytes
+        self.changed = True
+        lost = 0
+        for delivery in source.deliveries.values():
+            lost += delivery.left
+            delivery.alive = False
+            self._forget(delivery)
+        self._waiting = deque(delivery for delivery in self._waiting if delivery.alive)
+        return lost
+
+    def _forget(self, delivery: Delivery) -> None:
+        self.held -= delivery.left
+        self._held_bytes -= delivery.nbytes
+        self._dirty.pop(id(delivery), None)
+
+    def received(self, peer_id: bytes, jobs: Jobs, now: float) -> bool:
+        """A lease. False if it is more than was granted."""
+        source = self.sources.get(peer_id)
+        if source is None or jobs.count > source.granted_jobs or jobs.lease in source.deliveries:
+            return False
+        delivery = Delivery(source, jobs, now)
+        self.changed = True
+        source.granted_jobs -= jobs.count
+        source.granted_bytes -= delivery.nbytes
+        self._granted_jobs -= jobs.count
+        self._granted_bytes -= delivery.nbytes
+        source.deliveries[jobs.lease] = delivery
+        self.held += jobs.count
+        self._held_bytes += delivery.nbytes
+        self._waiting.append(delivery)
+        if self.stuck:
+            self.return_all()
+        else:
+            self._wake()
+        return True
+
+    def backlog(self, peer_id: bytes) -> None:
+        """A pusher has jobs and no credit."""
+        if peer_id in self.sources:
+            self.sources[peer_id].hungry = self.changed = True
+
+    def returned(self, peer_id: bytes, jobs: int, nbytes: int) -> None:
+        """A pusher has no jobs, and does not need so much credit."""
+        source = self.sources.get(peer_id)
+        if source is not None:
+            jobs = min(jobs, source.granted_jobs)
+            source.granted_jobs -= jobs
+            source.granted_bytes -= nbytes
+            self._granted_jobs -= jobs
+            self._granted_bytes -= nbytes
+            self.changed = True
+
+    def recalled(self, peer_id: bytes, jobs: int, now: float) -> None:
+        """Somebody else has nothing to do: give back what nobody has begun with, the newest first."""
+        for delivery in reversed(self._waiting):
+            if delivery.source.peer_id == peer_id and jobs > 0:
+                some = min(jobs, delivery.stop - delivery.started)
+                self._give_back(delivery, delivery.stop - some)
+                jobs -= some
+
+    def _give_back(self, delivery: Delivery, start: int) -> None:
+        stop = delivery.stop
+        if start < stop:
+            delivery.stop = start
+            self.undone(delivery, start, stop, "returned")
+
+    # -- jobs ----------------------------------------------------------------------------------
+
+    def take(self, jobs_max: int | None, now: float) -> tuple[Delivery, int, int] | None:
+        """The next jobs, from one lease: (delivery, start, stop). They are in hand from now on."""
+        if self.stuck:
+            self.stuck, self.changed = False, True
+        while self._waiting:
+            delivery = self._waiting[0]
+            start, stop = delivery.started, delivery.stop
+            if start == stop or not delivery.alive:
+                self._waiting.popleft()
+                continue
+            if self._adaptive:
+                self._adapt(delivery, now)
+            if jobs_max is not None:
+                stop = min(stop, start + jobs_max)
+            delivery.started = stop
+            delivery.hands[start] = stop, now
+            self._check_at = min(self._check_at, now + self._handler_timeout_s)
+            return delivery, start, stop
+        return None
+
+    @property
+    def available(self) -> bool:
+        """Whether `take` would give something."""
+        return any(delivery.started < delivery.stop for delivery in self._waiting)
+
+    def _adapt(self, delivery: Delivery, now: float) -> None:
+        """Jobs shall wait here long enough to bridge the way to their pushers, and not much longer."""
+        config = self._config
+        if now - delivery.received_at > config.prefetch_s:
+            if now >= self._shrink_at:
+                self._shrink_at = now + config.prefetch_s
+                self._credit = max(self._credit_min, self._credit * 3 // 4)
+        elif delivery.started:
+            return
+        elif self._granted_jobs < self._credit // 2 and len(self._waiting) <= 2:
+            self._credit = min(config.credit_jobs_max, self._credit * 2)
+
+    def single_out(self, delivery: Delivery, start: int) -> None:
+        """Jobs that were taken together will be settled one by one."""
+        stop, since = delivery.hands.pop(start)
+        delivery.hands.update({position: (position + 1, since) for position in range(start, stop)})
+
+    def done(self, delivery: Delivery, start: int, stop: int) -> bool:
+        """Jobs in hand are done. False if they are nobody's business here any more."""
+        if not self._settled(delivery, start, stop):
+            return False
+        unsaid = delivery.unsaid
+        if unsaid and unsaid[-1][1] == start:
+            unsaid[-1] = unsaid[-1][0], stop
+        else:
+            unsaid.append((start, stop))
+            self._dirty[id(delivery)] = delivery
+        return True
+
+    def undone(
+        self,
+        delivery: Delivery,
+        start: int,
+        stop: int,
+        why: Undone,
+        *,
+        delay_s: float | None = None,
+        reason: str = "",
+    ) -> bool:
+        """Jobs are given back, or up."""
+        if not self._settled(delivery, start, stop):
+            return False
+        source = delivery.source
+        delay_ms = None if delay_s is None else min(max(0, round(delay_s * 1000)), DELAY_MS_MAX)
+        record = JobsUndone(self.number, delivery.jobs.lease, start, stop, why, delay_ms, reason[:1000])
+        self._tell(source.peer_id, record)
+        return True
+
+    def _settled(self, delivery: Delivery, start: int, stop: int) -> bool:
+        if not delivery.alive or (delivery.late and not delivery.late.isdisjoint(range(start, stop))):
+            self.refused.append((delivery.source.peer_id, stop - start))
+            return False
+        delivery.hands.pop(start, None)
+        self.changed = True
+        count = stop - start
+        delivery.left -= count
+        self.held -= count
+        if not delivery.left:
+            self._held_bytes -= delivery.nbytes
+            del delivery.source.deliveries[delivery.jobs.lease]
+        return True
+
+    def renew(self, delivery: Delivery, start: int, now: float) -> None:
+        """The handler of a job that is in hand lives."""
+        if start in delivery.hands:
+            delivery.hands[start] = delivery.hands[start][0], now
+
+    def close(self) -> None:
+        """Take no more, and give back what nobody has begun with. What is in hand can still be settled."""
+        if not self.closed:
+            self.closed = True
+            self.return_all()
+            for peer_id in self.sources:
+                self._tell(peer_id, PullEnd(self.number))
+
+    def return_all(self) -> None:
+        """Give back what nobody has begun with."""
+        for delivery in reversed(self._waiting):
+            self._give_back(delivery, delivery.started)
+        self._waiting.clear()
+
+    # -- time, and what to say -----------------------------------------------------------------
+
+    def timer(self) -> float:
+        """When `handle_timer` has something to do."""
+        renewals = (source.renew_at for source in self.sources.values() if source.deliveries)
+        return min(min(renewals, default=inf), self._check_at)
+
+    def handle_timer(self, now: float) -> None:
+        """Renew leases; give up handlers that show no sign of life."""
+        for source in self.sources.values():
+            if source.renew_at <= now:
+                source.renew_at = now + self._lease_s / 3
+                if source.deliveries:
+                    self._tell(source.peer_id, Renew(self.number))
+        if self._check_at <= now:
+            self._check_hands(now)
+
+    def _check_hands(self, now: float) -> None:
+        oldest, hung = inf, False
+        for source in self.sources.values():
+            for delivery in list(source.deliveries.values()):
+                for start, (stop, since) in list(delivery.hands.items()):
+                    if since + self._handler_timeout_s > now:
+                        oldest = min(oldest, since)
+                        continue
+                    hung = True
+                    self.undone(delivery, start, stop, "hung", reason="its handler showed no sign of life")
+                    delivery.late.update(range(start, stop))
+        self._check_at = oldest + self._handler_timeout_s
+        if hung and not self.readers:
+            self.stuck = True
+            self.return_all()
+
+    def flush(self) -> None:
+        """Say what is done, and grant what credit is free."""
+        self.changed = False
+        dirty, self._dirty = self._dirty, {}
+        done: dict[bytes, list[tuple[int, int, int]]] = {}
+        for delivery in dirty.values():
+            told = done.setdefault(delivery.source.peer_id, [])
+            told += [(delivery.jobs.lease, start, stop) for start, stop in delivery.unsaid]
+            delivery.unsaid.clear()
+        for peer_id, ranges in done.items():
+            for first in range(0, len(ranges), DONE_PER_RECORD_MAX):
+                self._tell(peer_id, JobsDone(self.number, ranges[first : first + DONE_PER_RECORD_MAX]))
+        if self.sources and not (self.stuck or self.closed):
+            self._grant()
+
+    def _grant(self) -> None:
+        sources = list(self.sources.values())
+        credit, nbytes = self._credit, self._config.credit_bytes
+        free = credit - self.held - self._granted_jobs
+        alone = len(sources) == 1
+        keep = credit if alone else credit // (2 * len(sources))
+        hungry = [source for source in sources if source.hungry]
+        for source in sources:
+            want = self._wanted(source, free, keep, len(hungry), alone=alone)
+            room = nbytes - self._held_bytes - self._granted_bytes
+            share = nbytes * max(want, 1) // credit
+            bytes_want = min(max(0, room), max(0, share - source.granted_bytes if not alone else room))
+            starved = source.granted_bytes <= 0 and bytes_want > 0
+            if want <= 0 and not starved and (source.keep == keep or (alone and source.keep >= 0)):
+                continue
+            if source.hungry and (want > 0 or bytes_want):
+                hungry.remove(source)
+                source.hungry = False
+                self.sources[source.peer_id] = self.sources.pop(source.peer_id)  # the others are served before it
+            want = max(0, want)
+            free -= want
+            source.keep = keep
+            source.granted_jobs += want
+            source.granted_bytes += bytes_want
+            self._granted_jobs += want
+            self._granted_bytes += bytes_want
+            keep_bytes = nbytes if alone else nbytes * keep // credit
+            self._tell(source.peer_id, Credit(self.number, want, bytes_want, keep, keep_bytes))
+
+    def _wanted(self, source: PullSource, free: int, keep: int, hungry: int, *, alone: bool) -> int:
+        """How much more credit this pusher shall get."""
+        if free <= 0:
+            return 0
+        if alone:
+            little = source.granted_jobs <= self._credit // 2
+            return free if little and (free * 4 >= self._credit or not source.granted_jobs) else 0
+        if source.hungry:
+            return max(1, free // hungry)
+        return min(free, keep - source.granted_jobs) if not hungry and source.granted_jobs * 2 <= keep else 0

@@ -1,0 +1,320 @@
+"""The queues of one node: joins its dispatchers and its pullers to the channels of its peers, and to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import inf
+from typing import Any
+
+from zfabric.config import Config
+from zfabric.errors import LimitExceeded, RemoteProtocolError, SelectorError, TopicError
+from zfabric.events import AckRefused, JobDead, JobsExpired, JobsOrphaned
+from zfabric.model import Source
+from zfabric.protocol.channels import Channels
+from zfabric.protocol.dispatcher import Dispatcher
+from zfabric.protocol.effects import Effects
+from zfabric.protocol.jobs import Job, QueuePolicy
+from zfabric.protocol.loopback import Loopback
+from zfabric.protocol.peers import PeerRecord
+from zfabric.protocol.pulls import Pull
+from zfabric.wire import queue_records
+from zfabric.wire.letters import LetterRecord
+from zfabric.wire.queue_records import (
+    QUEUES_PER_RECORD_MAX,
+    Backlog,
+    Credit,
+    CreditReturned,
+    Jobs,
+    JobsDone,
+    JobsUndone,
+    PullEnd,
+    QueueOffers,
+    QueueRecord,
+    Recall,
+    Renew,
+)
+from zfabric.wire.topics import check_topic
+
+__all__ = ["DEAD_PREFIX", "Queues"]
+
+DEAD_PREFIX = "$dead."
+"Before a queue's name: its dead letters."
+
+
+class Queues:
+    """Implements `protocol.channels.Machine`."""
+
+    def __init__(
+        self,
+        config: Config,
+        effects: Effects,
+        channels: Channels,
+        loopback: Loopback,
+        not_protocol: Callable[[str, RemoteProtocolError], None],
+    ) -> None:
+        self.dispatchers: dict[str, Dispatcher] = {}
+        self.pulls: dict[int, Pull] = {}
+        self.offers: dict[bytes, dict[str, None]] = {loopback.own.id: {}}
+        "The queues of each peer, and of this node."
+        self._config = config
+        self._effects = effects
+        self._channels = channels
+        self._loopback = loopback
+        self._not_protocol = not_protocol
+        self._peers: dict[bytes, PeerRecord] = {loopback.own.id: loopback.own}
+        self._workers: dict[tuple[bytes, int], Dispatcher] = {}
+        self._pull_numbers = 0
+        self._now = 0.0
+        self._hear: dict[type[Any], Callable[[bytes, Any, float], None]] = {
+            QueueOffers: self._on_offers,
+            queue_records.Pull: self._on_pull,
+            PullEnd: self._on_pull_end,
+            Credit: self._on_credit,
+            Jobs: self._on_jobs,
+            JobsDone: self._on_done,
+            JobsUndone: self._on_undone,
+            Backlog: self._on_backlog,
+            CreditReturned: self._on_returned,
+            Recall: self._on_recall,
+            Renew: self._on_renew,
+            queue_records.AckRefused: self._on_refused,
+        }
+        self.records: dict[type[LetterRecord], Callable[[PeerRecord, Any, float], None]]
+        self.records = dict.fromkeys(self._hear, self._from_peer)
+
+    # -- users ---------------------------------------------------------------------------------
+
+    def dispatcher(self, queue: str, policy: QueuePolicy | None = None) -> Dispatcher:
+        """This node's jobs of a queue; there from the first use on. Raises LimitExceeded."""
+        dispatcher = self.dispatchers.get(queue)
+        if dispatcher is None:
+            if len(self.dispatchers) >= self._config.queues_max:
+                raise LimitExceeded("queues_max", len(self.dispatchers) + 1, self._config.queues_max)
+            dispatcher = self.dispatchers[queue] = Dispatcher(queue, self._config, policy)
+            for peer_id in list(self._peers):
+                self._tell(peer_id, QueueOffers([queue]))
+        return dispatcher
+
+    def pull(self, queue: str, wake: Callable[[], None], **options: Any) -> Pull:
+        """A new puller; options as of `Pull`. Raises LimitExceeded."""
+        if len(self.pulls) >= self._config.pullers_max:
+            raise LimitExceeded("pullers_max", len(self.pulls) + 1, self._config.pullers_max)
+        self._pull_numbers += 1
+        pull = Pull(self._pull_numbers, queue, self._config, self._tell, wake, **options)
+        self.pulls[pull.number] = pull
+        for peer_id, queues in self.offers.items():
+            if queue in queues:
+                pull.offered(peer_id, self._now)
+        return pull
+
+    def drop_pull(self, pull: Pull) -> None:
+        """A closed puller that has nothing in hand any more."""
+        pull.flush()
+        self.pulls.pop(pull.number, None)
+
+    # -- peers ---------------------------------------------------------------------------------
+
+    def peer_joined(self, peer: PeerRecord, now: float) -> None:
+        """Tell it of our queues."""
+        self._now = now
+        self._peers[peer.id] = peer
+        self.offers[peer.id] = {}
+        queues = list(self.dispatchers)
+        for first in range(0, len(queues), QUEUES_PER_RECORD_MAX):
+            self._tell(peer.id, QueueOffers(queues[first : first + QUEUES_PER_RECORD_MAX]))
+
+    def peer_left(self, peer: PeerRecord, now: float) -> None:
+        """Its leases are free; what it leased to us is nobody's any more."""
+        self._now = now
+        del self._peers[peer.id], self.offers[peer.id]
+        for key in [key for key in self._workers if key[0] == peer.id]:
+            self._workers.pop(key).leave(key, f"{peer.source.name} was lost", now)
+        for pull in self.pulls.values():
+            unheard = (r.done for r in self._channels.unheard if isinstance(r, JobsDone) and r.puller == pull.number)
+            orphans = pull.lost(peer.id) + sum(stop - start for done in unheard for _, start, stop in done)
+            if orphans:
+                self._effects.emit(JobsOrphaned(pull.queue, peer.source, orphans))
+
+    def has_room(self, peer: PeerRecord, now: float) -> None:
+        """Jobs for its workers may go on."""
+        for key, dispatcher in self._workers.items():
+            if key[0] == peer.id:
+                dispatcher.changed = True
+
+    def _room(self, peer_id: bytes) -> bool:
+        return self._loopback.has_room(self._peers[peer_id])
+
+    def _tell(self, peer_id: bytes, record: QueueRecord, nbytes: int = 64) -> None:
+        if peer_id in self._peers:
+            self._loopback.tell(self._peers[peer_id], record, nbytes, self._now)
+
+    def _from_peer(self, peer: PeerRecord, record: Any, now: float) -> None:
+        self._now = now
+        self._hear[type(record)](peer.id, record, now)
+
+    def _refuse(self, peer_id: bytes, reason: str) -> None:
+        self._not_protocol(self._peers[peer_id].address, RemoteProtocolError(reason))
+
+    def source(self, peer_id: bytes) -> Source:
+        """A peer, for people."""
+        peer = self._peers.get(peer_id)
+        return Source(peer_id.hex(), "") if peer is None else peer.source
+
+    # -- what pushers say ----------------------------------------------------------------------
+
+    def _on_offers(self, peer_id: bytes, record: QueueOffers, now: float) -> None:
+        known = self.offers[peer_id]
+        for queue in record.queues:
+            try:
+                check_topic(queue, reserved=True, bytes_max=self._config.topic_bytes_max)
+            except TopicError as error:
+                self._refuse(peer_id, str(error))
+                continue
+            if len(known) >= self._config.queues_max:
+                self._refuse(peer_id, "offers more queues than Config.queues_max")
+                return
+            known[queue] = None
+            for pull in self.pulls.values():
+                if pull.queue == queue:
+                    pull.offered(peer_id, now)
+
+    def _on_jobs(self, peer_id: bytes, record: Jobs, now: float) -> None:
+        pull = self.pulls.get(record.puller)
+        if pull is None or pull.closed:
+            self._tell(peer_id, JobsUndone(record.puller, record.lease, 0, record.count, "returned"))
+        elif len(record.ids) not in (0, record.count):
+            self._refuse(peer_id, "a lease whose numbers do not fit its count")
+        elif not pull.received(peer_id, record, now):
+            self._refuse(peer_id, "leased more jobs than it has credit for")
+
+    def _on_backlog(self, peer_id: bytes, record: Backlog, now: float) -> None:
+        if record.puller in self.pulls:
+            self.pulls[record.puller].backlog(peer_id)
+
+    def _on_returned(self, peer_id: bytes, record: CreditReturned, now: float) -> None:
+        if record.puller in self.pulls:
+            self.pulls[record.puller].returned(peer_id, record.jobs, record.nbytes)
+
+    def _on_recall(self, peer_id: bytes, record: Recall, now: float) -> None:
+        if record.puller in self.pulls:
+            self.pulls[record.puller].recalled(peer_id, record.jobs, now)
+
+    def _on_refused(self, peer_id: bytes, record: queue_records.AckRefused, now: float) -> None:
+        pull = self.pulls.get(record.puller)
+        if pull is not None:
+            count = max(1, record.stop - record.start)
+            self._effects.emit(AckRefused(pull.queue, self.source(peer_id), count, here=True))
+
+    # -- what pullers say ----------------------------------------------------------------------
+
+    def _on_pull(self, peer_id: bytes, record: queue_records.Pull, now: float) -> None:
+        dispatcher = self.dispatchers.get(record.queue)
+        key = peer_id, record.puller
+        if dispatcher is None or len(self._workers) >= self._config.workers_max:
+            self._refuse(peer_id, f"pulls from {record.queue!r}, which is not offered, or is over Config.workers_max")
+            return
+        try:
+            dispatcher.join(key, record, now)
+        except SelectorError as error:
+            self._refuse(peer_id, str(error))
+            return
+        self._workers[key] = dispatcher
+
+    def _on_pull_end(self, peer_id: bytes, record: PullEnd, now: float) -> None:
+        if (peer_id, record.puller) in self._workers:
+            self._workers[peer_id, record.puller].end((peer_id, record.puller))
+
+    def _on_credit(self, peer_id: bytes, record: Credit, now: float) -> None:
+        if (peer_id, record.puller) in self._workers:
+            self._workers[peer_id, record.puller].credit((peer_id, record.puller), record, now)
+
+    def _on_done(self, peer_id: bytes, record: JobsDone, now: float) -> None:
+        if (peer_id, record.puller) in self._workers:
+            self._settled(self._workers[peer_id, record.puller], peer_id, record, now)
+
+    def _on_undone(self, peer_id: bytes, record: JobsUndone, now: float) -> None:
+        if (peer_id, record.puller) in self._workers:
+            self._settled(self._workers[peer_id, record.puller], peer_id, record, now)
+
+    def _settled(self, dispatcher: Dispatcher, peer_id: bytes, record: JobsDone | JobsUndone, now: float) -> None:
+        before = dispatcher.counters.refused
+        key = peer_id, record.puller
+        if isinstance(record, JobsDone):
+            dispatcher.done(key, record, now)
+        else:
+            dispatcher.undone(key, record, now)
+        refused = dispatcher.counters.refused - before
+        if refused:
+            self._effects.emit(AckRefused(dispatcher.queue, self.source(peer_id), refused, here=False))
+
+    def _on_renew(self, peer_id: bytes, record: Renew, now: float) -> None:
+        if (peer_id, record.puller) in self._workers:
+            self._workers[peer_id, record.puller].renew((peer_id, record.puller), now)
+
+    # -- dead letters --------------------------------------------------------------------------
+
+    def _bury(self, dispatcher: Dispatcher, job: Job, reason: str, now: float) -> None:
+        """A hopeless job becomes a job of the dead-letter queue, which anybody can pull."""
+        queue = dispatcher.queue
+        self._effects.emit(JobDead(queue, job.id, job.attempts, reason))
+        if queue.startswith(DEAD_PREFIX):
+            return
+        config = self._config
+        try:
+            grave = self.dispatcher(DEAD_PREFIX + queue, QueuePolicy(max_attempts=0, queue_bytes=config.dead_bytes))
+        except LimitExceeded:
+            return
+        told = {"dead.queue": queue, "dead.reason": reason, "dead.attempts": job.attempts, "dead.id": job.id}
+        headers = {**(job.headers or {}), **told}
+        nbytes = job.nbytes + 200
+        grave.push(
+            job.value, job.pushed_ns, now,
+            key=job.key, headers=headers, priority=job.priority, buffers=job.buffers, nbytes=nbytes,
+        )  # fmt: skip
+        while grave.nbytes > config.dead_bytes and grave.drop_oldest(now) is not None:
+            pass
+
+    # -- time, and what to say -----------------------------------------------------------------
+
+    def timer(self) -> float:
+        """When `handle_timer` has something to do."""
+        machines: Iterator[Dispatcher | Pull] = iter((*self.dispatchers.values(), *self.pulls.values()))
+        return min((machine.timer() for machine in machines), default=inf)
+
+    def handle_timer(self, now: float) -> None:
+        """Time has passed."""
+        self._now = now
+        for dispatcher in list(self.dispatchers.values()):
+            if dispatcher.timer() <= now:
+                dispatcher.handle_timer(now)
+        for pull in self.pulls.values():
+            if pull.timer() <= now:
+                pull.handle_timer(now)
+
+    def flush(self, now: float) -> None:
+        """Lease, acknowledge and grant, until there is nothing left to say."""
+        self._now = now
+        more = True
+        while more:
+            more = False
+            for dispatcher in list(self.dispatchers.values()):
+                if dispatcher.changed:
+                    self._dispatch(dispatcher, now)
+                    more = True
+            for pull in list(self.pulls.values()):
+                if pull.changed:
+                    pull.flush()
+                    more = True
+                while pull.refused:
+                    peer_id, count = pull.refused.pop()
+                    self._effects.emit(AckRefused(pull.queue, self.source(peer_id), count, here=True))
+
+    def _dispatch(self, dispatcher: Dispatcher, now: float) -> None:
+        dispatcher.dispatch(now, self._room)
+        expired = dispatcher.take_expired()
+        if expired:
+            self._effects.emit(JobsExpired(dispatcher.queue, expired))
+        for (peer_id, _), record, nbytes in dispatcher.take_told():
+            self._tell(peer_id, record, nbytes)
+        for job, reason in dispatcher.take_dead():
+            self._bury(dispatcher, job, reason, now)
