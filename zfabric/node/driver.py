@@ -182,10 +182,15 @@ class Driver:
         """Send every open batch."""
         dirty, self._dirty = self._dirty, []
         for outbox in dirty:
-            self.send(outbox)
+            self._send(outbox)
+        self._rearm()
 
     def send(self, outbox: Outbox) -> None:
         """Seal and send the open batch of one outbox, if there is one."""
+        self._send(outbox)
+        self._rearm()
+
+    def _send(self, outbox: Outbox) -> None:
         if not outbox.writer.count or self.open_state != "open":
             return
         if self._pump_soon:
@@ -198,8 +203,6 @@ class Driver:
             self._transport.publish(frames)
         if outbox.local:
             self.core.loop_back(outbox, frames, self._source, now)
-        if outbox.reliable or outbox.remote:
-            self._rearm()
 
     # -- what the transport calls --------------------------------------------------------------
 

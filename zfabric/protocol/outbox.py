@@ -179,7 +179,9 @@ class Outbox:
         return frames
 
     def _expect_positions(self, now: float) -> None:
-        self.position_pause = self._config.position_interval_s
+        # The loss of a last message that nobody repairs needs no haste.
+        config = self._config
+        self.position_pause = config.position_interval_s if self.reliable else config.position_interval_s_max / 2
         self.position_at = now + self.position_pause
 
     # -- readers -------------------------------------------------------------------------------

@@ -17,10 +17,11 @@ from zfabric.wire.records import Evicted as EvictedRecord
 
 __all__ = ["Sending"]
 
-OUTBOX_PAUSE_S = 5e-6
+OUTBOX_PAUSE_S = 4e-5
 "Pause between two looks at all outboxes, for each of them."
 OUTBOXES_POLL_S = 1.0
 "Longest such pause while anybody acknowledges: a subscription may be gone without a sound."
+POSITIONS_PER_RECORD = 500
 REPAIR_MERGE_S = 0.005
 "Equal repair requests of one peer within this time are answered once."
 
@@ -34,6 +35,7 @@ class Sending:
         self._peers = peers
         self._interests = interests
         self._due = self._outboxes_due = inf
+        self._positions: dict[PeerRecord, list[Position]] = {}
         self._budgets: dict[bytes, tuple[float, float]] = {}
         self._answered: dict[tuple[bytes, int, str], tuple[float, Repair]] = {}
 
@@ -105,6 +107,7 @@ class Sending:
         for outbox in self._interests.outboxes.values():
             if outbox.position_at < inf:
                 self._tell_positions(outbox, now)
+        self._send_positions(now)
 
     def _tend_outboxes(self, now: float) -> None:
         """Look at every outbox, but not all the time: thousands of them take a while."""
@@ -113,6 +116,7 @@ class Sending:
             if outbox.timer() <= now:
                 self._tend_outbox(outbox, now)
             due = min(due, outbox.timer(), now + OUTBOXES_POLL_S if outbox.readers else inf)
+        self._send_positions(now)
         self._outboxes_due = max(due, now + len(outboxes) * OUTBOX_PAUSE_S)
 
     def _tend_outbox(self, outbox: Outbox, now: float) -> None:
@@ -138,9 +142,15 @@ class Sending:
                 continue
             waiting = waiting or reader is not None or not faded  # who acknowledges nothing is not told for ever
             position = Position(lane, outbox.topic, outbox.epoch, outbox.first_kept, outbox.base)
-            self._peers.tell(peer, Positions([position]), now=now)
+            self._positions.setdefault(peer, []).append(position)
         outbox.position_pause = min(outbox.position_pause * 2, self._config.position_interval_s_max)
         outbox.position_at = now + outbox.position_pause if waiting else inf
+
+    def _send_positions(self, now: float) -> None:
+        positions, self._positions = self._positions, {}
+        for peer, told in positions.items():
+            for start in range(0, len(told), POSITIONS_PER_RECORD):
+                self._peers.tell(peer, Positions(told[start : start + POSITIONS_PER_RECORD]), now=now)
 
     def _evict(self, outbox: Outbox, reader: Reader, now: float) -> None:
         peer = self._peers.known.get(reader.peer_id)
