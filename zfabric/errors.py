@@ -31,6 +31,7 @@ __all__ = [
     "StoreDamaged",
     "StoreFailed",
     "StoreLocked",
+    "StoreLost",
     "StoreNotFound",
     "TopicError",
     "WindowFull",
@@ -279,6 +280,14 @@ class PositionFenced(NotStored):
 
 class StoreFailed(FabricError):
     """A write to the store's disk failed, so nothing more is confirmed: mend the disk, then start the store again."""
+
+
+class StoreLost(FabricError):
+    """A store left before it answered, so it may have stored what it was asked to: ask again, it will recognise it."""
+
+    def __init__(self, store: str) -> None:
+        super().__init__(f"the store {store!r} left before it answered; ask again when it is back")
+        self.store = store
 
 
 class StoreDamaged(FabricError):

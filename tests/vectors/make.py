@@ -11,7 +11,7 @@ from pathlib import Path
 from msgspec import Raw
 
 from zfabric.wire import queue_records as queues
-from zfabric.wire.batch import FLAG_ACK_NOW, FLAG_RELIABLE, BatchWriter, Buffer
+from zfabric.wire.batch import FLAG_ACK_NOW, FLAG_DURABLE, FLAG_RELIABLE, BatchWriter, Buffer
 from zfabric.wire.codec import Codec
 from zfabric.wire.letters import Broken, Letter, LetterAck
 from zfabric.wire.records import (
@@ -42,6 +42,26 @@ from zfabric.wire.records import (
     encode_envelope,
 )
 from zfabric.wire.service_records import Cancel, Credit, End, Failure, Item, Offer, Reply, Request, ServiceOffers
+from zfabric.wire.store_records import (
+    AskPositions,
+    AskStreams,
+    Indexed,
+    NamedPosition,
+    Read,
+    ReadEnd,
+    ReadMore,
+    ReadStop,
+    Stored,
+    StoreOffer,
+    Storing,
+    StreamTold,
+    ToldPositions,
+    ToldStreams,
+    Unreadable,
+    Unwritten,
+    Write,
+    Written,
+)
 
 FOLDER = Path(__file__).parent
 SENDER = bytes(range(16))
@@ -93,12 +113,13 @@ CONTROL: dict[str, list[Record]] = {
             False,
             5,
             9,
-            [TopicOffer("plant.line1.temp", EPOCH, "at-least-once")],
+            [TopicOffer("plant.line1.temp", EPOCH, "at-least-once"), TopicOffer("orders", 1, "at-least-once", True)],
             ["plant.line2.temp"],
             [
                 PatternRequest(3, "plant.*.temp", ""),
                 PatternRequest(4, "#", "exactly-once", Start("since", 1.5)),
                 PatternRequest(5, "plant.#", "at-most-once", Start("last", 10)),
+                PatternRequest(6, "orders", "at-least-once", Start("earliest"), True),
             ],
             [1, 2],
         )
@@ -144,6 +165,41 @@ CONTROL: dict[str, list[Record]] = {
         )
     ],
     "letter-queues": [Letter(3, 2, 1001, [*QUEUES])],
+    "letter-store": [
+        Letter(
+            1,
+            2,
+            7,
+            [
+                StoreOffer(TOKEN, ["orders.#"]),
+                Storing("orders", EPOCH, "the disk is full"),
+                Written(1, [1000, None]),
+                Unwritten(2, "sequence", "not the next", "orders", OTHER, EPOCH, 20, 10),
+                ToldPositions(3, [NamedPosition("group billing", b"\x01", 4)]),
+                ToldStreams(4, [StreamTold("orders", 10, 1000)]),
+                Stored(5, 990, [b"the first frame", b"a buffer"], [(0, 3)]),
+                Unreadable(5, 1000, 1010, "expired"),
+                Indexed(6, [(1010, 5, OTHER, EPOCH, BASE)]),
+                ReadEnd(5, 1015),
+            ],
+        )
+    ],
+    "letter-reader": [
+        Letter(
+            2,
+            1,
+            8,
+            [
+                Write(1, [[b"the first frame"]], [NamedPosition("group billing", None, 5)]),
+                AskPositions(3, "group "),
+                AskStreams(4, "orders.#"),
+                Read(5, "orders", "since", 3600.0, 1_000_000, rate=2.0),
+                Read(6, "orders", "offset", 1010, 6400, bodies=False),
+                ReadMore(5, 64_000),
+                ReadStop(5),
+            ],
+        )
+    ],
     "letter-ack": [LetterAck(2, 3, 1001)],
     "broken": [Broken(3)],
     "several": [Heartbeat(1), Ack(1, "a", 1, 2, 2), Goodbye()],
@@ -185,6 +241,11 @@ def reliable() -> list[Buffer]:
     return _batch([1], flags=FLAG_RELIABLE)
 
 
+def durable() -> list[Buffer]:
+    """A stream that stores keep."""
+    return _batch([1], flags=FLAG_RELIABLE | FLAG_DURABLE)
+
+
 def reliable_urgent() -> list[Buffer]:
     """A reliable batch that asks for its acknowledgement at once, with a checksum."""
     return _batch([1, 2], flags=FLAG_RELIABLE | FLAG_ACK_NOW, with_crc=True)
@@ -198,6 +259,7 @@ BATCHES: dict[str, Callable[[], list[Buffer]]] = {
     "batch-crc-buffers": with_crc_and_buffers,
     "batch-reliable": reliable,
     "batch-reliable-urgent": reliable_urgent,
+    "batch-durable": durable,
 }
 
 

@@ -10,13 +10,14 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
 from math import inf
 
 import msgspec
 
 from zfabric.config import Config
 from zfabric.discovery.base import Announcement, Discovery
-from zfabric.errors import NodeClosed, NodeForked, RemoteProtocolError
+from zfabric.errors import NodeClosed, NodeForked, NotStored, RemoteProtocolError
 from zfabric.events import DiscoveryFailed, Event
 from zfabric.model import Source
 from zfabric.node.eventhub import EventHub
@@ -70,7 +71,9 @@ class Driver:
         self._pump_soon = False
         self._jobs: list[Callable[[], object]] = []
         self._holding: set[Sink] = set()
-        self._confirming: list[tuple[asyncio.Future[None], Outbox, int, bool]] = []
+        self._confirming: dict[tuple[Outbox, str], list[tuple[int, int, asyncio.Future[None]]]] = {}
+        "Heaps of (message after the one that is waited for, a number, who waits), by level."
+        self._waits = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._source = Source(core.me.hex(), "")
         self.open_state = "new"
@@ -314,27 +317,41 @@ class Driver:
         self.core.handle_timer(self.loop.time())
         self.pump()
 
-    async def confirmed(self, outbox: Outbox, before: int, *, processed: bool) -> None:
-        """Return once every reader has received (or processed) all messages before this one."""
-        if outbox.received_by_all(processed=processed) >= before:
+    async def confirmed(self, outbox: Outbox, before: int, level: str) -> None:
+        """Return once all messages before this one are confirmed at that level, or the node closes.
+
+        Raises NotStored when no store takes them and the publisher does not want to wait.
+        """
+        if outbox.confirmed(level) >= before:
             return
         outbox.ack_now = True
         waiter: asyncio.Future[None] = self.loop.create_future()
-        self._confirming.append((waiter, outbox, before, processed))
+        self._waits += 1
+        heappush(self._confirming.setdefault((outbox, level), []), (before, self._waits, waiter))
+        self._check_kept(outbox, level)
         await waiter
 
     def _confirm(self) -> None:
         """Wake those whose messages have been confirmed."""
-        still = []
-        for entry in self._confirming:
-            waiter, outbox, before, processed = entry
-            if waiter.done():
-                continue
-            if outbox.received_by_all(processed=processed) >= before or self.open_state != "open":
-                waiter.set_result(None)
-            else:
-                still.append(entry)
-        self._confirming = still
+        for (outbox, level), waiting in list(self._confirming.items()):
+            confirmed = outbox.confirmed(level) if self.open_state == "open" else inf
+            while waiting and waiting[0][0] <= confirmed:
+                _, _, waiter = heappop(waiting)
+                if not waiter.done():
+                    waiter.set_result(None)
+            self._check_kept(outbox, level)
+            if not waiting:
+                del self._confirming[outbox, level]
+
+    def _check_kept(self, outbox: Outbox, level: str) -> None:
+        """Tell those who wait for a store that none stores."""
+        keeping = outbox.keeping
+        if level == "stored" and keeping is not None and keeping.stops:
+            waiting = self._confirming[outbox, level]
+            while waiting:
+                _, _, waiter = waiting.pop()
+                if not waiter.done():
+                    waiter.set_exception(NotStored(keeping.trouble, outbox.topic))
 
     # -- waiting -------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import socket
@@ -30,6 +31,7 @@ from zfabric.node.servicemethods import ServiceMethods
 from zfabric.node.services import Services
 from zfabric.node.subscription import Subscription
 from zfabric.protocol.core import Core
+from zfabric.protocol.keeping import Keeping
 from zfabric.protocol.outbox import Outbox
 from zfabric.security.keyfiles import find_key
 from zfabric.wire.codec import Codec
@@ -38,13 +40,15 @@ from zfabric.wire.topics import Pattern, check_topic
 
 __all__ = ["Node"]
 
+log = logging.getLogger("zfabric")
+
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
 class _OpenTopic:
     """What the publishers of one topic share."""
 
-    def __init__(self, outbox: Outbox, codec: Codec, options: tuple[Delivery, int, int | None]) -> None:
+    def __init__(self, outbox: Outbox, codec: Codec, options: tuple[object, ...]) -> None:
         self.outbox = outbox
         self.codec = codec
         self.options = options
@@ -93,6 +97,7 @@ class Node(QueueMethods, ServiceMethods):
         self._subscriptions: dict[Subscription, None] = {}
         self._ended: dict[str, tuple[int, int]] = {}
         self._watch: asyncio.Task[None] | None = None
+        self._extensions: list[Callable[[Driver], object]] = []
         self.id = ""
 
     def __repr__(self) -> str:
@@ -121,6 +126,9 @@ class Node(QueueMethods, ServiceMethods):
         jitter = random.Random(environment.random_bytes(8))  # noqa: S311 - spreads requests, hides nothing
         core = Core(node_id, config, transport.usable, jitter, environment.utc() - loop.time())
         driver = Driver(core, transport, environment.ways(scope, config), config, environment.utc)
+        driver.loop = loop
+        for extend in self._extensions:  # what is more than a node hears of peers from the first one on
+            extend(driver)
         host = socket.gethostname()
         token = environment.random_bytes(16)
         identity = Identity(token, self.fabric, self.name, host, os.getpid(), (), (), config.frame_bytes_max)
@@ -173,14 +181,21 @@ class Node(QueueMethods, ServiceMethods):
         """Reliable topics: wait for what subscribers have not confirmed yet, for at most `timeout` seconds."""
         driver.flush()
         waits = [
-            driver.loop.create_task(driver.confirmed(topic.outbox, topic.outbox.base, processed=False))
+            driver.loop.create_task(driver.confirmed(topic.outbox, topic.outbox.base, level))
             for topic in self._topics.values()
-            if topic.outbox.received_by_all() < topic.outbox.base
+            for level in ("received", "stored")
+            if topic.outbox.confirmed(level) < topic.outbox.base
         ]
         if waits:
-            _, late = await asyncio.wait(waits, timeout=timeout)
+            done, late = await asyncio.wait(waits, timeout=timeout)
             for wait in late:
                 wait.cancel()
+            for topic in self._topics.values():
+                missing = topic.outbox.base - topic.outbox.confirmed("stored")
+                if missing:
+                    log.warning("closing while %d messages of %s are not stored", missing, topic.outbox.topic)
+            for wait in done:
+                wait.exception()  # NotStored was said just now
 
     async def __aenter__(self) -> Node:
         await self.open()
@@ -267,36 +282,51 @@ class Node(QueueMethods, ServiceMethods):
         self,
         topic: str | Topic[Any],
         *,
-        delivery: str = Delivery.AT_MOST_ONCE,
+        delivery: str | None = None,
         durable: bool = False,
         history: int = 0,
         window_bytes: int | None = None,
         confirm: str | None = None,
         mandatory: bool = False,
+        without_store: str = "raise",
     ) -> Publisher:
         """Publish on a topic; publishers of the same topic share one sequence of messages.
 
         `topic`: a name, or a `Topic` whose type every value is checked against.
-        `delivery`: `"at-most-once"`, or with acknowledgements and repair `"at-least-once"`, `"exactly-once"`.
+        `delivery`: `"at-most-once"`, or with acknowledgements and repair `"at-least-once"`, `"exactly-once"`. Default:
+        at most once; at least once if durable.
+        `durable`: stores keep the messages.
         `history`: acknowledged messages kept for subscriptions that start earlier (reliable delivery only).
         `window_bytes`: sent but unacknowledged bytes at which `publish` waits (default Config.window_bytes).
         `confirm`: what is true when `await publish(...)` returns: `"sent"`, `"received"` by every subscriber's
-        node, or `"processed"` by its reader.
+        node, `"processed"` by its reader, or `"stored"`: safe on the disk of a store.
+        `without_store`: what publishing does where no store is in sight, or none stores: `"raise"` NotStored, or
+        `"buffer"` in the window and wait when it is full. One that was here and left is waited for Config.grace_s.
         `mandatory`: a message that nobody subscribes to raises NoSubscribers.
         Raises TopicError, LimitExceeded, ValueError for options that do not go together, and LocalProtocolError
         if the topic is open with other options.
         """
         driver = self._opened()
+        if delivery is None:
+            delivery = Delivery.AT_LEAST_ONCE if durable else Delivery.AT_MOST_ONCE
         delivery = Delivery(delivery)
         _check_reliability(delivery, durable=durable, history=history, confirm=confirm)
-        options = delivery, history, window_bytes
+        if without_store not in ("raise", "buffer"):
+            raise ValueError(f"without_store must be 'raise' or 'buffer', not {without_store!r}")
+        options = delivery, history, window_bytes, durable, without_store
         name, value_type = (topic.name, topic.type) if isinstance(topic, Topic) else (topic, None)
         check_topic(name, bytes_max=self._config.topic_bytes_max)
         shared = self._topics.get(name)
         if shared is None:
             codec = Codec(value_type, inline_bytes=self._config.inline_bytes)
+            buffers = without_store == "buffer"
             outbox = driver.core.interests.open_topic(
-                name, delivery, with_crc=self._with_crc, window_bytes=window_bytes, history=history
+                name,
+                delivery,
+                with_crc=self._with_crc,
+                window_bytes=window_bytes,
+                history=history,
+                keeping=Keeping(buffers=buffers, away_s=self._config.grace_s) if durable else None,
             )
             shared = self._topics[name] = _OpenTopic(outbox, codec, options)
             driver.schedule_pump()
@@ -405,10 +435,14 @@ class Node(QueueMethods, ServiceMethods):
 
 
 def _check_reliability(delivery: Delivery, *, durable: bool, history: int, confirm: str | None) -> None:
-    if durable or confirm == "stored":
-        raise LocalProtocolError("durable topics need a persistence node, which is not there yet")
-    if confirm not in (None, "sent", "received", "processed"):
-        raise ValueError(f"confirm must be 'sent', 'received' or 'processed', not {confirm!r}")
+    if confirm not in (None, "sent", "received", "processed", "stored"):
+        raise ValueError(f"confirm must be 'sent', 'received', 'processed' or 'stored', not {confirm!r}")
+    if confirm == "stored" and not durable:
+        raise ValueError("confirm='stored' needs durable=True: nobody stores this topic")
+    if durable and delivery is Delivery.AT_MOST_ONCE:
+        raise ValueError(
+            "durable=True needs delivery='at-least-once': at-most-once repairs nothing, for stores neither"
+        )
     if history < 0:
         raise ValueError(f"history must be 0 or more, not {history}")
     if delivery is Delivery.AT_MOST_ONCE and (history or confirm in ("received", "processed")):

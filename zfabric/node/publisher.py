@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from zfabric.config import Config
-from zfabric.errors import DeliveryFailed, EncodeFailed, LimitExceeded, NodeClosed, NoSubscribers, WindowFull
+from zfabric.errors import DeliveryFailed, EncodeFailed, LimitExceeded, NodeClosed, NoSubscribers, NotStored, WindowFull
 from zfabric.node.driver import Driver
 from zfabric.protocol.outbox import Outbox
 from zfabric.wire.batch import frame_bytes, plain_metadata
@@ -77,12 +77,24 @@ class Publisher:
         """How many subscriptions are in place: peers that receive the topic, and this node's own."""
         return self._outbox.subscribers
 
-    async def wait_for(self, subscribers: int = 1, timeout: float | None = None) -> None:
-        """Return once that many subscriptions are in place: the next message reaches them.
+    @property
+    def stores(self) -> int:
+        """How many stores keep what is published here."""
+        keeping = self._outbox.keeping
+        return 0 if keeping is None else keeping.stores
 
-        Raises TimeoutError after `timeout` seconds, NodeClosed if the node closes meanwhile.
+    async def wait_for(
+        self, subscribers: int | None = None, timeout: float | None = None, *, stores: int | None = None
+    ) -> None:
+        """Return once that many subscriptions (default 1, if `stores` is not given), and stores, are in place.
+
+        The next message reaches them. Raises TimeoutError after `timeout` seconds, NodeClosed if the node closes
+        meanwhile.
         """
-        await self._driver.wait_until(lambda: self._outbox.subscribers >= subscribers, timeout)
+        if subscribers is None:
+            subscribers = 1 if stores is None else 0
+        wanted = subscribers, stores or 0
+        await self._driver.wait_until(lambda: self.subscribers >= wanted[0] and self.stores >= wanted[1], timeout)
 
     # -- publishing ----------------------------------------------------------------------------
 
@@ -94,7 +106,7 @@ class Publisher:
         `key` names what the value is about (for `overflow="latest"`), `headers` are free metadata, and after
         `ttl` seconds the message is dropped instead of delivered. Raises EncodeFailed for a value that cannot
         travel or does not fit the topic's type, NoSubscribers if the publisher is `mandatory` and alone, WindowFull
-        if a reliable publisher would have to wait.
+        if a reliable publisher would have to wait, NotStored if a durable one finds no store that stores.
         """
         outbox = self._outbox
         if not (outbox.ready and self._plain):
@@ -140,7 +152,8 @@ class Publisher:
         """Publish one value and return its sequence number.
 
         Waits while the window is full, and then as long as the publisher's `confirm` says. Raises what
-        `publish_nowait` raises (but WindowFull), and DeliveryFailed if a subscriber was given up.
+        `publish_nowait` raises (but WindowFull), and DeliveryFailed if a subscriber was given up. NotStored while
+        waiting for `confirm="stored"` means: not yet. The message stays in the window.
         """
         outbox = self._outbox
         if outbox.full:
@@ -206,42 +219,55 @@ class Publisher:
         Raises DeliveryFailed if a subscriber was given up that had not confirmed it, NodeClosed at the end.
         """
         self._driver.check_open()
-        await self._driver.confirmed(self._outbox, seq + 1, processed=self._confirm == "processed")
-        self._driver.check_open()
-        self._raise_failures(seq + 1)
+        await self._reach(seq + 1, self._confirm or "received")
 
     async def flush(self) -> None:
         """Return once everything published is confirmed as `delivery` promises.
 
         At-most-once: handed to the sockets. Reliable: received by every subscriber (processed, with
-        `confirm="processed"`). Raises DeliveryFailed if a subscriber was given up since the last flush.
+        `confirm="processed"`). Durable: stored, and what `confirm` says. Raises DeliveryFailed if a subscriber was
+        given up since the last flush, NotStored if no store stores: then what is not stored waits in the window, and
+        is stored as soon as a store can, if this node lives to see that.
         """
         self._driver.check_open()
         outbox = self._outbox
         outbox.ack_now = True
         self._driver.send(outbox)
-        if outbox.reliable:
-            await self._driver.confirmed(outbox, outbox.base, processed=self._confirm == "processed")
-            self._driver.check_open()
-            self._raise_failures(outbox.base)
-        else:
+        before = outbox.base
+        if outbox.keeping is not None:
+            await self._reach(before, "stored")
+        if outbox.reliable and (outbox.keeping is None or self._confirm in ("received", "processed")):
+            await self._reach(before, self._confirm or "received")
+        elif not outbox.reliable:
             await asyncio.sleep(0)
 
-    def _raise_failures(self, before: int) -> None:
-        failures = self._outbox.take_failures(before, processed=self._confirm == "processed")
-        if failures:
-            raise DeliveryFailed(self.topic, failures)
+    async def _reach(self, before: int, level: str) -> None:
+        """Wait until all messages before this one are confirmed at that level."""
+        await self._driver.confirmed(self._outbox, before, level)
+        self._driver.check_open()
+        if level != "stored":
+            failures = self._outbox.take_failures(before, processed=level == "processed")
+            if failures:
+                raise DeliveryFailed(self.topic, failures)
 
     async def _room(self) -> None:
-        await self._driver.wait_until(lambda: not self._outbox.full, None)
+        outbox = self._outbox
+        await self._driver.wait_until(
+            lambda: not outbox.full or (outbox.keeping is not None and outbox.keeping.stops), None
+        )
 
     async def close(self) -> None:
-        """Send what is open, wait until a reliable topic is confirmed, and stop. The topic can be opened again."""
+        """Send what is open, wait until a reliable topic is confirmed, and stop. The topic can be opened again.
+
+        A store is waited for at most Config.close_timeout_s.
+        """
         if self._closed:
             return
         if self._driver.open_state == "open" and self._outbox.reliable:
-            with suppress(DeliveryFailed, NodeClosed):
-                await self.flush()
+            timeout = None if self._outbox.keeping is None else self._config.close_timeout_s
+            with suppress(DeliveryFailed, NodeClosed, NotStored, TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self.flush()
         self._closed = True
         self._plain = False
         self._driver.send(self._outbox)
@@ -275,6 +301,8 @@ class Publisher:
             raise NodeClosed(f"the publisher of {self.topic!r} is closed")
         if self._mandatory and not outbox.subscribers:
             raise NoSubscribers(self.topic)
+        if outbox.keeping is not None and outbox.keeping.stops:
+            raise NotStored(outbox.keeping.trouble, self.topic)
         if outbox.full:
             raise WindowFull(self.topic, outbox.waiting_bytes, outbox.window_bytes)
         return None if outbox.listeners else outbox.skip()

@@ -198,7 +198,9 @@ class Channels:
         channel.expected += 1
         self._owe_ack(channel, now + self._config.ack_delay_s)
         for record in letter.records:
-            self._dispatch[type(record)](peer, record, now)
+            hear = self._dispatch.get(type(record))
+            if hear is not None:  # else it is for a store, and this node is none
+                hear(peer, record, now)
 
     def acked(self, peer: PeerRecord, ack: LetterAck, now: float) -> None:
         """Letters have arrived."""

@@ -26,6 +26,7 @@ from zfabric.protocol.outbox import Outbox
 from zfabric.protocol.peers import PeerRecord, PeerTable
 from zfabric.protocol.queues import Queues
 from zfabric.protocol.serving import Serving
+from zfabric.protocol.stores import Stores
 from zfabric.protocol.streams import Streams
 from zfabric.wire.batch import Batch, Buffer, parse_batch
 from zfabric.wire.letters import Broken, Letter, LetterAck
@@ -84,6 +85,8 @@ class Core:
         self._loopback.register(self.queues)
         self._loopback.register(self.calls)
         self._loopback.register(self.serving)
+        self.stores = Stores(config, self.channels, self.interests, self._parse, self.not_protocol)
+        self.channels.register(self.stores)
         self._dispatch: dict[type[Record], Callable[[PeerRecord, Any, float], None]] = {
             Ack: self._on_ack,
             Attached: self._on_attached,
@@ -260,8 +263,9 @@ class Core:
             endpoint=peer.endpoint or "",
             since=peer.since + self._wall_offset,
             topics=() if remote is None else tuple(remote.topics),
-            patterns=() if remote is None else tuple(request.pattern for request, _ in remote.patterns.values()),
+            patterns=() if remote is None else remote.subscribed(),
             services=self.calls.offered_by(peer.id),
+            stores=self.stores.patterns_of(peer.id),
         )
 
     # -- the data plane ------------------------------------------------------------------------

@@ -7,18 +7,19 @@ after the patterns themselves. The publisher then answers ATTACHED with the posi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable
 
 from zfabric.config import Config
 from zfabric.errors import LimitExceeded, LocalProtocolError
 from zfabric.events import IncompatibleDelivery, SubscriberJoined, SubscriberLeft
 from zfabric.protocol.effects import AddFilter, ConnectFeed, DisconnectFeed, Effects, RemoveFilter
+from zfabric.protocol.keeping import Keeping
 from zfabric.protocol.lanes import Lane, Sink
 from zfabric.protocol.markers import marker
 from zfabric.protocol.outbox import Outbox, Reader
 from zfabric.protocol.peers import PeerRecord, PeerTable
 from zfabric.protocol.remote import RemoteInterest
+from zfabric.protocol.telling import interest_records, offer_of
 from zfabric.wire.records import (
     Attached,
     Incompatible,
@@ -34,11 +35,8 @@ from zfabric.wire.topics import Pattern, TopicTable, check_pattern, check_topic
 
 __all__ = ["Interests"]
 
-_ITEMS_PER_RECORD = 1000
 _MARKERS_PER_PEER_MAX = 16
 _RANKS = {"": 0, "at-most-once": 0, "at-least-once": 1, "exactly-once": 2}
-
-T = TypeVar("T")
 
 
 class Interests:
@@ -69,6 +67,8 @@ class Interests:
         self._markers: dict[bytes, set[int]] = {}
         self.waiting: list[Outbox] = []
         "Outboxes that a reader has just left: they need the timer."
+        self.on_durable: Callable[[str], None] | None = None
+        "A store's: called with each durable topic that a peer offers."
         self._attach_soon: set[str] = set()
         self._topics_added: dict[str, TopicOffer] = {}
         self._topics_gone: dict[str, None] = {}
@@ -78,7 +78,14 @@ class Interests:
     # -- this node's own -----------------------------------------------------------------------
 
     def open_topic(
-        self, topic: str, delivery: str, *, with_crc: bool, window_bytes: int | None = None, history: int = 0
+        self,
+        topic: str,
+        delivery: str,
+        *,
+        with_crc: bool,
+        window_bytes: int | None = None,
+        history: int = 0,
+        keeping: Keeping | None = None,
     ) -> Outbox:
         """Start to publish. Raises LimitExceeded, or LocalProtocolError if the topic is open already."""
         if topic in self.outboxes:
@@ -94,16 +101,17 @@ class Interests:
             with_crc=with_crc,
             window_bytes=window_bytes,
             history=history,
+            keeping=keeping,
         )
         self._next_epoch += 1
         self.outboxes[topic] = outbox
         self._topics_gone.pop(topic, None)
-        self._topics_added[topic] = TopicOffer(topic, outbox.epoch, delivery)
+        self._topics_added[topic] = offer_of(outbox)
         self._match_local(outbox)
         # Peers that are in place already get the first message, too; they are told with the next INTEREST.
         if any(self._receivers(peer.id, topic) for peer in self._peers.up()):
             self._attach_soon.add(topic)
-            outbox.ready = True
+            outbox.ready = outbox.ready or keeping is None
         return outbox
 
     def close_topic(self, topic: str) -> None:
@@ -113,11 +121,11 @@ class Interests:
         self._topics_added.pop(topic, None)
         self._topics_gone[topic] = None
 
-    def subscribe(self, pattern: Pattern, delivery: str, start: Start, sink: Sink) -> Lane:
+    def subscribe(self, pattern: Pattern, delivery: str, start: Start, sink: Sink, *, store: bool = False) -> Lane:
         """Start to listen; matching batches go to `sink`. Raises LimitExceeded."""
         if len(self.lanes) >= self._config.patterns_max:
             raise LimitExceeded("patterns_max", len(self.lanes) + 1, self._config.patterns_max)
-        lane = Lane(PatternRequest(self._next_lane, pattern.text, delivery, start), pattern, sink)
+        lane = Lane(PatternRequest(self._next_lane, pattern.text, delivery, start, store), pattern, sink)
         self._next_lane += 1
         self.lanes[lane.request.lane] = lane
         self._lanes_added[lane.request.lane] = lane
@@ -155,9 +163,10 @@ class Interests:
         """A peer is up, or back: tell it everything."""
         self.remote.setdefault(peer.id, RemoteInterest(self._config))
         self.flush(now)
-        topics = [TopicOffer(o.topic, o.epoch, o.delivery) for o in self.outboxes.values()]
+        topics = [offer_of(outbox) for outbox in self.outboxes.values()]
         requests = [lane.request for lane in self.lanes.values()]
-        self._peers.tell(peer, *self._interests(full=True, topics=topics, patterns=requests), now=now)
+        state = self._generation, self._serial
+        self._peers.tell(peer, *interest_records(state, full=True, topics=topics, patterns=requests), now=now)
         for outbox in self.outboxes.values():
             # It may not have heard of its eviction, or we not that it has room again: it begins anew.
             outbox.evicted = {key for key in outbox.evicted if key[0] != peer.id}
@@ -249,6 +258,8 @@ class Interests:
                 raise LimitExceeded("topics_max", len(remote.topics) + 1, config.topics_max)
             check_topic(offer.topic, reserved=True, bytes_max=config.topic_bytes_max)
             remote.topics[offer.topic] = offer
+            if offer.durable and self.on_durable is not None:
+                self.on_durable(offer.topic)
             if self.local.match(offer.topic):
                 remote.wanted.add(offer.topic)
         for request in interest.patterns:
@@ -329,7 +340,7 @@ class Interests:
         for key in [key for key in outbox.remote if key[0] == peer.id and key not in receivers]:
             self._detach(peer, outbox, key, now, for_good=key[1] not in remote.patterns)
         for key, request in receivers.items():
-            if key in outbox.remote or key in outbox.evicted:
+            if key in outbox.remote or key in outbox.evicted or (request.store and outbox.keeping is None):
                 continue
             if _RANKS[outbox.delivery] < _RANKS.get(request.delivery, 0):
                 self._refuse(peer, remote, outbox, request, now)
@@ -364,9 +375,12 @@ class Interests:
         else:
             position = outbox.begun.setdefault(key, position)
         outbox.remote[key] = request
+        if request.store and outbox.keeping is not None:
+            outbox.keeping.attached(peer.id)
         outbox.count_listeners()
         self._tell_attached(peer, outbox, request.lane, position, now)
-        self._effects.emit(SubscriberJoined(outbox.topic, peer.source))
+        if not request.store:
+            self._effects.emit(SubscriberJoined(outbox.topic, peer.source))
 
     def _position(self, outbox: Outbox, key: tuple[bytes, int]) -> int:
         """What to count from: a peer may never have heard where its subscription began."""
@@ -383,8 +397,12 @@ class Interests:
     def _detach(self, peer: PeerRecord, outbox: Outbox, key: tuple[bytes, int], now: float, *, for_good: bool) -> None:
         if for_good:
             outbox.begun.pop(key, None)
-        if outbox.remote.pop(key, None) is not None:
+        request = outbox.remote.pop(key, None)
+        if request is not None and not request.store:
             self._effects.emit(SubscriberLeft(outbox.topic, peer.source))
+        elif request is not None and outbox.keeping is not None:
+            outbox.keeping.detached(peer.id, now)
+            self.waiting.append(outbox)
         reader = outbox.readers.get(key)
         if reader is not None:
             if for_good:
@@ -431,7 +449,8 @@ class Interests:
             return
         self._serial += 1
         records = list(
-            self._interests(
+            interest_records(
+                (self._generation, self._serial),
                 full=False,
                 topics=list(self._topics_added.values()),
                 patterns=[lane.request for lane in self._lanes_added.values()],
@@ -470,26 +489,3 @@ class Interests:
         if self._lanes_gone:
             for remote in self.remote.values():
                 remote.wanted = {topic for topic in remote.wanted if self.local.match(topic)}
-
-    def _interests(
-        self,
-        *,
-        full: bool,
-        topics: list[TopicOffer],
-        patterns: list[PatternRequest],
-        topics_gone: Iterable[str] = (),
-        patterns_gone: Iterable[int] = (),
-    ) -> Iterator[Interest]:
-        """INTEREST records of bounded size; the first one carries `full` and what is gone, the last one no `more`."""
-        state = self._generation, self._serial
-        yield Interest(full, True, *state, [], list(topics_gone), [], list(patterns_gone))
-        for some_topics in _chunks(topics):
-            yield Interest(False, True, *state, topics=some_topics)
-        for some_patterns in _chunks(patterns):
-            yield Interest(False, True, *state, patterns=some_patterns)
-        yield Interest(False, False, *state)
-
-
-def _chunks(items: list[T]) -> Iterator[list[T]]:
-    for start in range(0, len(items), _ITEMS_PER_RECORD):
-        yield items[start : start + _ITEMS_PER_RECORD]

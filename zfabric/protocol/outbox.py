@@ -1,7 +1,8 @@
 """The sending end of one stream: sequence numbers, the open batch, the window, and who has received what.
 
 A reliable stream keeps every batch until all its readers acknowledged it, and `history` messages longer. What is
-kept and not acknowledged is the window: when it is full, publishers wait.
+kept and not acknowledged is the window: when it is full, publishers wait. What is durable stays in the window until a
+store has it, too.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from math import inf
 import msgspec
 
 from zfabric.config import Config
+from zfabric.protocol.keeping import Keeping
 from zfabric.protocol.lanes import Lane
-from zfabric.wire.batch import FLAG_ACK_NOW, FLAG_RELIABLE, BatchWriter, Buffer
+from zfabric.wire.batch import FLAG_ACK_NOW, FLAG_DURABLE, FLAG_RELIABLE, BatchWriter, Buffer
 from zfabric.wire.ranges import RangeSet
 from zfabric.wire.records import Ack, PatternRequest, Start
 
@@ -72,7 +74,7 @@ class Outbox:
     # fmt: off
     __slots__ = (
         "_config", "_failures", "_floor", "_history", "_history_bytes", "_history_max", "_unacked", "ack_now", "base",
-        "begun", "delivery", "epoch", "evicted", "full", "full_since", "listeners", "local", "local_full",
+        "begun", "delivery", "epoch", "evicted", "full", "full_since", "keeping", "listeners", "local", "local_full",
         "position_at", "position_pause", "readers", "ready", "reliable", "remote", "skipped", "topic",
         "waiting_bytes", "window_bytes", "writer",
     )
@@ -89,11 +91,14 @@ class Outbox:
         with_crc: bool,
         window_bytes: int | None = None,
         history: int = 0,
+        keeping: Keeping | None = None,
     ) -> None:
         self.topic = topic
         self.epoch = epoch
         self.delivery = delivery
         self.reliable = delivery != "at-most-once"
+        self.keeping = keeping
+        "There if the topic is durable."
         self.writer = BatchWriter(topic, producer, epoch, with_crc=with_crc)
         self.base = 0
         self.skipped = 0
@@ -140,15 +145,20 @@ class Outbox:
 
     @property
     def subscribers(self) -> int:
-        """Subscriptions in place: of peers, and this node's own."""
-        return len(self.remote) + len(self.local)
+        """Subscriptions in place: of peers, and this node's own; stores do not count."""
+        stores = 0 if self.keeping is None else self.keeping.stores
+        return len(self.remote) - stores + len(self.local)
 
     def count_listeners(self) -> None:
         """Call after any change to `remote`, `readers` or `local`."""
         self.listeners = self.subscribers
-        if self.reliable and not self.listeners and (self.readers or self._history_max):
+        if self.reliable and not self.listeners and (self.readers or self._history_max or self.keeping is not None):
             self.listeners = 1  # somebody may come, or come back, for what is published now
-        self.ready = self.listeners > 0 and not self.full
+        self.judge()
+
+    def judge(self) -> None:
+        """Call after any change to what `ready` depends on."""
+        self.ready = self.listeners > 0 and not self.full and not (self.keeping is not None and self.keeping.stops)
 
     def skip(self) -> int:
         """Number a message that nobody listens to."""
@@ -165,7 +175,7 @@ class Outbox:
             if self.remote:
                 self._expect_positions(now)
             return self.writer.seal(base, published_ns)
-        flags = FLAG_RELIABLE
+        flags = FLAG_RELIABLE if self.keeping is None else FLAG_RELIABLE | FLAG_DURABLE
         if self.ack_now or self.waiting_bytes * 2 > self.window_bytes:
             flags |= FLAG_ACK_NOW
         self.ack_now = False
@@ -220,6 +230,8 @@ class Outbox:
             self.position_pause = self._config.position_interval_s
         reader.received = max(reader.received, ack.received)
         reader.processed = max(reader.processed, ack.processed)
+        if reader.request.store and self.keeping is not None:
+            self.keeping.stored = max(self.keeping.stored, reader.processed)
         reader.beyond = RangeSet(r for r in ack.ranges if reader.received < r[0] < r[1] <= self.base)
         self._settle(now)
         return True
@@ -248,19 +260,31 @@ class Outbox:
                 taken.append((reader.name, first, stop - 1, reason))
         return tuple(taken)
 
+    def confirmed(self, level: str) -> int:
+        """All messages before this one are confirmed: `received` or `processed` by every subscriber, or `stored`."""
+        if level == "stored":
+            return self.base if self.keeping is None else self.keeping.stored
+        return self.received_by_all(processed=level == "processed")
+
     def received_by_all(self, *, processed: bool = False) -> int:
-        """Every reader has received (or processed) all messages before this one."""
-        positions = (reader.processed if processed else reader.received for reader in self.readers.values())
-        return min(positions, default=self.base)
+        """Every subscriber has received (or processed) all messages before this one."""
+        subscribers = (reader for reader in self.readers.values() if not reader.request.store)
+        return min((reader.processed if processed else reader.received for reader in subscribers), default=self.base)
 
     def slowest(self) -> Iterator[Reader]:
-        """The readers that hold the window up."""
-        return (reader for reader in self.readers.values() if reader.processed <= self._floor)
+        """The readers that hold the window up. A store is waited for as long as no other store has what it lacks."""
+        stored = self.confirmed("stored")
+        for reader in self.readers.values():
+            if reader.processed <= self._floor and (reader.processed < stored or not reader.request.store):
+                yield reader
 
     def _settle(self, now: float) -> None:
         """Move what everybody has into history, and history beyond its bounds out; then judge the window."""
         # A subscriber that crashes and returns needs again what it had received and not processed.
-        floor = self._floor = self.received_by_all(processed=True)
+        floor = self.received_by_all(processed=True)
+        if self.keeping is not None:
+            floor = min(floor, self.keeping.stored, *(reader.processed for reader in self.readers.values()))
+        self._floor = floor
         unacked, history = self._unacked, self._history
         while unacked and unacked[0].end <= floor:
             sealed = unacked.popleft()
@@ -281,7 +305,7 @@ class Outbox:
         full = held_up or self.local_full
         if full != self.full:
             self.full = full
-            self.ready = self.listeners > 0 and not full
+            self.judge()
 
     def set_local_full(self, full: bool, now: float) -> None:
         """A subscription of this very node is full, or has room again."""
@@ -297,6 +321,8 @@ class Outbox:
     def timer(self) -> float:
         """When somebody must be told how far this stream has come, or somebody has waited long enough."""
         due = min(self.position_at, self.full_since + self._config.grace_s)
+        if self.keeping is not None:
+            due = min(due, self.keeping.timer())
         for reader in self.readers.values():
             if reader.away_since is not None:
                 due = min(due, reader.away_since + self._config.grace_s)

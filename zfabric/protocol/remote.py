@@ -32,3 +32,7 @@ class RemoteInterest:
         self.more = False
         self.serial = -1
         self.generation = 0
+
+    def subscribed(self) -> tuple[str, ...]:
+        """The patterns of its subscriptions, but for what it stores."""
+        return tuple(request.pattern for request, _ in self.patterns.values() if not request.store)

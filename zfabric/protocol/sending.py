@@ -122,6 +122,9 @@ class Sending:
     def _tend_outbox(self, outbox: Outbox, now: float) -> None:
         if outbox.position_at <= now:
             self._tell_positions(outbox, now)
+        if outbox.keeping is not None:
+            outbox.keeping.handle_timer(now)
+            outbox.judge()
         grace = self._config.grace_s
         for reader in list(outbox.readers.values()):
             if reader.away_since is not None and now >= reader.away_since + grace:
@@ -160,11 +163,16 @@ class Sending:
         key = reader.peer_id, reader.lane
         if outbox.remote.pop(key, None) is not None:
             outbox.evicted.add(key)  # until it asks to go on; who is away just begins anew
+            if reader.request.store and outbox.keeping is not None:
+                outbox.keeping.detached(reader.peer_id, now)
         self._effects.emit(Evicted(outbox.topic, Source(reader.peer_id.hex(), reader.name), reason, here=False))
         self.give_up_reader(outbox, reader, "evicted", now)
 
     def give_up_reader(self, outbox: Outbox, reader: Reader, reason: str, now: float) -> None:
         """Stop to wait for a reader; what it did not acknowledge, or took with it, is reported."""
+        if reader.request.store:  # what no store has stays in the window
+            outbox.drop_reader(reader, now)
+            return
         took = reader.processed if reason == "away" else reader.received
         outbox.give_up(reader, reason, now)
         if took < outbox.base:

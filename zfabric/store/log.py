@@ -305,6 +305,11 @@ class Log(ABC):
 
     @property
     @abstractmethod
+    def id(self) -> bytes:
+        """16 bytes that name this log for as long as it lives: offsets mean nothing in another one."""
+
+    @property
+    @abstractmethod
     def damage(self) -> tuple[str, ...]:
         """What was found damaged since the log was opened; reading gives `Gap`s there."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -50,6 +51,7 @@ class MemoryLog(Log):
     def __init__(self, config: Config | None = None, *, clock: SteadyClock | None = None) -> None:
         self._config = config or Config()
         self._clock = clock or SteadyClock()
+        self._id = os.urandom(16)
         self._lock = threading.RLock()
         self._streams: dict[str, _Stream] = {}
         self._marks: dict[tuple[bytes, str], Mark] = {}
@@ -273,6 +275,11 @@ class MemoryLog(Log):
             return {name: value for name, value in sorted(self._positions.items()) if name.startswith(prefix)}
 
     # -- the whole -----------------------------------------------------------------------------
+
+    @property
+    def id(self) -> bytes:
+        """See `Log.id`."""
+        return self._id
 
     @property
     def damage(self) -> tuple[str, ...]:

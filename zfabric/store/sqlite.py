@@ -124,6 +124,11 @@ class SqliteLog(ReadableLog):
                 self._damage.append(finding)
 
     @property
+    def id(self) -> bytes:
+        """See `Log.id`."""
+        return self._directory.id
+
+    @property
     def damage(self) -> tuple[str, ...]:
         """See `Log.damage`."""
         return tuple(self._damage)

@@ -21,6 +21,7 @@ from zfabric.errors import EncodeFailed, RemoteProtocolError
 
 __all__ = [
     "FLAG_ACK_NOW",
+    "FLAG_DURABLE",
     "FLAG_RELIABLE",
     "REPAIR_BYTES",
     "VERSION",
@@ -28,6 +29,7 @@ __all__ = [
     "BatchWriter",
     "Buffer",
     "Meta",
+    "StoredAt",
     "frame_bytes",
     "parse_batch",
     "plain_metadata",
@@ -39,6 +41,8 @@ FLAG_RELIABLE = 2
 "The stream can be repaired: sequence numbers are acknowledged."
 FLAG_ACK_NOW = 4
 "Somebody waits for the acknowledgement."
+FLAG_DURABLE = 8
+"The stream is kept by stores."
 
 REPAIR_BYTES = 16 * 1024
 "What a repair adds to the frames of a batch, at most."
@@ -80,6 +84,17 @@ class Meta(msgspec.Struct, array_like=True, gc=False):
     ttl_ms: dict[int, int] = {}
 
 
+class StoredAt(msgspec.Struct, frozen=True, gc=False):
+    """The place of a batch in a store's log."""
+
+    store: bytes
+    "The log's id."
+    offset: int
+    "Of the first message."
+    dropped: Sequence[tuple[int, int]] = ()
+    "Places in the batch that are not to be delivered."
+
+
 class Batch(msgspec.Struct, gc=False):
     """A received batch whose payloads nobody has looked at yet."""
 
@@ -96,11 +111,20 @@ class Batch(msgspec.Struct, gc=False):
     flags: int = 0
     skip: int = 0
     "Messages at the front that the subscription has had already."
+    frame: bytes = b""
+    "All of the first frame."
+    stored: StoredAt | None = None
+    "Where a store keeps it, if it comes from there."
 
     @property
     def reliable(self) -> bool:
         """Whether the stream can be repaired."""
         return bool(self.flags & FLAG_RELIABLE)
+
+    @property
+    def durable(self) -> bool:
+        """Whether stores keep the stream."""
+        return bool(self.flags & FLAG_DURABLE)
 
     @property
     def end(self) -> int:
@@ -257,6 +281,6 @@ def parse_batch(frames: Sequence[Buffer], *, messages_max: int, buffers_max: int
     # fmt: off
     return Batch(
         topic, header.producer, header.epoch, header.base, header.count, header.published_ns, body, meta, buffers,
-        nbytes, header.flags,
+        nbytes, header.flags, 0, frame,
     )
     # fmt: on

@@ -96,14 +96,16 @@ class TopicOffer(msgspec.Struct, array_like=True, frozen=True):
     topic: Name
     epoch: Count
     delivery: Name
+    durable: bool = False
+    "Stores are to keep it."
 
 
 class Start(msgspec.Struct, array_like=True, frozen=True):
     """Where a subscription begins in a stream that has history."""
 
-    kind: Literal["latest", "earliest", "seq", "last", "since"] = "latest"
+    kind: Literal["latest", "earliest", "seq", "last", "since", "last-per-key"] = "latest"
     value: float | int = 0
-    "The sequence number, the count of messages, or the age in seconds."
+    "The sequence number, the count of messages, or the age in seconds. Publishers know no keys: those are the store's."
 
 
 class PatternRequest(msgspec.Struct, array_like=True, frozen=True):
@@ -114,6 +116,8 @@ class PatternRequest(msgspec.Struct, array_like=True, frozen=True):
     delivery: Name
     "What it needs at least; empty for whatever is offered."
     start: Start = Start()
+    store: bool = False
+    "The sender is a store: processed means that its disk has it. It is given durable topics only."
 
 
 class Interest(msgspec.Struct, array_like=True, tag=5, frozen=True):

@@ -1,0 +1,87 @@
+"""Asking stores, for coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from zfabric.errors import NotStored, OutOfSequence, PositionFenced, ProducerFenced, StoreFailed, StoreLost
+from zfabric.node.driver import Driver
+from zfabric.protocol.stores import Answer, KnownStore
+from zfabric.wire.letters import LetterRecord
+from zfabric.wire.store_records import (
+    AskPositions,
+    NamedPosition,
+    ToldPositions,
+    Unwritten,
+    Write,
+    Written,
+)
+
+__all__ = ["StoreClient"]
+
+RECORD_BYTES = 256
+
+
+class StoreClient:
+    """One node's requests to stores."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._stores = driver.core.stores
+
+    async def wait_for(self, find: Callable[[], KnownStore | None], timeout: float | None = None) -> KnownStore:
+        """The store that `find` finds, once it is there. Raises TimeoutError, NodeClosed."""
+        await self._driver.wait_until(lambda: find() is not None, timeout)
+        found = find()
+        assert found is not None
+        return found
+
+    async def write(
+        self, store: KnownStore, batches: Sequence[list[bytes]] = (), positions: Sequence[NamedPosition] = ()
+    ) -> list[int | None]:
+        """Store all of it or nothing; returns the batches' offsets (None for what had been there) when it is safe.
+
+        Raises NotStored and its kinds, StoreLost when the store left first, StoreFailed when its disk failed: both
+        mean that it is unknown whether it was stored. Asking again does no harm.
+        """
+        nbytes = RECORD_BYTES * (1 + len(positions)) + sum(len(frame) for frames in batches for frame in frames)
+        answer = await self._ask(store, lambda number: Write(number, list(batches), list(positions)), nbytes)
+        if isinstance(answer, Unwritten):
+            raise _error(answer)
+        assert isinstance(answer, Written)
+        return answer.offsets
+
+    async def positions(self, store: KnownStore, prefix: str) -> dict[str, NamedPosition]:
+        """The named values that begin with `prefix`. Raises StoreLost."""
+        answer = await self._ask(store, lambda number: AskPositions(number, prefix), RECORD_BYTES)
+        assert isinstance(answer, ToldPositions)
+        return {position.name: position for position in answer.positions}
+
+    async def _ask(self, store: KnownStore, make: Callable[[int], LetterRecord], nbytes: int) -> Answer:
+        self._driver.check_open()
+        future: asyncio.Future[Answer | None] = self._driver.loop.create_future()
+
+        def answered(answer: Answer | None) -> None:
+            if not future.done():
+                future.set_result(answer)
+
+        self._stores.ask(store, make, answered, nbytes)
+        self._driver.schedule_pump()
+        answer = await future
+        if answer is None:
+            raise StoreLost(store.peer.source.name)
+        return answer
+
+
+def _error(answer: Unwritten) -> Exception:
+    name, producer, epoch, current = answer.name, answer.producer, answer.epoch, answer.current
+    if answer.kind == "fenced":
+        return ProducerFenced(name, producer, epoch, current)
+    if answer.kind == "sequence":
+        return OutOfSequence(name, producer, epoch, answer.base, current)
+    if answer.kind == "position":
+        return PositionFenced(name, epoch, current)
+    if answer.kind == "unknown":
+        return StoreFailed(answer.reason)
+    return NotStored(answer.reason, name or None)

@@ -1,0 +1,102 @@
+"""The persistence node: a log, its writer, and an ordinary node that makes them part of a fabric."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from zfabric.config import Config
+from zfabric.errors import StoreFailed
+from zfabric.node.driver import Driver
+from zfabric.node.node import Node
+from zfabric.store.engines import open_log
+from zfabric.store.log import Log
+from zfabric.store.service import StoreService
+from zfabric.store.writer import Writer
+
+__all__ = ["Store"]
+
+logger = logging.getLogger("zfabric.store")
+
+
+class Store:
+    """Keeps the durable topics of a fabric: `async with Store("./data", fabric="plant") as store: await store.wait()`.
+
+    `url`: where the log is, see `open_log`; it is made if there is none.
+    `topics`: patterns of the durable topics that it keeps.
+    `node`: an unopened node to be, or else options for one, as for `zfabric.Node`.
+    """
+
+    def __init__(
+        self,
+        url: str | Path,
+        *,
+        topics: Sequence[str] = ("#",),
+        node: Node | None = None,
+        config: Config | None = None,
+        name: str = "store",
+        **options: Any,
+    ) -> None:
+        self._url = str(url)
+        self._topics = tuple(topics)
+        self._config = config or Config()
+        self.node = node or Node(name, config=self._config, **options)
+        self._service: StoreService | None = None
+        self._failed: asyncio.Future[None] | None = None
+        self.log: Log
+
+    def __repr__(self) -> str:
+        return f"<Store {self._url} of {self.node!r}>"
+
+    async def open(self) -> None:
+        """Open the log, then the node. Raises what `open_log` and `Node.open` raise."""
+        loop = asyncio.get_running_loop()
+        self._failed = failed = loop.create_future()
+
+        def on_failure(error: StoreFailed) -> None:
+            loop.call_soon_threadsafe(failed.set_exception, error)
+
+        self.log = await asyncio.to_thread(open_log, self._url, self._config, create=True)
+        self._writer = Writer(self.log, self._config, on_failure=on_failure)
+        try:
+            self.node._extensions.append(self._serve)  # noqa: SLF001 - the seam for this class
+            await self.node.open()
+        except BaseException:
+            await self._close_log()
+            raise
+        logger.info("keeping %s in %s", ", ".join(self._topics), self._url)
+
+    def _serve(self, driver: Driver) -> None:
+        self._service = StoreService(driver, self.log, self._writer, self._topics, self.log.id, self._config)
+        self._service.start()
+
+    async def wait(self) -> None:
+        """Return never; raises StoreFailed when nothing can be confirmed any more. Then close it, and mend the disk."""
+        assert self._failed is not None, "open the store first"
+        await asyncio.shield(self._failed)
+
+    async def close(self) -> None:
+        """Leave the fabric, write what was accepted, let go of the log."""
+        await self.node.close()
+        if self._service is not None:
+            await self._service.close()
+        await self._close_log()
+        if self._failed is not None and self._failed.done():
+            self._failed.exception()
+
+    async def _close_log(self) -> None:
+        await asyncio.to_thread(self._writer.close)
+        await asyncio.to_thread(self.log.close)
+
+    async def __aenter__(self) -> Store:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,307 @@
+"""The store's side of the protocol: keeps durable topics, writes what it is asked to, and serves readings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from zfabric.config import Config
+from zfabric.errors import (
+    FabricError,
+    LimitExceeded,
+    NotStored,
+    OutOfSequence,
+    PositionFenced,
+    ProducerFenced,
+    RemoteProtocolError,
+    StoreFailed,
+)
+from zfabric.node.driver import Driver
+from zfabric.protocol.lanes import Lane
+from zfabric.protocol.peers import PeerRecord
+from zfabric.store.keeper import Keeper, append_of
+from zfabric.store.log import Append, Appended, Commit, Log, PositionUpdate
+from zfabric.store.readings import ENTRY_BYTES, Reading, Tail
+from zfabric.store.writer import Writer
+from zfabric.wire.batch import REPAIR_BYTES, Batch, parse_batch
+from zfabric.wire.letters import LetterRecord
+from zfabric.wire.records import Start
+from zfabric.wire.store_records import (
+    AskPositions,
+    AskStreams,
+    NamedPosition,
+    Read,
+    ReadMore,
+    ReadStop,
+    StoreOffer,
+    Storing,
+    StreamTold,
+    ToldPositions,
+    ToldStreams,
+    Unwritten,
+    Write,
+    Written,
+)
+from zfabric.wire.topics import Pattern
+
+__all__ = ["StoreService"]
+
+TIDY_S = 10.0
+"How often topics that nobody publishes any more are let go, and retention is applied."
+READINGS_PER_PEER_MAX = 20_000
+
+
+class StoreService:
+    """A machine that talks over channels: `protocol.channels.Machine`."""
+
+    def __init__(
+        self, driver: Driver, log: Log, writer: Writer, patterns: tuple[str, ...], store_id: bytes, config: Config
+    ) -> None:
+        self.records: dict[type[LetterRecord], Callable[[PeerRecord, Any, float], None]] = {
+            Write: self._write,
+            AskPositions: self._positions,
+            AskStreams: self._streams,
+            Read: self._read,
+            ReadMore: self._more,
+            ReadStop: self._stop,
+        }
+        self._driver = driver
+        self._core = driver.core
+        self._log = log
+        self._writer = writer
+        self._config = config
+        self._offer = StoreOffer(store_id, list(patterns))
+        self._patterns = tuple(Pattern(pattern) for pattern in patterns)
+        self._keepers: dict[str, Keeper] = {}
+        self._tails: dict[str, Tail] = {}
+        self._readings: dict[bytes, dict[int, tuple[Reading, asyncio.Task[None]]]] = {}
+        self._watches: dict[tuple[bytes, int], tuple[PeerRecord, Pattern]] = {}
+        self._known_streams = {info.name for info in log.streams()}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._core.channels.register(self)
+        self._core.interests.on_durable = self._keep
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """The node is open."""
+        _ = self._spawn(self._tidy())
+
+    async def close(self) -> None:
+        """Serve nobody any more."""
+        self._core.interests.on_durable = None
+        for keeper in self._keepers.values():
+            keeper.close()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = self._driver.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await self._driver.loop.run_in_executor(None, function, *arguments)
+
+    async def _tidy(self) -> None:
+        while True:
+            await asyncio.sleep(TIDY_S)
+            offered = {topic for remote in self._core.interests.remote.values() for topic in remote.topics}
+            for topic in [topic for topic in self._keepers if topic not in offered]:
+                keeper = self._keepers.pop(topic)
+                keeper.close()
+                self._core.interests.unsubscribe(keeper.lane)
+            self._driver.schedule_pump()
+            with suppress(FabricError):
+                await self._run(self._log.enforce)
+
+    # -- peers ---------------------------------------------------------------------------------
+
+    def peer_joined(self, peer: PeerRecord, now: float) -> None:
+        """Say who we are."""
+        self._core.channels.tell(peer, self._offer)
+
+    def peer_left(self, peer: PeerRecord, now: float) -> None:
+        """End what it read."""
+        for _, task in self._readings.pop(peer.id, {}).values():
+            task.cancel()
+        for key in [key for key in self._watches if key[0] == peer.id]:
+            del self._watches[key]
+
+    def has_room(self, peer: PeerRecord, now: float) -> None:
+        """Its readings may go on."""
+        for reading, _ in self._readings.get(peer.id, {}).values():
+            reading.wake()
+
+    def _tell(self, peer: PeerRecord, record: LetterRecord, nbytes: int = 256) -> None:
+        """Say something later than in answer to a record: the peer may have left."""
+        if self._core.peers.known.get(peer.id) is peer and self._driver.open_state == "open":
+            with suppress(KeyError):  # a channel begins only when the peer is up
+                self._core.channels.tell(peer, record, nbytes)
+                self._driver.schedule_pump()
+
+    # -- live topics ---------------------------------------------------------------------------
+
+    def _keep(self, topic: str) -> None:
+        """A peer offers a durable topic."""
+        if topic in self._keepers or not any(pattern.matches(topic) for pattern in self._patterns):
+            return
+        keeper = Keeper(
+            topic,
+            self._writer,
+            queue_bytes=self._config.store_queue_bytes // 2,
+            done=self._kept,
+            told=self._storing,
+            has_room=self._driver.has_room,
+        )
+        pattern = Pattern(topic, bytes_max=self._config.topic_bytes_max)
+        start = Start("earliest")
+        keeper.lane = self._core.interests.subscribe(pattern, "at-least-once", start, keeper, store=True)
+        self._keepers[topic] = keeper
+        self._driver.schedule_pump()
+
+    def _kept(self, lane: Lane, batch: Batch, append: Append, appended: Appended) -> None:
+        self._appended(append, appended)
+        self._driver.processed(lane, batch.producer, batch.topic, batch.epoch, batch.end)
+
+    def _storing(self, producer: bytes, topic: str, epoch: int, reason: str) -> None:
+        peer = self._core.peers.known.get(producer)
+        if peer is not None:
+            self._tell(peer, Storing(topic, epoch, reason))
+
+    def _appended(self, append: Append, appended: Appended) -> None:
+        """Something is safe: those who read its stream get it."""
+        if appended.offset is None:
+            return
+        if append.stream not in self._known_streams:
+            self._known_streams.add(append.stream)
+            for (_, reading), (peer, pattern) in self._watches.items():
+                if pattern.matches(append.stream):
+                    self._tell(peer, ToldStreams(reading, [StreamTold(append.stream, 0, append.count)]))
+        tail = self._tails.get(append.stream)
+        if tail is not None:
+            tail.push(appended.offset, append)
+            tail.wake()
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def _write(self, peer: PeerRecord, record: Write, now: float) -> None:
+        try:
+            appends = tuple(append_of(self._parse(frames)) for frames in record.batches)
+            positions = tuple(PositionUpdate(p.name, p.value, p.epoch) for p in record.positions)
+            future = self._writer.commit(Commit(appends, positions))
+        except RemoteProtocolError as error:
+            self._tell(peer, Unwritten(record.request, "refused", error.reason))
+            return
+        except (LimitExceeded, StoreFailed) as error:
+            self._tell(peer, _unwritten(record.request, error))
+            return
+        future.add_done_callback(lambda done: self._written(peer, record.request, appends, done))
+
+    def _written(
+        self,
+        peer: PeerRecord,
+        request: int,
+        appends: tuple[Append, ...],
+        future: asyncio.Future[tuple[Appended, ...]],
+    ) -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is not None:
+            self._tell(peer, _unwritten(request, error))
+            return
+        for append, appended in zip(appends, future.result(), strict=True):
+            self._appended(append, appended)
+        self._tell(peer, Written(request, [appended.offset for appended in future.result()]))
+
+    def _parse(self, frames: list[bytes]) -> Batch:
+        config = self._config
+        return parse_batch(
+            frames,
+            messages_max=config.batch_messages_max,
+            buffers_max=config.buffers_per_batch_max,
+            topic_bytes_max=config.topic_bytes_max,
+        )
+
+    def _positions(self, peer: PeerRecord, record: AskPositions, now: float) -> None:
+        _ = self._spawn(self._tell_positions(peer, record))
+
+    async def _tell_positions(self, peer: PeerRecord, record: AskPositions) -> None:
+        found = await self._run(self._log.positions, record.prefix)
+        positions = [NamedPosition(name, position.value, position.epoch) for name, position in found.items()]
+        nbytes = sum(64 + len(p.name) + len(p.value or b"") for p in positions)
+        self._tell(peer, ToldPositions(record.request, positions), nbytes)
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def _streams(self, peer: PeerRecord, record: AskStreams, now: float) -> None:
+        try:
+            pattern = Pattern(record.pattern, bytes_max=self._config.topic_bytes_max)
+        except FabricError:
+            return
+        self._watches[peer.id, record.reading] = peer, pattern
+        streams = [
+            StreamTold(info.name, info.first, info.next) for info in self._log.streams() if pattern.matches(info.name)
+        ]
+        self._tell(peer, ToldStreams(record.reading, streams), ENTRY_BYTES * (1 + len(streams)))
+
+    def _read(self, peer: PeerRecord, record: Read, now: float) -> None:
+        readings = self._readings.setdefault(peer.id, {})
+        if record.reading in readings or len(readings) >= READINGS_PER_PEER_MAX:
+            return
+        tail = self._tails.setdefault(record.topic, Tail())
+        longest = peer.identity.frame_bytes_max - REPAIR_BYTES
+        reading = Reading(record, _PeerLink(self, peer), self._log, tail, self._run, longest)
+        readings[record.reading] = reading, self._spawn(self._serve(record.topic, reading))
+
+    async def _serve(self, topic: str, reading: Reading) -> None:
+        try:
+            await reading.serve()
+        finally:
+            if not self._tails[topic].readings:
+                del self._tails[topic]
+
+    def _more(self, peer: PeerRecord, record: ReadMore, now: float) -> None:
+        reading, _ = self._readings.get(peer.id, {}).get(record.reading, (None, None))
+        if reading is not None:
+            reading.grant(record.nbytes)
+
+    def _stop(self, peer: PeerRecord, record: ReadStop, now: float) -> None:
+        self._watches.pop((peer.id, record.reading), None)
+        _, task = self._readings.get(peer.id, {}).pop(record.reading, (None, None))
+        if task is not None:
+            task.cancel()
+
+
+class _PeerLink:
+    """Implements `readings.Link`."""
+
+    def __init__(self, service: StoreService, peer: PeerRecord) -> None:
+        self._service = service
+        self._peer = peer
+
+    def tell(self, record: LetterRecord, nbytes: int) -> None:
+        self._service._tell(self._peer, record, nbytes)  # noqa: SLF001 - one thing in two classes
+
+    def has_room(self) -> bool:
+        return self._service._core.channels.has_room(self._peer)  # noqa: SLF001 - one thing in two classes
+
+
+def _unwritten(request: int, error: BaseException) -> Unwritten:
+    if isinstance(error, ProducerFenced):
+        origin = error.stream or "", error.producer, error.epoch, 0, error.current
+        return Unwritten(request, "fenced", error.reason, *origin)
+    if isinstance(error, OutOfSequence):
+        origin = error.stream or "", error.producer, error.epoch, error.base, error.expected
+        return Unwritten(request, "sequence", error.reason, *origin)
+    if isinstance(error, PositionFenced):
+        return Unwritten(request, "position", error.reason, error.name, b"", error.epoch, 0, error.current)
+    if isinstance(error, NotStored):
+        return Unwritten(request, "refused", error.reason, error.stream or "")
+    return Unwritten(request, "refused" if isinstance(error, LimitExceeded) else "unknown", str(error))
