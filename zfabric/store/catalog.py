@@ -13,6 +13,7 @@ import apsw
 import msgspec
 
 from zfabric.store.log import Retention, StreamInfo
+from zfabric.store.records import unseal
 from zfabric.store.segment import Range, Segment
 
 __all__ = ["Catalog", "Stream", "header_crc"]
@@ -68,26 +69,26 @@ class Catalog:
         self.files: dict[str, Segment] = {}
         self.next_stream = 1
 
-    def load(self, connection: apsw.Connection, head: Segment, open_segment: Callable[[str], Segment]) -> None:
-        """Read it from the head; sealed files that are not what the manifest says are marked as damaged."""
-        for name, nbytes, header in connection.execute("SELECT name, bytes, header FROM files"):
+    def load(
+        self, connection: apsw.Connection, head: Segment, seed: int, open_segment: Callable[[str], Segment]
+    ) -> None:
+        """Read it from the head; sealed files that are not what the manifest says are marked as damaged.
+
+        Raises BadRow when the head itself is damaged.
+        """
+        for row in connection.execute("SELECT * FROM files"):
+            name, nbytes, header = unseal(seed, row)
             segment = self.files[name] = open_segment(name)
             segment.damaged = _difference(segment.path, nbytes, header)
         sealed: dict[int, list[Range]] = {}
-        ranges = "SELECT stream, first, next, file, bytes, first_ns, last_ns FROM ranges ORDER BY stream, first"
-        for stream, first, next_offset, file, *rest in connection.execute(ranges):
-            sealed.setdefault(stream, []).append(Range(self.files[file], first, next_offset, *rest))
-        columns = "id, name, first, next, start, bytes, first_ns, last_ns, retention"
-        for number, name, first, end, start, *rest, retention in connection.execute(f"SELECT {columns} FROM streams"):
-            self.streams[name] = Stream(
-                number,
-                name,
-                first,
-                end,
-                tuple(sealed.get(number, ())),
-                Range(head, start, end, *rest) if end > max(start, first) else None,
-                _decode_retention(retention),
-            )
+        for row in connection.execute("SELECT * FROM ranges ORDER BY stream, first"):
+            stream, first, end, file, *rest = unseal(seed, row)
+            sealed.setdefault(stream, []).append(Range(self.files[file], first, end, *rest))
+        for row in connection.execute("SELECT * FROM streams"):
+            number, name, first, end, start, *rest, retention = unseal(seed, row)
+            held = Range(head, start, end, *rest) if end > max(start, first) else None
+            kept = tuple(sealed.get(number, ()))
+            self.streams[name] = Stream(number, name, first, end, kept, held, _decode_retention(retention))
 
     def put(self, stream: Stream) -> None:
         """Replace one stream."""

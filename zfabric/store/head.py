@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote
@@ -20,7 +21,21 @@ from zfabric.config import Config
 from zfabric.errors import NotStored, StoreDamaged, StoreFailed
 from zfabric.store.catalog import header_crc
 from zfabric.store.directory import Directory
-from zfabric.store.records import APPLICATION_ID, BATCHES, FORMAT, HEAD_TABLES, PAGE_BYTES, Row
+from zfabric.store.records import (
+    APPLICATION_ID,
+    BATCHES,
+    FORMAT,
+    HEAD_TABLES,
+    INSERT_FILE,
+    INSERT_RANGE,
+    INSERT_STATE,
+    INSERT_STREAM,
+    PAGE_BYTES,
+    BadRow,
+    Row,
+    seal,
+    unseal,
+)
 from zfabric.store.segment import Segment
 
 __all__ = ["DISK_FULL", "Head", "NoRoom", "create_head", "new_file"]
@@ -72,37 +87,42 @@ def new_file(path: Path, vfs: str) -> apsw.Connection:
     return connection
 
 
-def create_head(path: Path, vfs: str) -> None:
+def create_head(path: Path, vfs: str, seed: int) -> None:
     """Make the first head of a new log."""
     connection = new_file(path, vfs)
     try:
-        connection.execute(f"BEGIN; {HEAD_TABLES}; INSERT INTO state VALUES (1, 0, 0, 2, 1); COMMIT")
+        connection.execute(f"BEGIN; {HEAD_TABLES}")
+        connection.execute(INSERT_STATE, seal(seed, 1, 0, 0, 2, 1))
+        connection.execute("COMMIT")
+        connection.pragma("journal_mode", "wal")
     finally:
         connection.close()
 
 
-def _succeed(path: Path, old: Path, vfs: str, *, marks_max: int) -> None:
-    """Make the head that follows `old`, which nobody has open any more, and enter `old` in the manifest."""
+def _succeed(path: Path, old: Path, vfs: str, seed: int, *, marks_max: int) -> None:
+    """Make the head that follows `old`, which nobody has open any more, and enter `old` in the manifest.
+
+    Raises BadRow when `old` is damaged.
+    """
     connection = new_file(path, vfs)
     try:
         connection.execute("ATTACH ? AS old", (f"file:{quote(str(old.absolute()))}?mode=ro&immutable=1",))
         connection.execute(f"BEGIN; {HEAD_TABLES}")
-        connection.execute(
-            "INSERT INTO streams SELECT id, name, first, next, next, 0, 0, 0, retention FROM old.streams"
-        )
         connection.execute("INSERT INTO marks SELECT * FROM old.marks ORDER BY used DESC LIMIT ?", (marks_max,))
-        connection.execute("INSERT INTO positions SELECT * FROM old.positions")
-        connection.execute("INSERT INTO files SELECT * FROM old.files")
-        connection.execute("INSERT INTO ranges SELECT * FROM old.ranges")
-        connection.execute("INSERT INTO files VALUES (?, ?, ?)", (old.name, old.stat().st_size, header_crc(old)))
-        connection.execute(
-            "INSERT INTO ranges SELECT id, start, next, ?, bytes, first_ns, last_ns FROM old.streams"
-            " WHERE next > start AND next > first",
-            (old.name,),
-        )
-        connection.execute("INSERT INTO state SELECT id, commits, stored_ns, next_file + 1, next_stream FROM old.state")
+        for table in ("positions", "files", "ranges"):
+            connection.execute(f"INSERT INTO {table} SELECT * FROM old.{table}")
+        connection.execute(INSERT_FILE, seal(seed, old.name, old.stat().st_size, header_crc(old)))
+        for row in connection.execute("SELECT * FROM old.streams").fetchall():
+            stream, name, first, end, start, nbytes, first_ns, last_ns, retention = unseal(seed, row)
+            connection.execute(INSERT_STREAM, seal(seed, stream, name, first, end, end, 0, 0, 0, retention))
+            if end > max(start, first):
+                connection.execute(INSERT_RANGE, seal(seed, stream, start, end, old.name, nbytes, first_ns, last_ns))
+        for row in connection.execute("SELECT * FROM old.state").fetchall():
+            _, commits, stored_ns, next_file, next_stream = unseal(seed, row)
+            connection.execute(INSERT_STATE, seal(seed, 1, commits, stored_ns, next_file + 1, next_stream))
         connection.execute("COMMIT")
         connection.execute("DETACH old")
+        connection.pragma("journal_mode", "wal")
     finally:
         connection.close()
 
@@ -114,7 +134,9 @@ class NoRoom(Exception):
 class Head:
     """The head of an open store, for its writer. The caller holds the writer's lock."""
 
-    def __init__(self, directory: Directory, config: Config, vfs: str, new_segment: Callable[[str], Segment]) -> None:
+    def __init__(
+        self, directory: Directory, config: Config, vfs: str, seed: int, new_segment: Callable[[str], Segment]
+    ) -> None:
         """Open the newest head there is. Raises StoreDamaged when it is not the newest there was."""
         number = directory.head()
         known_head, known_commits = directory.testimony()
@@ -127,6 +149,7 @@ class Head:
         self._directory = directory
         self._config = config
         self._vfs = vfs
+        self._seed = seed
         self._new_segment = new_segment
         self.number = number
         self._connect()
@@ -134,18 +157,17 @@ class Head:
             self.connection.close()
             reason = f"it was cut or put back: it has {self.commits:,} commits, but {known_commits:,} were confirmed"
             raise StoreDamaged(str(self.segment.path), reason)
-        self.bytes = self.segment.path.stat().st_size
-        "About as many bytes of batches."
+        self.bytes = 0
+        "Bytes of batches in it, about."
 
     def _connect(self) -> None:
         name = self._directory.numbered("log", self.number)
         self.segment = self._new_segment(name)
         self.connection = _open(self.segment.path, self._vfs)
         try:
-            ((self.commits, self.stored_ns, self.next_file, self.next_stream),) = self.connection.execute(
-                "SELECT commits, stored_ns, next_file, next_stream FROM state"
-            )
-        except (apsw.Error, ValueError) as error:
+            (row,) = self.connection.execute("SELECT * FROM state")
+            _, self.commits, self.stored_ns, self.next_file, self.next_stream = unseal(self._seed, row)
+        except (apsw.Error, BadRow, ValueError) as error:
             self.connection.close()
             raise StoreDamaged(str(self.segment.path), str(error)) from error
         self._unfolded = 0
@@ -169,11 +191,12 @@ class Head:
         if self.failure is not None:
             raise self.failure
 
-    def ask(self, sql: str, *parameters: object) -> Row | None:
-        """One row, also of the transaction under way. A head that cannot be read is no longer written to."""
+    def ask(self, sql: str, *parameters: str | bytes | int) -> Row | None:
+        """One sealed row, also of the transaction under way. A head that cannot be read is no longer written to."""
         try:
-            return self.connection.execute(sql, parameters).fetchone()
-        except apsw.Error as error:
+            row = self.connection.execute(sql, parameters).fetchone()
+            return None if row is None else unseal(self._seed, row)
+        except (apsw.Error, BadRow) as error:
             self.fail(error)
 
     def transact(self, work: Callable[[apsw.Connection], object], *, stored_ns: int = 0) -> None:
@@ -182,10 +205,9 @@ class Head:
         try:
             connection.execute("BEGIN IMMEDIATE")
             work(connection)
-            connection.execute(
-                "UPDATE state SET commits = ?, stored_ns = max(stored_ns, ?), next_file = ?, next_stream = ?",
-                (self.commits + 1, stored_ns, self.next_file, self.next_stream),
-            )
+            self.stored_ns = max(self.stored_ns, stored_ns)
+            state = 1, self.commits + 1, self.stored_ns, self.next_file, self.next_stream
+            connection.execute(INSERT_STATE, seal(self._seed, *state))
             connection.execute("COMMIT")
         except apsw.FullError as error:
             if connection.in_transaction:
@@ -212,8 +234,9 @@ class Head:
         """A write failed: what is on the disk is unknown until it is read again. Nothing is confirmed any more."""
         self.failure = StoreFailed(f"{self._directory.path}: {type(error).__name__}: {error}")
         logger.critical("the store stops: %s", self.failure)
-        # Closing must not touch the file either.
-        self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        with suppress(apsw.ConnectionClosedError):
+            # Closing must not touch the file either.
+            self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         raise self.failure from error
 
     # -- room ----------------------------------------------------------------------------------
@@ -274,26 +297,41 @@ class Head:
         if not self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE):
             return None
         self.connection.close()
-        new = self._directory.path / "head.new"
-        number = self.next_file
         try:
-            _succeed(new, old.path, self._vfs, marks_max=self._config.store_marks_max)
-            self._directory.publish(new, self._directory.numbered("log", number))
-        except (apsw.Error, OSError) as error:
-            new.unlink(missing_ok=True)
-            self._connect()
-            self.segment = old
+            self._publish_successor(old)
+        except (apsw.Error, OSError, BadRow) as error:
+            self._connect_again(old)
             if not _is_for_want_of_room(error):
                 self.fail(error)
             self.become_full()
             return None
+        self._connect_again(old)
         old.seal()
         self._directory.remove_beside(old.name)
-        self.number = number
-        self._connect()
         self.bytes = 0
         self._directory.testify(self.number, self.commits)
         return old
+
+    def _publish_successor(self, old: Segment) -> None:
+        new = self._directory.path / "head.new"
+        number = self.next_file
+        try:
+            _succeed(new, old.path, self._vfs, self._seed, marks_max=self._config.store_marks_max)
+            self._directory.publish(new, self._directory.numbered("log", number))
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+        self.number = number
+
+    def _connect_again(self, old: Segment) -> None:
+        """Open what is the head now; when that fails the old one can still be read."""
+        try:
+            self._connect()
+        except (apsw.Error, OSError, StoreDamaged) as error:
+            self.segment = old
+            self.fail(error)
+        if self.segment.name == old.name:
+            self.segment = old
 
 
 def _is_for_want_of_room(error: Exception) -> bool:

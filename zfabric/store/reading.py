@@ -5,9 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from bisect import bisect_right
 
+import apsw
+
+from zfabric.errors import StoreDamaged
 from zfabric.store.catalog import Catalog, Stream
 from zfabric.store.log import Gap, Log, Mark, Position, StoredBatch, StreamInfo
-from zfabric.store.records import decode_keys, stored_batch
+from zfabric.store.records import BadRow, Row, decode_keys, stored_batch, unseal
 from zfabric.store.segment import Missing, Range, Segment, SegmentPool
 
 __all__ = ["ReadableLog"]
@@ -18,6 +21,7 @@ class ReadableLog(Log):
 
     _catalog: Catalog
     _pool: SegmentPool
+    _seed: int
 
     @property
     @abstractmethod
@@ -101,23 +105,31 @@ class ReadableLog(Log):
         known = self._catalog.streams.get(stream)
         if known is None:
             return None
-        rows = self._head.rows("SELECT epoch, next FROM marks WHERE producer = ? AND stream = ?", producer, known.id)
-        return Mark(*rows[0]) if rows else None
+        rows = self._sealed_rows("SELECT * FROM marks WHERE producer = ? AND stream = ?", producer, known.id)
+        return Mark(rows[0][2], rows[0][3]) if rows else None
 
     def marks(self, stream: str) -> dict[bytes, Mark]:
         """See `Log.marks`."""
         known = self._catalog.streams.get(stream)
         if known is None:
             return {}
-        rows = self._head.rows("SELECT producer, epoch, next FROM marks WHERE stream = ?", known.id)
-        return {producer: Mark(epoch, end) for producer, epoch, end in rows}
+        rows = self._sealed_rows("SELECT * FROM marks WHERE stream = ?", known.id)
+        return {producer: Mark(epoch, end) for producer, _, epoch, end, _ in rows}
 
     def position(self, name: str) -> Position | None:
         """See `Log.position`."""
-        rows = self._head.rows("SELECT value, epoch FROM positions WHERE name = ?", name)
-        return Position(*rows[0]) if rows else None
+        rows = self._sealed_rows("SELECT * FROM positions WHERE name = ?", name)
+        return Position(rows[0][1], rows[0][2]) if rows else None
 
     def positions(self, prefix: str = "") -> dict[str, Position]:
         """See `Log.positions`."""
-        sql = "SELECT name, value, epoch FROM positions WHERE name >= ?1 AND substr(name, 1, ?2) = ?1 ORDER BY name"
-        return {name: Position(value, epoch) for name, value, epoch in self._head.rows(sql, prefix, len(prefix))}
+        sql = "SELECT * FROM positions WHERE name >= ?1 AND substr(name, 1, ?2) = ?1 ORDER BY name"
+        rows = self._sealed_rows(sql, prefix, len(prefix))
+        return {name: Position(value, epoch) for name, value, epoch in rows}
+
+    def _sealed_rows(self, sql: str, *parameters: str | bytes | int) -> list[Row]:
+        """Rows of the head's own tables. Raises StoreDamaged."""
+        try:
+            return [unseal(self._seed, row) for row in self._head.rows(sql, *parameters)]
+        except (apsw.Error, BadRow, ValueError) as error:
+            raise StoreDamaged(str(self._head.path), str(error)) from error

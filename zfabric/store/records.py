@@ -18,6 +18,12 @@ __all__ = [
     "FORMAT",
     "HEAD_TABLES",
     "INSERT",
+    "INSERT_FILE",
+    "INSERT_MARK",
+    "INSERT_POSITION",
+    "INSERT_RANGE",
+    "INSERT_STATE",
+    "INSERT_STREAM",
     "PAGE_BYTES",
     "BadRow",
     "Row",
@@ -26,8 +32,10 @@ __all__ = [
     "decode_dropped",
     "decode_keys",
     "hole_row",
+    "seal",
     "stored_batch",
     "thinned_row",
+    "unseal",
 ]
 
 APPLICATION_ID = 0x7A464C31
@@ -51,31 +59,44 @@ HEAD_TABLES = """
 CREATE TABLE streams (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, first INTEGER NOT NULL, next INTEGER NOT NULL,
     start INTEGER NOT NULL, bytes INTEGER NOT NULL, first_ns INTEGER NOT NULL, last_ns INTEGER NOT NULL,
-    retention BLOB NOT NULL
+    retention BLOB NOT NULL, crc INTEGER NOT NULL
 );
 CREATE TABLE marks (
     producer BLOB NOT NULL, stream INTEGER NOT NULL, epoch INTEGER NOT NULL, next INTEGER NOT NULL,
-    used INTEGER NOT NULL, PRIMARY KEY (producer, stream)
+    used INTEGER NOT NULL, crc INTEGER NOT NULL, PRIMARY KEY (producer, stream)
 ) WITHOUT ROWID;
-CREATE TABLE positions (name TEXT PRIMARY KEY, value BLOB, epoch INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE files (name TEXT PRIMARY KEY, bytes INTEGER NOT NULL, header INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE positions (
+    name TEXT PRIMARY KEY, value BLOB, epoch INTEGER NOT NULL, crc INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE files (
+    name TEXT PRIMARY KEY, bytes INTEGER NOT NULL, header INTEGER NOT NULL, crc INTEGER NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE ranges (
     stream INTEGER NOT NULL, first INTEGER NOT NULL, next INTEGER NOT NULL, file TEXT NOT NULL,
-    bytes INTEGER NOT NULL, first_ns INTEGER NOT NULL, last_ns INTEGER NOT NULL, PRIMARY KEY (stream, first)
+    bytes INTEGER NOT NULL, first_ns INTEGER NOT NULL, last_ns INTEGER NOT NULL, crc INTEGER NOT NULL,
+    PRIMARY KEY (stream, first)
 ) WITHOUT ROWID;
 CREATE TABLE state (
     id INTEGER PRIMARY KEY CHECK (id = 1), commits INTEGER NOT NULL, stored_ns INTEGER NOT NULL,
-    next_file INTEGER NOT NULL, next_stream INTEGER NOT NULL
+    next_file INTEGER NOT NULL, next_stream INTEGER NOT NULL, crc INTEGER NOT NULL
 );
 """
 """In the head: what the log knows beside its batches. `streams.start`, `bytes`, `first_ns`, `last_ns` are about the
-head itself; `files` and `ranges` are the manifest of the sealed files, which keep these tables as they were."""
+head itself; `files` and `ranges` are the manifest of the sealed files, which keep these tables as they were. The last
+column of a row is a checksum of the others (`seal`, `unseal`)."""
 
 COLUMNS = (
     "stream, offset, count, producer, epoch, base, published_ns, stored_ns, flags,"
     " body_crc, crc, keys, dropped, sizes, body"
 )
 INSERT = f"INSERT INTO batches ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+
+INSERT_STATE = "INSERT OR REPLACE INTO state VALUES (?,?,?,?,?,?)"
+INSERT_STREAM = "INSERT OR REPLACE INTO streams VALUES (?,?,?,?,?,?,?,?,?,?)"
+INSERT_MARK = "INSERT OR REPLACE INTO marks VALUES (?,?,?,?,?,?)"
+INSERT_POSITION = "INSERT OR REPLACE INTO positions VALUES (?,?,?,?)"
+INSERT_FILE = "INSERT INTO files VALUES (?,?,?,?)"
+INSERT_RANGE = "INSERT INTO ranges VALUES (?,?,?,?,?,?,?,?)"
 
 Row: TypeAlias = tuple[Any, ...]
 """The values of `COLUMNS`."""
@@ -102,6 +123,19 @@ def _crc(row: Row, seed: int) -> int:
 
 def _sealed(row: Row, seed: int) -> Row:
     return (*row[:10], _crc(row, seed), *row[11:])
+
+
+def seal(seed: int, *values: object) -> tuple[Any, ...]:
+    """The values of a row of the head, with their checksum behind them."""
+    return (*values, crc32(_encode(values), seed))
+
+
+def unseal(seed: int, row: Row) -> Row:
+    """The values of such a row. Raises BadRow when they are not what was written."""
+    *values, crc = row
+    if crc != crc32(_encode(values), seed):
+        raise BadRow("a row of the head has another checksum")
+    return tuple(values)
 
 
 def append_row(append: Append, stream: int, offset: int, stored_ns: int, seed: int) -> tuple[Row, int]:

@@ -23,7 +23,19 @@ from zfabric.store.directory import Directory
 from zfabric.store.head import DISK_FULL, Head, NoRoom, create_head
 from zfabric.store.log import Appended, Commit, Mark, Outcome, Retention
 from zfabric.store.reading import ReadableLog
-from zfabric.store.records import INSERT, BadRow, Row, append_row, hole_row
+from zfabric.store.records import (
+    INSERT,
+    INSERT_FILE,
+    INSERT_MARK,
+    INSERT_POSITION,
+    INSERT_RANGE,
+    INSERT_STREAM,
+    BadRow,
+    Row,
+    append_row,
+    hole_row,
+    seal,
+)
 from zfabric.store.rules import Judge
 from zfabric.store.segment import Range, Segment, SegmentPool
 from zfabric.store.thinning import groups, mostly_dead, pieces_of, retained_from, superseded_in, write_pack
@@ -84,9 +96,11 @@ class SqliteLog(ReadableLog):
         if directory.is_new:
             for name in directory.files():
                 directory.remove(name)
-            create_head(directory.path / directory.numbered("log", 1), self._vfs)
+            create_head(directory.path / directory.numbered("log", 1), self._vfs, self._seed)
             directory.complete()
-        self._writer = Head(directory, self._config, self._vfs, lambda name: self._segment(name, sealed=False))
+        self._writer = Head(
+            directory, self._config, self._vfs, self._seed, lambda name: self._segment(name, sealed=False)
+        )
         try:
             self._load()
         except BaseException:
@@ -105,10 +119,13 @@ class SqliteLog(ReadableLog):
     def _load(self) -> None:
         self._catalog = Catalog()
         try:
-            self._catalog.load(self._writer.connection, self._head, lambda name: self._segment(name, sealed=True))
-        except (apsw.Error, KeyError, msgspec.MsgspecError) as error:
+            self._catalog.load(
+                self._writer.connection, self._head, self._seed, lambda name: self._segment(name, sealed=True)
+            )
+        except (apsw.Error, BadRow, KeyError, ValueError) as error:
             raise StoreDamaged(str(self._head.path), str(error)) from error
         self._clock.not_before(self._writer.stored_ns)
+        self._writer.bytes = sum(stream.head.bytes for stream in self._catalog if stream.head is not None)
         for segment in self._catalog.files.values():
             if segment.damaged:
                 self._note_damage(f"{segment.name}: {segment.damaged}")
@@ -206,18 +223,18 @@ class SqliteLog(ReadableLog):
 
         def work(connection: apsw.Connection) -> None:
             for stream in changed.values():
-                _write_stream(connection, stream)
+                _write_stream(connection, stream, self._seed)
             connection.executemany(INSERT, rows)
             connection.executemany(
-                "INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?, ?)",
-                (
-                    (producer, changed[name].id, mark.epoch, mark.next, self._writer.commits)
+                INSERT_MARK,
+                [
+                    seal(self._seed, producer, changed[name].id, mark.epoch, mark.next, self._writer.commits)
                     for (producer, name), mark in judge.marks.items()
-                ),
+                ],
             )
             connection.executemany(
-                "INSERT OR REPLACE INTO positions VALUES (?, ?, ?)",
-                ((update.name, update.value, update.epoch) for update in judge.positions.values()),
+                INSERT_POSITION,
+                [seal(self._seed, update.name, update.value, update.epoch) for update in judge.positions.values()],
             )
 
         try:
@@ -240,13 +257,12 @@ class SqliteLog(ReadableLog):
         stream = self._catalog.streams.get(name)
         if stream is None:
             return None
-        sql = "SELECT epoch, next FROM marks WHERE producer = ? AND stream = ?"
-        row = self._writer.ask(sql, producer, stream.id)
-        return None if row is None else Mark(*row)
+        row = self._writer.ask("SELECT * FROM marks WHERE producer = ? AND stream = ?", producer, stream.id)
+        return None if row is None else Mark(row[2], row[3])
 
     def _epoch_for_writer(self, name: str) -> int:
-        row = self._writer.ask("SELECT epoch FROM positions WHERE name = ?", name)
-        return -1 if row is None else int(row[0])
+        row = self._writer.ask("SELECT * FROM positions WHERE name = ?", name)
+        return -1 if row is None else int(row[2])
 
     # -- files ---------------------------------------------------------------------------------
 
@@ -307,9 +323,9 @@ class SqliteLog(ReadableLog):
             return
 
         def work(connection: apsw.Connection) -> None:
-            firsts = [(stream.first, stream.id) for stream in trimmed]
-            connection.executemany("UPDATE streams SET first = ? WHERE id = ?", firsts)
-            connection.executemany("DELETE FROM ranges WHERE next <= ? AND stream = ?", firsts)
+            for stream in trimmed:
+                _write_stream(connection, stream, self._seed)
+                connection.execute("DELETE FROM ranges WHERE stream = ? AND next <= ?", (stream.id, stream.first))
 
         self._writer.transact_small(work)
         for stream in trimmed:
@@ -348,7 +364,7 @@ class SqliteLog(ReadableLog):
             row = hole_row(known.id, known.next, to - known.next, now, self._seed)
 
             def work(connection: apsw.Connection) -> None:
-                _write_stream(connection, grown)
+                _write_stream(connection, grown, self._seed)
                 connection.execute(INSERT, row)
 
             self._writer.transact_small(work)
@@ -358,8 +374,7 @@ class SqliteLog(ReadableLog):
         """See `Log.retain`."""
         with self._writing:
             changed = msgspec.structs.replace(self._create(stream), retention=retention)
-            sql = "UPDATE streams SET retention = ? WHERE id = ?"
-            self._writer.transact_small(lambda connection: connection.execute(sql, (_encode(retention), changed.id)))
+            self._writer.transact_small(lambda connection: _write_stream(connection, changed, self._seed))
             self._catalog.put(changed)
 
     def _create(self, name: str) -> Stream:
@@ -370,7 +385,7 @@ class SqliteLog(ReadableLog):
                 raise LimitExceeded("store_streams_max", len(self._catalog.streams) + 1, self._config.store_streams_max)
             known = self._known_or_new(name)
             stream = known
-            self._writer.transact_small(lambda connection: _write_stream(connection, stream))
+            self._writer.transact_small(lambda connection: _write_stream(connection, stream, self._seed))
             self._catalog.put(known)
         return known
 
@@ -423,12 +438,12 @@ class SqliteLog(ReadableLog):
                 for old in segments:
                     connection.execute("DELETE FROM files WHERE name = ?", (old.name,))
                     connection.execute("DELETE FROM ranges WHERE file = ?", (old.name,))
-                connection.execute("INSERT INTO files VALUES (?, ?, ?)", (name, size, header))
+                connection.execute(INSERT_FILE, seal(self._seed, name, size, header))
                 for stream in changed:
                     for held in stream.sealed:
                         if held.segment is pack:
-                            values = (stream.id, held.first, held.next, name, held.bytes, held.first_ns, held.last_ns)
-                            connection.execute("INSERT INTO ranges VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+                            values = stream.id, held.first, held.next, name, held.bytes, held.first_ns, held.last_ns
+                            connection.execute(INSERT_RANGE, seal(self._seed, *values))
 
             try:
                 self._writer.transact_small(work)
@@ -469,13 +484,12 @@ def _grown(stream: Stream, end: int, nbytes: int, now_ns: int, head: Segment) ->
     return msgspec.structs.replace(stream, next=end, head=held)
 
 
-def _write_stream(connection: apsw.Connection, stream: Stream) -> None:
+def _write_stream(connection: apsw.Connection, stream: Stream, seed: int) -> None:
     head = stream.head
     start, *rest = (stream.next, 0, 0, 0) if head is None else (head.first, head.bytes, head.first_ns, head.last_ns)
-    connection.execute(
-        "INSERT OR REPLACE INTO streams VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (stream.id, stream.name, stream.first, stream.next, start, *rest, _encode(stream.retention)),
-    )
+    retention = _encode(stream.retention)
+    row = seal(seed, stream.id, stream.name, stream.first, stream.next, start, *rest, retention)
+    connection.execute(INSERT_STREAM, row)
 
 
 def _is_worth_compacting(stream: Stream) -> bool:

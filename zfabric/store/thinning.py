@@ -124,7 +124,7 @@ def write_pack(
     which something is left: stream, first, next, bytes, first_ns, last_ns. Raises BadRow for a damaged row.
     """
     connection = new_file(path, vfs)
-    ranges = []
+    ranges: list[tuple[Stream, int, int, int, int, int]] = []
     try:
         connection.execute("BEGIN")
         for stream, held in pieces:
@@ -133,7 +133,10 @@ def write_pack(
                 connection.execute(INSERT, row)
                 first = row[1] if first is None else first
                 nbytes += len(row[14] or b"") + len(row[11] or b"")
-            if first is not None:
+            if first is not None and ranges and ranges[-1][0] is stream and ranges[-1][2] == first:
+                _, start, _, before, first_ns, _ = ranges.pop()
+                ranges.append((stream, start, held.next, before + nbytes, first_ns, held.last_ns))
+            elif first is not None:
                 ranges.append((stream, first, held.next, nbytes, held.first_ns, held.last_ns))
         connection.execute("COMMIT")
     finally:
