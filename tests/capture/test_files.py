@@ -150,7 +150,8 @@ def test_torn_at_every_byte(tmp_path: Path, compress: bool) -> None:
         assert [(p.offset, p.torn) for p in reader.problems] == ([] if begin == length else [(begin, True)]), length
 
 
-def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bit", [0x01, 0x10])
+def test_every_flipped_bit_is_seen(tmp_path: Path, bit: int) -> None:
     """A damaged chunk is left out and told, the others are read; nothing wrong is ever read."""
     whole = write(tmp_path / "whole.zfr", *BATCHES).read_bytes()
     ends = _block_ends(whole)
@@ -158,7 +159,7 @@ def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
     groups = [EXPECTED[:2], EXPECTED[2:3], EXPECTED[3:]]
 
     for offset in range(ends[0], ends[3]):
-        path.write_bytes(_damaged(whole, offset))
+        path.write_bytes(_damaged(whole, offset, bit))
         reader = CaptureReader(path)
         hit = sum(end <= offset for end in ends) - 1
         expected = [message for index, group in enumerate(groups) if index != hit for message in group]
@@ -179,8 +180,8 @@ def test_damaged_index_costs_nothing_but_time(tmp_path: Path) -> None:
         assert not reader.complete
 
 
-def _damaged(data: bytes, offset: int) -> bytes:
-    return data[:offset] + bytes([data[offset] ^ 0x10]) + data[offset + 1 :]
+def _damaged(data: bytes, offset: int, bit: int = 0x10) -> bytes:
+    return data[:offset] + bytes([data[offset] ^ bit]) + data[offset + 1 :]
 
 
 def _block_ends(data: bytes) -> list[int]:
@@ -227,7 +228,10 @@ def test_foreign_parts_are_not_followed(tmp_path: Path) -> None:
     """A file that has the next part's name but belongs to another recording is left alone; a damaged one is told."""
     path = write(tmp_path / "run.zfr", *BATCHES)
     write(tmp_path / "run.1.zfr", *BATCHES)
+    write(tmp_path / "other.zfr", *BATCHES, split_s=1)
 
+    assert CaptureReader(path).paths == (path,)
+    (tmp_path / "other.1.zfr").rename(tmp_path / "run.1.zfr")
     assert CaptureReader(path).paths == (path,)
 
     (tmp_path / "run.1.zfr").write_bytes(b"what?")
