@@ -81,6 +81,7 @@ from zfabric.node.services import CurrentRequest, Service, current_request
 from zfabric.node.subscription import Subscription
 from zfabric.security.keys import new_key
 from zfabric.wire.selectors import Selector
+from zfabric.wire.topics import Pattern
 
 __all__ = [
     "AckRefused",
@@ -122,6 +123,7 @@ __all__ = [
     "OutOfSequence",
     "Overflow",
     "Overloaded",
+    "Pattern",
     "Peer",
     "PeerJoined",
     "PeerLeft",

@@ -66,3 +66,24 @@ def test_numpy_frames() -> None:
 def test_sync_script() -> None:
     """A script without asyncio gets every word, in order."""
     assert run("sync_script.py").splitlines() == [f"writer wrote '{word}'" for word in ("fabric", "thread", "loom")]
+
+
+def test_shared_map() -> None:
+    """Who comes late has the whole map, and sees a key end by itself."""
+    assert run("shared_map.py").splitlines() == [
+        "late, but complete: {'hall': 'off', 'kitchen': 'on', 'porch': 'on'}",
+        "porch is gone",
+    ]
+
+
+def test_last_value() -> None:
+    """Who comes late gets the newest value first, and then what is new."""
+    assert run("last_value.py").splitlines() == [
+        "plant.temp of line1 was 24.5 (#9)",
+        "plant.temp of line1 is 99.5 (#10)",
+    ]
+
+
+def test_circuit_breaker() -> None:
+    """Three failures open the circuit, and the try after the cooldown closes it."""
+    assert run("circuit_breaker.py").splitlines() == ["failed", "failed", "failed", "left alone", "total: 42"]
