@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from zfabric import (
     LimitExceeded,
     LocalProtocolError,
     Node,
+    NodeClosed,
     NoResponders,
     RemoteError,
     RequestTimeout,
@@ -269,3 +273,133 @@ async def test_long_requests_are_refused_where_they_are_made(make_node: MakeNode
         await node.request("echo", bytes(3 * 1024 * 1024))
     with pytest.raises(RemoteError, match="frame_bytes_max"):
         await node.request("echo", bytes(1024 * 1024))
+
+
+async def test_defaults_come_from_the_config(make_node: MakeNode) -> None:
+    """request_timeout_s, service_concurrency, service_threads_max."""
+    node = await make_node("a", request_timeout_s=0.2, service_concurrency=3, service_threads_max=2)
+    release = threading.Event()
+    running, most = 0, 0
+
+    @node.service("coroutine")
+    async def coroutine() -> None:
+        await asyncio.Event().wait()
+
+    @node.service("thread")
+    def thread() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        release.wait(TIMEOUT)
+        running -= 1
+
+    assert (coroutine.concurrency, thread.concurrency) == (3, 2)
+    with pytest.raises(RequestTimeout, match=r"within 0\.2 s"):
+        await node.request("coroutine")
+    requests = [asyncio.create_task(node.request("thread", timeout=TIMEOUT)) for _ in range(6)]
+    await wait_until_async(lambda: most == 2, TIMEOUT)
+    release.set()
+    await asyncio.gather(*requests)
+    assert most == 2
+
+
+async def test_a_stream_is_no_further_ahead_than_stream_bytes(make_node: MakeNode) -> None:
+    """A slow reader holds the provider's generator up, and loses nothing."""
+    client, provider = await make_node("a", stream_bytes=10_000), await make_node("b")
+    made = 0
+
+    @provider.service("blocks")
+    async def blocks() -> AsyncIterator[bytes]:
+        nonlocal made
+        for _ in range(1000):
+            made += 1
+            yield bytes(1000)
+
+    await client.wait_for_service("blocks", timeout=TIMEOUT)
+    read = 0
+    async for block in client.stream("blocks"):
+        read += 1
+        assert len(block) == 1000
+        assert made <= read + 12
+    assert read == made == 1000
+
+
+async def test_leaving_a_stream_ends_the_generator(pair: Pair) -> None:
+    """Its `finally` runs, at the provider."""
+    client, provider = pair
+    ended = asyncio.Event()
+
+    @provider.service("forever")
+    async def forever() -> AsyncIterator[int]:
+        try:
+            while True:
+                yield 1
+        finally:
+            ended.set()
+
+    await client.wait_for_service("forever", timeout=TIMEOUT)
+    async with aclosing(client.stream("forever")) as values:
+        async for _ in values:
+            break
+    async with asyncio.timeout(TIMEOUT):
+        await ended.wait()
+    await wait_until_async(lambda: forever.running == 0, TIMEOUT)
+
+
+async def test_stopping_a_service_finishes_what_it_has(make_node: MakeNode) -> None:
+    """Requests that come too late go to another provider, although they are not idempotent."""
+    client, old, new = [await make_node(name) for name in ("client", "old", "new")]
+    done: Counter[int] = Counter()
+
+    async def work(number: int) -> int:
+        await asyncio.sleep(0)
+        done[number] += 1
+        return number
+
+    service = old.service("work")(work)
+    await client.wait_for_service("work", timeout=TIMEOUT)
+    first = [asyncio.create_task(client.request("work", number)) for number in range(200)]
+    await asyncio.sleep(0)
+    new.service("work")(work)
+    await wait_until_async(lambda: sum(bool(peer.services) for peer in client.peers) == 2, TIMEOUT)
+    second = [asyncio.create_task(client.request("work", number)) for number in range(200, 400)]
+    stopping = asyncio.create_task(service.stop())
+    third = [asyncio.create_task(client.request("work", number)) for number in range(400, 600)]
+
+    assert await asyncio.gather(*first, *second, *third) == list(range(600))
+    await stopping
+    assert done == Counter(range(600))
+    assert (service.running, service.waiting) == (0, 0)
+
+
+async def test_closing_a_node_answers_what_it_has(make_node: MakeNode) -> None:
+    """Its handlers finish; what it asked others ends as NodeClosed."""
+    client, provider = await make_node("a"), await make_node("b")
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    @provider.service("slow")
+    async def slow() -> str:
+        begun.set()
+        await go_on.wait()
+        return "finished"
+
+    @client.service("never")
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    await client.wait_for_service("slow", timeout=TIMEOUT)
+    await provider.wait_for_service("never", timeout=TIMEOUT)
+    reply = asyncio.create_task(client.request("slow"))
+    stuck = asyncio.create_task(provider.request("never"))
+    async with asyncio.timeout(TIMEOUT):
+        await begun.wait()
+    closing = asyncio.create_task(provider.close(timeout=4))
+    await wait_until_async(lambda: not any(peer.services for peer in client.peers), TIMEOUT)
+    with pytest.raises(NoResponders):
+        await client.request("slow")
+    go_on.set()
+
+    assert await reply == "finished"
+    with pytest.raises(NodeClosed):
+        await stuck
+    await closing

@@ -54,6 +54,18 @@ REACHED = {
     "unsettled_max": "node/test_reliable.py::test_unsettled_messages_are_bounded",
     "grace_s": "node/test_reliable.py::test_a_reader_that_does_not_return_fails_what_waits_for_it",
     "evict_slow": "node/test_reliable.py::test_slow_readers_are_given_up_only_if_asked_for",
+    # services
+    "services_max": "protocol/test_calls.py::test_limits_of_a_node",
+    "service_concurrency": "contract/test_services.py::test_defaults_come_from_the_config",
+    "service_waiting_max": "protocol/test_calls.py::test_overload_is_refused_at_once",
+    "service_threads_max": "contract/test_services.py::test_defaults_come_from_the_config",
+    "requests_max": "protocol/test_calls.py::test_limits_of_a_node",
+    "request_timeout_s": "contract/test_services.py::test_defaults_come_from_the_config",
+    "request_retry_s": "protocol/test_calls.py::test_an_idempotent_call_waits_out_an_overload",
+    "request_retry_s_max": "protocol/test_calls.py::test_an_idempotent_call_waits_out_an_overload",
+    "stream_bytes": "contract/test_services.py::test_a_stream_is_no_further_ahead_than_stream_bytes",
+    "replies_kept_max": "protocol/test_calls.py::test_kept_replies_are_given_again_and_bounded",
+    "replies_kept_bytes": "protocol/test_calls.py::test_kept_replies_are_given_again_and_bounded",
     # peers
     "heartbeat_interval_s": "hostile/test_control.py::test_a_silent_peer_is_given_up",
     "peer_timeout_s": "hostile/test_control.py::test_a_silent_peer_is_given_up",

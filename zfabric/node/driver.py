@@ -295,12 +295,12 @@ class Driver:
 
     def _rearm(self) -> None:
         due = self.core.timer()
-        if due == self._timer_at:
+        if due >= self._timer_at:  # a look too early costs less than a new timer for every frame
             return
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = due
-        self._timer = self.loop.call_at(due, self._on_timer) if due < inf else None
+        self._timer = self.loop.call_at(due, self._on_timer)
 
     def has_room(self, lane: Lane) -> None:
         """A full subscription was read."""
@@ -313,7 +313,7 @@ class Driver:
         self.schedule_pump()
 
     def _on_timer(self) -> None:
-        self._timer_at = -inf
+        self._timer_at, self._timer = inf, None
         self.core.handle_timer(self.loop.time())
         self.pump()
 

@@ -180,6 +180,11 @@ class Serving:
         """Whether nothing is worked on and nothing waits."""
         return not self._executions
 
+    @property
+    def replies_kept(self) -> int:
+        """Replies that the same request would be given again."""
+        return len(self._kept)
+
     # -- what clients say ----------------------------------------------------------------------
 
     def _requested(self, peer: PeerRecord, request: Request, now: float) -> None:
