@@ -168,7 +168,9 @@ class Service(Generic[Handler]):
     def cancel(self, execution: Execution) -> None:
         """Nobody wants the result. A thread cannot be stopped: its handler may look at `cancelled`."""
         task = self._tasks.get(execution)
-        if task is not None and not self._threaded:
+        if self._threaded:
+            self.resume(execution)
+        elif task is not None:
             self._host.driver.loop.call_soon(task.cancel)  # later, so that it has entered its `try`
 
     def resume(self, execution: Execution) -> None:
@@ -219,6 +221,8 @@ class Service(Generic[Handler]):
             try:
                 async for value in values:
                     await self._send(execution, self._encode(value))
+                    if execution.cancelled:
+                        break
             finally:
                 await values.aclose()
         except asyncio.CancelledError:

@@ -11,5 +11,6 @@ once, but not from inside a running event loop, which it would block: there use 
 from zfabric.sync.node import Node
 from zfabric.sync.publisher import Publisher
 from zfabric.sync.reader import EventStream, Subscription
+from zfabric.sync.services import Service
 
-__all__ = ["EventStream", "Node", "Publisher", "Subscription"]
+__all__ = ["EventStream", "Node", "Publisher", "Service", "Subscription"]

@@ -20,6 +20,7 @@ from zfabric.sync.engine import Engine
 from zfabric.sync.loop import LoopThread, refuse_in_loop
 from zfabric.sync.publisher import Publisher
 from zfabric.sync.reader import EventStream, Reader, Subscription
+from zfabric.sync.services import ServiceMethods
 
 __all__ = ["Node"]
 
@@ -49,7 +50,7 @@ def _parameters_of(
     return give
 
 
-class Node:
+class Node(ServiceMethods):
     """One member of a fabric, for threads. Use it as `with Node("name") as node:`, or `open()` and `close()` it.
 
     Options as for zfabric.Node. All methods may be called from any thread, but not from inside a running event loop:
