@@ -230,6 +230,16 @@ class Config:
     store_open_files_max: int = 16
     "Sealed files that are open for readers at one time."
 
+    # -- groups --------------------------------------------------------------------------------
+    group_partitions: int = 64
+    "Partitions of a group that a store makes: as many members can share its work. Fixed for the group's life."
+    group_release_s: float = 30.0
+    "A group's member that does not let go of partitions in this time, when others joined, is fenced."
+    group_return_s: float = 10.0
+    "How long a lost member with a name (`member=`) keeps its partitions, so that it may restart."
+    group_commit_s: float = 0.05
+    "What a group's member has processed is committed after this time, together with what follows."
+
     # -- closing -------------------------------------------------------------------------------
     close_timeout_s: float = 5.0
     "Default time for `close()`: handlers, last batches and goodbyes."
@@ -242,6 +252,8 @@ class Config:
                 continue
             if value <= 0:
                 raise ValueError(f"Config.{field.name} must be above 0, not {value!r}")
+        if self.group_partitions > 256:
+            raise ValueError(f"Config.group_partitions must be at most 256, not {self.group_partitions!r}")
         if not 0 <= self.port <= 65_535:
             raise ValueError(f"Config.port must be 0 to 65535, not {self.port!r}")
         if self.peer_timeout_s < 2 * self.heartbeat_interval_s:

@@ -11,6 +11,7 @@ from typing import Annotated, TypeAlias
 import msgspec
 
 from zfabric.wire.fields import Count
+from zfabric.wire.group_records import GroupRecord
 from zfabric.wire.queue_records import QueueRecord
 from zfabric.wire.service_records import ServiceRecord
 from zfabric.wire.store_records import StoreRecord
@@ -19,7 +20,7 @@ __all__ = ["LETTER_RECORDS_MAX", "Broken", "Letter", "LetterAck", "LetterRecord"
 
 LETTER_RECORDS_MAX = 1000
 
-LetterRecord: TypeAlias = QueueRecord | ServiceRecord | StoreRecord
+LetterRecord: TypeAlias = QueueRecord | ServiceRecord | StoreRecord | GroupRecord
 
 
 class Letter(msgspec.Struct, array_like=True, tag=18, frozen=True):

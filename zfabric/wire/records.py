@@ -7,13 +7,13 @@ envelope keep their shape in all versions, so that two versions can tell each ot
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
 
 from zfabric.errors import RemoteProtocolError
 from zfabric.wire.batch import VERSION
-from zfabric.wire.fields import Count, Digest, Endpoints, Id, Name
+from zfabric.wire.fields import Count, Digest, Endpoints, Id, Name, Start
 from zfabric.wire.letters import Broken, Letter, LetterAck
 
 __all__ = [
@@ -98,14 +98,6 @@ class TopicOffer(msgspec.Struct, array_like=True, frozen=True):
     delivery: Name
     durable: bool = False
     "Stores are to keep it."
-
-
-class Start(msgspec.Struct, array_like=True, frozen=True):
-    """Where a subscription begins in a stream that has history."""
-
-    kind: Literal["latest", "earliest", "seq", "last", "since", "last-per-key"] = "latest"
-    value: float | int = 0
-    "The sequence number, the count of messages, or the age in seconds. Publishers know no keys: those are the store's."
 
 
 class PatternRequest(msgspec.Struct, array_like=True, frozen=True):

@@ -1,0 +1,411 @@
+"""The groups of a store: the arbiter of who may read and commit what.
+
+A state machine without I/O of its own: records of members, outcomes of commits and `now` come in; records, commits and
+`reads()` go out. The log is asked for what is at hand (positions, streams); batches are read by whoever drives it.
+What the members have done is a position for each partition of each stream. Every commit carries the group's *term*,
+which rises with every run of the store, and the log refuses a lower one: an arbiter that was replaced writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from math import inf
+from typing import Any
+
+import msgspec
+
+from zfabric.config import Config
+from zfabric.errors import FabricError, LocalProtocolError, RemoteProtocolError
+from zfabric.protocol.peers import PeerRecord
+from zfabric.store.group import PREFIX, Group, GroupState, Read, Seat, Voice
+from zfabric.store.keeper import append_of
+from zfabric.store.log import Append, Commit, Gap, Log, PositionUpdate, StoredBatch
+from zfabric.store.sharing import Sharing
+from zfabric.wire.batch import parse_batch
+from zfabric.wire.fields import Start
+from zfabric.wire.group_records import (
+    Fenced,
+    Join,
+    Leave,
+    Progress,
+    Released,
+    Transact,
+    Transacted,
+)
+from zfabric.wire.topics import Pattern, check_topic
+
+__all__ = ["Done", "GroupInfo", "Groups", "StreamProgress"]
+
+Done = Callable[[FabricError | None], None]
+"""Called with None once a commit is safe, else with why nothing of it is."""
+
+
+class StreamProgress(msgspec.Struct, frozen=True):
+    """How far a group has come in one stream."""
+
+    position: int
+    "Everything before this offset is done with."
+    next: int
+    "The offset that the stream's next message gets."
+
+    @property
+    def lag(self) -> int:
+        """Messages from the oldest that is not done with to the newest."""
+        return max(0, self.next - self.position)
+
+
+class GroupInfo(msgspec.Struct, frozen=True):
+    """One group as it is now."""
+
+    name: str
+    pattern: str
+    partitions: int
+    paused: bool
+    members: tuple[tuple[str, str, int], ...]
+    "Each member's node, its name if it has one, and how many partitions it has."
+    streams: dict[str, StreamProgress]
+    refused: int
+    "Commits that came from members which had lost their epoch."
+
+    @property
+    def lag(self) -> int:
+        """The lags of all streams together."""
+        return sum(stream.lag for stream in self.streams.values())
+
+
+class _Waiting(msgspec.Struct, frozen=True):
+    peer: PeerRecord
+    join: Join
+
+
+class Groups:
+    """All groups of one store. Implements `protocol.channels.Machine`."""
+
+    def __init__(
+        self,
+        log: Log,
+        config: Config,
+        voice: Voice,
+        commit: Callable[[Commit, Done], None],
+        wake: Callable[[], None],
+        clock_ns: Callable[[], int],
+    ) -> None:
+        """`commit` writes to the log in order; `wake` is called when `flush` or `reads` have something."""
+        self._log = log
+        self._config = config
+        self._voice = voice
+        self._commit = commit
+        self._wake = wake
+        self._clock_ns = clock_ns
+        self._groups: dict[str, Group] = {}
+        self._waiting: dict[str, list[_Waiting]] = {}
+        self._streams: dict[str, list[Group]] = {}
+        "The groups that each known stream matches."
+        self._now = 0.0
+        self.records: dict[type[Any], Callable[[PeerRecord, Any, float], None]] = {
+            Join: self._on_join,
+            Leave: self._on_leave,
+            Released: self._on_released,
+            Progress: self._on_progress,
+            Transact: self._on_transact,
+        }
+        for name, position in log.positions(PREFIX).items():
+            group = name.removeprefix(PREFIX)
+            if "/" not in group and position.value is not None:
+                self._open(group, None)
+
+    # -- opening groups ------------------------------------------------------------------------
+
+    def _open(self, name: str, join: Join | None) -> Group:
+        """Take over a group from the log, or make a new one; it is ready when the log knows the new term."""
+        known = self._log.position(PREFIX + name)
+        term = 1 if known is None else known.epoch + 1
+        if known is not None and known.value is not None:
+            state = msgspec.msgpack.decode(known.value, type=GroupState)
+        else:
+            assert join is not None
+            state = GroupState(join.pattern, self._config.group_partitions)
+        sharing = Sharing(
+            state.partitions, term, release_s=self._config.group_release_s, return_s=self._config.group_return_s
+        )
+        group = self._groups[name] = Group(name, state, sharing, self._voice)
+        group.term = term
+        group.load(self._log.positions(f"{PREFIX}{name}/"))
+        updates = [group.state_update()]
+        for info in self._log.streams():
+            if group.pattern.matches(info.name):
+                if known is None and join is not None:
+                    offset = self._start(info.name, join.start)
+                    group.begin_at(info.name, offset)
+                    updates.append(group.base_update(info.name, offset))
+                group.grown(info.name, info.next)
+                self._streams.setdefault(info.name, []).append(group)
+        self._commit(Commit(positions=updates), lambda error: self._opened(group, error))
+        return group
+
+    def _start(self, stream: str, start: Start) -> int:
+        info = self._log.info(stream)
+        first, end = (0, 0) if info is None else (info.first, info.next)
+        match start.kind:
+            case "earliest":
+                return first
+            case "seq":
+                return min(max(first, int(start.value)), end)
+            case "last":
+                return self._log.offset_of_last(stream, int(start.value))
+            case "since":
+                return self._log.offset_at(stream, self._clock_ns() - round(start.value * 1e9))
+        return end
+
+    def _opened(self, group: Group, error: FabricError | None) -> None:
+        waiting = self._waiting.pop(group.name, [])
+        if error is None:
+            group.ready = True
+            for entry in waiting:
+                self._on_join(entry.peer, entry.join, self._now)
+            return
+        self._forget(group)
+        for entry in waiting:
+            self._refuse(entry.peer, entry.join.share, f"the group could not be opened: {error}", final=False)
+
+    def _forget(self, group: Group) -> None:
+        del self._groups[group.name]
+        for groups in self._streams.values():
+            if group in groups:
+                groups.remove(group)
+
+    def appended(self, stream: str, end: int) -> None:
+        """The log has more of a stream."""
+        groups = self._streams.get(stream)
+        if groups is None:
+            groups = [group for group in self._groups.values() if group.pattern.matches(stream)]
+            self._streams[stream] = groups
+        for group in groups:
+            group.grown(stream, end)
+        if groups:
+            self._wake()
+
+    # -- members -------------------------------------------------------------------------------
+
+    def peer_joined(self, peer: PeerRecord, now: float) -> None:
+        """Members speak first."""
+
+    def peer_left(self, peer: PeerRecord, now: float) -> None:
+        """Its members are lost; those with a name may come back."""
+        self._now = now
+        for name, waiting in self._waiting.items():
+            self._waiting[name] = [entry for entry in waiting if entry.peer.id != peer.id]
+        for group in self._groups.values():
+            for seat in [seat for seat in group.seats.values() if seat.peer.id == peer.id]:
+                group.unseat(seat)
+                group.sharing.lost(seat.member, now)
+            group.tell(now)
+        self._wake()
+
+    def has_room(self, peer: PeerRecord, now: float) -> None:
+        """It can take more."""
+        self._wake()
+
+    def _refuse(self, peer: PeerRecord, share: int, reason: str, *, final: bool) -> None:
+        self._voice.tell(peer, Fenced(share, 0, reason, final), 64, self._now)
+
+    def _on_join(self, peer: PeerRecord, join: Join, now: float) -> None:
+        self._now = now
+        try:
+            check_topic(join.group)
+            Pattern(join.pattern)
+        except LocalProtocolError as error:
+            self._refuse(peer, join.share, str(error), final=True)
+            return
+        group = self._groups.get(join.group)
+        if group is None:
+            group = self._open(join.group, join)
+        if group.state.pattern != join.pattern:
+            reason = f"group {join.group!r} reads {group.state.pattern!r}, not {join.pattern!r}"
+            self._refuse(peer, join.share, reason, final=True)
+        elif not group.ready:
+            self._waiting.setdefault(join.group, []).append(_Waiting(peer, join))
+        else:
+            group.join(peer, join.share, join.member, join.window_bytes, now)
+            self._wake()
+
+    def _on_leave(self, peer: PeerRecord, leave: Leave, now: float) -> None:
+        self._now = now
+        for name, waiting in self._waiting.items():
+            mine = (peer.id, leave.share)
+            self._waiting[name] = [entry for entry in waiting if (entry.peer.id, entry.join.share) != mine]
+        group, seat = self._find(peer, leave.share, leave.epoch)
+        if seat is not None and group is not None:
+            group.unseat(seat)
+            group.sharing.leave(seat.member, now)
+            group.tell(now)
+            self._wake()
+
+    def _find(self, peer: PeerRecord, share: int, epoch: int) -> tuple[Group | None, Seat | None]:
+        for group in self._groups.values():
+            seat = group.seat_of(peer, share, epoch)
+            if seat is not None:
+                return group, seat
+        return None, None
+
+    # -- what members have done ----------------------------------------------------------------
+
+    def _on_released(self, peer: PeerRecord, released: Released, now: float) -> None:
+        self._now = now
+        group, seat = self._find(peer, released.share, released.epoch)
+        if seat is not None and group is not None:
+            group.sharing.released(seat.member, released.partitions, now)
+            group.tell(now)
+            self._wake()
+
+    def _on_progress(self, peer: PeerRecord, progress: Progress, now: float) -> None:
+        self._now = now
+        group, seat = self._find(peer, progress.share, progress.epoch)
+        if seat is None or group is None:
+            return  # it is told, or was, that it is fenced
+        seat.taken = max(seat.taken, min(progress.taken, seat.sent))
+        if refusal := group.refusal(seat, progress.moves):
+            group.refused += 1
+            group.sharing.fence(seat.member, refusal, now)
+            group.tell(now)
+        else:
+            group.commit(seat, progress.moves)
+        self._wake()
+
+    def _on_transact(self, peer: PeerRecord, transact: Transact, now: float) -> None:
+        self._now = now
+        group, seat = self._find(peer, transact.share, transact.epoch)
+        if seat is None or group is None:
+            return
+        error = group.refusal(seat, transact.moves)
+        appends: list[Append] = []
+        if error:
+            group.refused += 1
+        else:
+            try:
+                appends = [self._append(frames) for frames in transact.outputs]
+            except (RemoteProtocolError, LocalProtocolError) as malformed:
+                error = str(malformed)
+        if error:
+            self._answer(group, seat, transact.number, error)
+            return
+        updates = group.begin(transact.moves)
+
+        def done(failure: FabricError | None) -> None:
+            group.settle(seat.member.epoch, transact.moves, stored=failure is None, now=self._now)
+            self._answer(group, seat, transact.number, "" if failure is None else str(failure))
+            self._wake()
+
+        self._commit(Commit(appends, updates), done)
+
+    def _answer(self, group: Group, seat: Seat, number: int, error: str) -> None:
+        if group.seats.get(seat.member.epoch) is seat:
+            record = Transacted(seat.share, seat.member.epoch, number, error[:1000])
+            self._voice.tell(seat.peer, record, 64, self._now)
+
+    def _append(self, frames: list[bytes]) -> Append:
+        config = self._config
+        batch = parse_batch(
+            frames,
+            messages_max=config.batch_messages_max,
+            buffers_max=config.buffers_per_batch_max,
+            topic_bytes_max=config.topic_bytes_max,
+        )
+        check_topic(batch.topic)
+        return append_of(batch)
+
+    # -- driving -------------------------------------------------------------------------------
+
+    def reads(self) -> Iterable[tuple[Group, Read]]:
+        """What to read from the log now; give each answer to `serve`."""
+        for group in self._groups.values():
+            for read in group.reads():
+                yield group, read
+
+    def serve(self, group: Group, read: Read, items: Sequence[StoredBatch | Gap], now: float) -> None:
+        """The answer to a read."""
+        self._now = now
+        group.serve(read, items, now)
+        self._wake()
+
+    def flush(self, now: float) -> None:
+        """Let the log know what was done; to be called once a turn."""
+        self._now = now
+        updates: list[PositionUpdate] = []
+        for group in self._groups.values():
+            if group.dirty:
+                updates += group.take_dirty()
+        if updates:
+            self._commit(Commit(positions=updates), _no_matter)
+
+    def timer(self) -> float:
+        """When `handle_timer` has something to do."""
+        return min((group.sharing.timer() for group in self._groups.values()), default=inf)
+
+    def handle_timer(self, now: float) -> None:
+        """Give up members that did not come back, or did not let go."""
+        self._now = now
+        for group in self._groups.values():
+            if group.sharing.timer() <= now:
+                group.sharing.handle_timer(now)
+                group.tell(now)
+        self._wake()
+
+    # -- operating -----------------------------------------------------------------------------
+
+    def describe(self) -> list[GroupInfo]:
+        """Every group, by name."""
+        return [self._describe(group) for _, group in sorted(self._groups.items())]
+
+    def _describe(self, group: Group) -> GroupInfo:
+        partitions = range(group.state.partitions)
+        members = [
+            (
+                seat.peer.identity.name if (seat := group.seats.get(member.epoch)) is not None else "",
+                member.name,
+                len(member.owned),
+            )
+            for member in group.sharing.members.values()
+        ]
+        streams = {
+            stream: StreamProgress(min(map(cursor.position, partitions)), group.ends.get(stream, 0))
+            for stream, cursor in sorted(group.cursors.items())
+        }
+        state = group.state
+        return GroupInfo(
+            group.name, state.pattern, state.partitions, state.paused, tuple(members), streams, group.refused
+        )
+
+    def _known(self, name: str) -> Group:
+        group = self._groups.get(name)
+        if group is None or not group.ready:
+            raise LocalProtocolError(f"no group {name!r} here; there are: {', '.join(sorted(self._groups)) or 'none'}")
+        return group
+
+    def seek(self, name: str, start: Start, streams: Sequence[str], done: Done, now: float) -> None:
+        """Let a group go on elsewhere, in these streams (none: in all); its members drop what they have.
+
+        Raises LocalProtocolError for a group or stream that is not there.
+        """
+        self._now = now
+        group = self._known(name)
+        for stream in streams:
+            if stream not in group.cursors:
+                raise LocalProtocolError(f"group {name!r} reads no stream {stream!r}")
+        for member in list(group.sharing.members.values()):
+            group.sharing.fence(member, "its group's position was set", now)
+        group.tell(now)
+        for stream in streams or list(group.cursors):
+            group.seek(stream, self._start(stream, start))
+        self._commit(Commit(positions=group.take_dirty()), done)
+
+    def pause(self, name: str, done: Done, *, paused: bool) -> None:
+        """Send a group's members nothing, or go on. Raises LocalProtocolError for a group that is not there."""
+        group = self._known(name)
+        group.state = msgspec.structs.replace(group.state, paused=paused)
+        self._commit(Commit(positions=[group.state_update()]), done)
+        self._wake()
+
+
+def _no_matter(_: FabricError | None) -> None:
+    """Plain progress that was not stored is told again with what follows; at worst messages come twice."""
