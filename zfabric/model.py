@@ -229,6 +229,8 @@ class Peer(msgspec.Struct, frozen=True):
     "Topics and patterns it subscribes to."
     services: tuple[ServiceOffer, ...] = ()
     "Services it provides."
+    durable: tuple[str, ...] = ()
+    "Those of its topics that are durable."
     stores: tuple[str, ...] = ()
     "If it is a store: patterns of the durable topics that it keeps."
 

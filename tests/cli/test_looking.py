@@ -48,10 +48,13 @@ async def test_nodes_and_topics(cli: Commands, node: zfabric.Node) -> None:
     assert (seen["topics"], seen["patterns"]) == (["plant.temp"], ["plant.*", "plant.press"])
     assert "NAME" in as_text.out and node.id[:8] in as_text.out and "\x1b" not in as_text.out
     assert topics.records == [
-        {"topic": "plant.press", "publishers": [], "subscribers": ["friend"]},
-        {"topic": "plant.temp", "publishers": ["friend"], "subscribers": ["friend"]},
+        {"topic": "plant.press", "publishers": [], "subscribers": ["friend"], "stores": []},
+        {"topic": "plant.temp", "publishers": ["friend"], "subscribers": ["friend"], "stores": []},
     ]
-    assert table.out.splitlines() == ["TOPIC       PUBLISHERS  SUBSCRIBERS", "plant.temp  friend      friend"]
+    assert table.out.splitlines() == [
+        "TOPIC       PUBLISHERS  SUBSCRIBERS  STORES",
+        "plant.temp  friend      friend       -",
+    ]
 
 
 async def test_hz_and_bw(cli: Commands, node: zfabric.Node) -> None:

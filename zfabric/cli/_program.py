@@ -32,6 +32,9 @@ SECTIONS = {
         "play": "Publish a recorded file again.",
         "inspect": "What a recorded file holds.",
     },
+    "Keep what is published": {
+        "store": "Keep durable topics on disk.",
+    },
     "This machine": {
         "keys": "Make the key of a fabric, and take it to other machines.",
         "doctor": "Check that a node works here, and say what to do where it does not.",

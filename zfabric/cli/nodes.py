@@ -68,6 +68,7 @@ def _record(peer: Peer, address: str) -> dict[str, Any]:
         "address": address,
         "topics": sorted(peer.topics),
         "patterns": sorted(peer.patterns),
+        "stores": sorted(peer.stores),
     }
 
 
@@ -79,5 +80,5 @@ def _row(peer: Peer, address: str) -> tuple[str, ...]:
         str(peer.pid),
         address or "-",
         ", ".join(sorted(peer.topics)) or "-",
-        ", ".join(sorted(peer.patterns)) or "-",
+        ", ".join([*sorted(peer.patterns), *(f"stores {pattern}" for pattern in sorted(peer.stores))]) or "-",
     )

@@ -21,6 +21,8 @@ __all__ = ["command"]
 class _Topic:
     publishers: list[str] = field(default_factory=list)
     subscribers: list[str] = field(default_factory=list)
+    stores: list[str] = field(default_factory=list)
+    "Of a durable topic."
 
 
 @click.command()
@@ -41,11 +43,15 @@ async def _show(options: Options, output: Output, pattern: str, wait: int) -> in
     topics = {name: topic for name, topic in matched(sighting.peers).items() if Pattern(pattern).matches(name)}
     if output.json:
         for name, topic in topics.items():
-            output.record({"topic": name, "publishers": topic.publishers, "subscribers": topic.subscribers})
+            record = {"topic": name, "publishers": topic.publishers, "subscribers": topic.subscribers}
+            output.record({**record, "stores": topic.stores})
     elif topics:
         output.table(
-            ("TOPIC", "PUBLISHERS", "SUBSCRIBERS"),
-            [(name, _names(topic.publishers), _names(topic.subscribers)) for name, topic in topics.items()],
+            ("TOPIC", "PUBLISHERS", "SUBSCRIBERS", "STORES"),
+            [
+                (name, _names(topic.publishers), _names(topic.subscribers), ", ".join(topic.stores) or "-")
+                for name, topic in topics.items()
+            ],
         )
     sighting.require(wait, options)
     if not topics:
@@ -71,7 +77,12 @@ def matched(peers: tuple[Peer, ...]) -> dict[str, _Topic]:
         for name, topic in topics.items():
             if any(pattern.matches(name) for pattern in wanted):
                 topic.subscribers.append(peer.name)
+    for name in {name for peer in peers for name in peer.durable}:
+        for peer in peers:
+            if any(Pattern(pattern).matches(name) for pattern in peer.stores):
+                topics[name].stores.append(peer.name)
     for topic in topics.values():
+        topic.stores.sort()
         topic.publishers.sort()
         topic.subscribers.sort()
     return dict(sorted(topics.items()))

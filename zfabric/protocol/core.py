@@ -265,6 +265,7 @@ class Core:
             topics=() if remote is None else tuple(remote.topics),
             patterns=() if remote is None else remote.subscribed(),
             services=self.calls.offered_by(peer.id),
+            durable=() if remote is None else tuple(topic for topic, offer in remote.topics.items() if offer.durable),
             stores=self.stores.patterns_of(peer.id),
         )
 

@@ -63,7 +63,7 @@ class Directory:
         self.path = path
         if not (path / "FORMAT").exists():
             self._check_may_create(create)
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._reserve_bytes = reserve_bytes
         self._lock = _lock(path)
         try:

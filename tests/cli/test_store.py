@@ -1,0 +1,58 @@
+"""`zfabric store run`: a process that keeps durable topics."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+import zfabric
+from tests.cli.processes import Commands
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_it_keeps_what_is_published_and_ends_in_order(
+    cli: Commands, node: zfabric.Node, tmp_path: Path, number: int
+) -> None:
+    """Ready when it says so, seen by the others, files for its user alone, 0 at the end."""
+    store = await cli.start("store", "run", str(tmp_path / "data"), "--name", "archive", "--topics", "orders.#")
+    assert "keeping orders.#" in await store.note("keeping")
+    orders = node.publisher("orders.eu", durable=True, confirm="stored")
+    await orders.wait_for(stores=1, timeout=20)
+    await orders.publish_many(range(1000))
+
+    nodes, topics = await cli.run("nodes", "--json"), await cli.run("topics", "--json")
+    outcome, _ = await store.stop(number)
+
+    (archive,) = [record for record in nodes.records if record["name"] == "archive"]
+    assert archive["stores"] == ["orders.#"]
+    assert {"topic": "orders.eu", "publishers": ["friend"], "subscribers": [], "stores": ["archive"]} in topics.records
+    assert outcome.code == 0, outcome.err
+    data = tmp_path / "data"
+    assert data.stat().st_mode & 0o777 == 0o700
+    assert {path.name: path.stat().st_mode & 0o077 for path in data.iterdir() if path.stat().st_mode & 0o077} == {}
+
+
+async def test_a_second_store_is_refused(cli: Commands, tmp_path: Path) -> None:
+    """It names the directory, and exits with 1."""
+    store = await cli.start("store", "run", str(tmp_path / "data"))
+    await store.note("keeping")
+
+    second = await cli.run("store", "run", str(tmp_path / "data"))
+    await store.stop(signal.SIGTERM)
+
+    assert second.code == 1
+    assert "in use by another store" in second.err
+
+
+async def test_what_is_no_store_is_refused(cli: Commands, tmp_path: Path) -> None:
+    """A directory of something else, and a scheme that no engine has."""
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "love.txt").write_text("dear")
+
+    strange = await cli.run("store", "run", str(tmp_path / "letters"))
+    unknown = await cli.run("store", "run", "cards:box")
+
+    assert (strange.code, unknown.code) == (1, 1)
+    assert "empty directory" in strange.err and "no engine" in unknown.err
