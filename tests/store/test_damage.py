@@ -184,3 +184,35 @@ def test_a_file_of_another_store_is_not_served(tmp_path: Path) -> None:
     with SqliteLog(tmp_path / "a", CONFIG) as log:
         assert gaps(log) > 0
         assert log.damage
+
+
+@pytest.mark.parametrize("harm", ["put back", "gone"])
+def test_a_loss_can_be_accepted(tmp_path: Path, harm: str) -> None:
+    """A log whose newest part is lost opens when told to; what was lost is a gap, and its offsets never come again."""
+    path = tmp_path / "log"
+    oracle = filled(path, 150)
+    head = max(path.glob("log-*.db"))
+    shutil.copy(head, tmp_path / "old")
+    with SqliteLog(path, replace(CONFIG, store_segment_bytes=10**9)) as log:
+        for number in range(150, 155):
+            assert confirmed(log, number)
+        end = log.streams()[0].next
+    if harm == "gone":
+        head.unlink()
+    else:
+        shutil.copy(tmp_path / "old", head)
+    with pytest.raises(StoreDamaged):
+        SqliteLog(path, CONFIG)
+
+    with SqliteLog(path, CONFIG, accept_loss=True) as log:
+        oracle.confirmed = 0
+        (mark,) = log.marks(STREAMS[0]).values()
+        assert confirmed(log, mark.next // 3)
+        oracle.sent = 155
+        assert gaps(log) > 2**31
+        assert log.streams()[0].next > end + 2**31
+        items = log.read(STREAMS[0], log.streams()[0].next - 3, 1)
+        assert not isinstance(items[0], Gap)
+    with SqliteLog(path, CONFIG) as log:
+        assert gaps(log) > 2**31
+        assert log.read(STREAMS[0], 0, 10**6)[0].next == 3

@@ -150,11 +150,21 @@ def test_another_format_is_refused(reopen: Reopen, tmp_path: Path) -> None:
         SqliteLog(tmp_path / "again", Config(**SMALL))
 
 
+def test_a_store_without_its_format_is_not_made_anew(tmp_path: Path) -> None:
+    """When the file that says that this is a store is gone, `create` does not wipe what is there."""
+    with SqliteLog(tmp_path / "a", Config(**SMALL), create=True):
+        pass
+    (tmp_path / "a" / "FORMAT").unlink()
+
+    with pytest.raises(StoreNotFound, match=r"log-00000001\.db"):
+        SqliteLog(tmp_path / "a", Config(**SMALL), create=True)
+
+
 def test_a_store_that_was_never_finished_is_made_again(tmp_path: Path) -> None:
     """A directory whose making was interrupted before the last step is taken over."""
     with SqliteLog(tmp_path / "a", Config(**SMALL), create=True):
         pass
-    (tmp_path / "a" / "FORMAT").rename(tmp_path / "a" / "FORMAT.new")
+    (tmp_path / "a" / "FORMAT").rename(tmp_path / "a" / "FORMAT.unfinished")
 
     with SqliteLog(tmp_path / "a", Config(**SMALL), create=True) as log:
         stored(log, "a", range(3))
@@ -223,3 +233,36 @@ def test_readers_go_on_while_files_are_replaced(reopen: Reopen) -> None:
     assert len(found) > 1
     assert all(offsets == list(range(len(offsets))) and len(offsets) >= 200 for offsets in found)
     assert log.damage == ()
+
+
+def test_a_backup_is_the_log_at_one_moment(reopen: Reopen, tmp_path: Path) -> None:
+    """A backup is made while the log is written to; it opens by itself and holds a beginning of what is there."""
+    log = reopen()
+    for base in range(100):
+        one(log, append("a", base), append("b", base))
+    done = threading.Event()
+
+    def write() -> None:
+        base = 100
+        while not done.is_set():
+            one(log, append("a", base), append("b", base))
+            base += 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    log.backup(tmp_path / "backup")
+    done.set()
+    writer.join()
+
+    with SqliteLog(tmp_path / "backup", Config(**SMALL)) as copy:
+        saved = messages(copy, "a")
+        assert saved == messages(copy, "b") == list(range(len(saved)))
+        assert 100 <= len(saved) <= len(messages(log, "a"))
+        assert one(copy, append("a", len(saved)))[0].offset == len(saved)
+        assert copy.damage == ()
+    with pytest.raises(StoreNotFound):
+        log.backup(tmp_path / "backup")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter").touch()
+    with pytest.raises(StoreNotFound):
+        log.backup(tmp_path / "other")

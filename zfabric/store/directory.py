@@ -29,7 +29,8 @@ _FORMAT_LINE = re.compile(r"zfabric store (\d+) ([0-9a-f]{32})\n")
 _FORMAT_VERSION = 1
 _WITNESS = struct.Struct(">QQI")
 _FILE_NAME = re.compile(r"(log|pack)-(\d{8,})\.db")
-_OF_A_NEW_STORE = re.compile(r"lock|witness|reserve|FORMAT\.new|log-00000001\.db.*")
+_BESIDE_THE_LOG = {"lock", "witness", "reserve"}
+_UNFINISHED = "FORMAT.unfinished"
 _CHUNK = 1024 * 1024
 
 
@@ -58,8 +59,8 @@ def write_durably(path: Path, content: bytes) -> None:
 class Directory:
     """An open, locked store directory."""
 
-    def __init__(self, path: Path, *, create: bool, reserve_bytes: int) -> None:
-        """Raises StoreNotFound, StoreLocked, StoreDamaged, OSError."""
+    def __init__(self, path: Path, *, create: bool, reserve_bytes: int, as_id: bytes | None = None) -> None:
+        """A new one gets the id `as_id`, if that is given. Raises StoreNotFound, StoreLocked, StoreDamaged, OSError."""
         self.path = path
         if not (path / "FORMAT").exists():
             self._check_may_create(create)
@@ -68,7 +69,9 @@ class Directory:
         self._lock = _lock(path)
         try:
             self.is_new = not (path / "FORMAT").exists()
-            self.id = os.urandom(16) if self.is_new else self._read_format()
+            self.id = (as_id or os.urandom(16)) if self.is_new else self._read_format()
+            if self.is_new:
+                self._begin()
             self._witness = os.open(path / "witness", os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
         except BaseException:
             self._lock.close()
@@ -77,15 +80,23 @@ class Directory:
     def _check_may_create(self, create: bool) -> None:
         if not create:
             raise StoreNotFound(str(self.path), "no store here")
-        with suppress(FileNotFoundError):
-            for entry in self.path.iterdir():
-                if not _OF_A_NEW_STORE.fullmatch(entry.name):
-                    reason = f"a new store needs an empty directory; this one holds {entry.name!r}"
-                    raise StoreNotFound(str(self.path), reason)
+        if (self.path / _UNFINISHED).exists() or not self.path.exists():
+            return
+        for entry in self.path.iterdir():
+            if entry.name not in _BESIDE_THE_LOG:
+                reason = f"a new store needs an empty directory; this one holds {entry.name!r}"
+                raise StoreNotFound(str(self.path), reason)
+
+    def _begin(self) -> None:
+        """Until the format has its name there is no store, and whoever finds this may begin again."""
+        write_durably(self.path / _UNFINISHED, f"zfabric store {_FORMAT_VERSION} {self.id.hex()}\n".encode())
+        for name in self.files():
+            self.remove(name)
 
     def complete(self) -> None:
-        """Make a new directory a store, at the end of its making: until then it may be made again."""
-        write_durably(self.path / "FORMAT", f"zfabric store {_FORMAT_VERSION} {self.id.hex()}\n".encode())
+        """Make a new directory a store, at the end of its making."""
+        (self.path / _UNFINISHED).replace(self.path / "FORMAT")
+        fsync_directory(self.path)
         self.is_new = False
 
     def _read_format(self) -> bytes:

@@ -39,7 +39,7 @@ from zfabric.store.records import (
 )
 from zfabric.store.segment import Segment
 
-__all__ = ["DISK_FULL", "Head", "NoRoom", "create_head", "new_file"]
+__all__ = ["DISK_FULL", "Head", "NoRoom", "copy_head", "create_head", "new_file"]
 
 logger = logging.getLogger("zfabric.store")
 
@@ -129,6 +129,19 @@ def _succeed(path: Path, old: Path, vfs: str, seed: int, *, marks_max: int) -> N
         connection.close()
 
 
+def copy_head(head: Path, target: Path, vfs: str) -> None:
+    """Copy the head as it is at one moment, while it is written to."""
+    source = apsw.Connection(str(head), flags=apsw.SQLITE_OPEN_READONLY, vfs=vfs or None)
+    copy = apsw.Connection(str(target))
+    try:
+        source.set_busy_timeout(_BUSY_MS)
+        with copy.backup("main", source, "main") as backup:
+            backup.step(-1)
+    finally:
+        copy.close()
+        source.close()
+
+
 class NoRoom(Exception):
     """The disk is full; nothing of the transaction is there."""
 
@@ -139,11 +152,10 @@ class Head:
     def __init__(
         self, directory: Directory, config: Config, vfs: str, seed: int, new_segment: Callable[[str], Segment]
     ) -> None:
-        """Open the newest head there is. Raises StoreDamaged when it is not the newest there was."""
+        """Open the newest head there is. Raises StoreDamaged when there is none."""
         number = directory.head()
-        known_head, known_commits = directory.testimony()
-        if number is None or number < known_head:
-            raise StoreDamaged(str(directory.path), f"the head of the log, number {max(known_head, 1)}, is gone")
+        if number is None:
+            raise StoreDamaged(str(directory.path), "the head of the log is gone")
         self.failure: StoreFailed | None = None
         "Why nothing can be written any more."
         self.full = False
@@ -155,12 +167,17 @@ class Head:
         self._new_segment = new_segment
         self.number = number
         self._connect()
-        if number == known_head and self.commits < known_commits:
-            self.connection.close()
-            reason = f"it was cut or put back: it has {self.commits:,} commits, but {known_commits:,} were confirmed"
-            raise StoreDamaged(str(self.segment.path), reason)
+        self.behind = self._compare(*directory.testimony())
+        "How it is known to be older than the newest head there was; empty when it is not."
         self.bytes = 0
         "Bytes of batches in it, about."
+
+    def _compare(self, known_head: int, known_commits: int) -> str:
+        if self.number < known_head:
+            return f"the head of the log, number {known_head}, is gone"
+        if self.number == known_head and self.commits < known_commits:
+            return f"it was cut or put back: it has {self.commits:,} commits, but {known_commits:,} were confirmed"
+        return ""
 
     def _connect(self) -> None:
         name = self._directory.numbered("log", self.number)

@@ -46,6 +46,7 @@ __all__ = [
     "Key",
     "Log",
     "Mark",
+    "MarkUpdate",
     "Outcome",
     "Position",
     "PositionUpdate",
@@ -87,6 +88,8 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
     "Kept with the batch, opaque to the log: 0 to 2**31 - 1."
     keys: Sequence[Key] = ()
     "Keys of those messages that have one, in the order of their index."
+    stored_ns: int = 0
+    "When it was stored first, where a log is copied, in order within a stream; 0 is now."
 
 
 class PositionUpdate(msgspec.Struct, frozen=True):
@@ -98,11 +101,29 @@ class PositionUpdate(msgspec.Struct, frozen=True):
     "Refused when lower than the highest epoch that wrote this name."
 
 
+class Mark(msgspec.Struct, frozen=True, gc=False):
+    """How far a producer has come in a stream."""
+
+    epoch: int
+    next: int
+    "The sequence number that must come next."
+
+
+class MarkUpdate(msgspec.Struct, frozen=True):
+    """A mark to be set, whatever it was: for copies of a log."""
+
+    stream: str
+    producer: bytes
+    mark: Mark
+
+
 class Commit(msgspec.Struct, frozen=True):
     """What happens together or not at all."""
 
     appends: Sequence[Append] = ()
     positions: Sequence[PositionUpdate] = ()
+    marks: Sequence[MarkUpdate] = ()
+    "Set before the appends are looked at."
 
     @property
     def nbytes(self) -> int:
@@ -163,14 +184,6 @@ class Gap(msgspec.Struct, frozen=True):
     reason: str
     """`expired`: retention, `trim` or `purge` took them away. `lost`: they were lost when a damaged log was repaired.
     Anything else says how the file was found damaged."""
-
-
-class Mark(msgspec.Struct, frozen=True, gc=False):
-    """How far a producer has come in a stream."""
-
-    epoch: int
-    next: int
-    "The sequence number that must come next."
 
 
 class Position(msgspec.Struct, frozen=True, gc=False):
@@ -242,7 +255,10 @@ class Log(ABC):
 
     @abstractmethod
     def skip(self, stream: str, to: int) -> None:
-        """Let the next offset of a stream be `to`, not before its end: the offsets between are compacted away."""
+        """Let the next offset of a stream be `to`, not before its end: the offsets between are compacted away.
+
+        A stream that is empty begins there.
+        """
 
     @abstractmethod
     def retain(self, stream: str, retention: Retention) -> None:

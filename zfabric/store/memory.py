@@ -81,6 +81,8 @@ class MemoryLog(Log):
         for append, appended in zip(commit.appends, outcome, strict=True):
             if appended.offset is not None:
                 self._append(append, appended.offset, now)
+        for name in judge.nexts:
+            self._streams.setdefault(name, _Stream())
         self._marks.update(judge.marks)
         for name, update in judge.positions.items():
             self._positions[name] = Position(update.value, update.epoch)
@@ -98,7 +100,7 @@ class MemoryLog(Log):
                 epoch=append.epoch,
                 base=append.base,
                 published_ns=append.published_ns,
-                stored_ns=now_ns,
+                stored_ns=append.stored_ns or now_ns,
                 flags=append.flags,
                 frames=frames,
                 keys=tuple(append.keys),
@@ -139,6 +141,8 @@ class MemoryLog(Log):
         with self._lock:
             self._check_open()
             known = self._create(stream)
+            if known.first == known.next:
+                known.first = max(known.first, to)
             known.next = max(known.next, to)
 
     def retain(self, stream: str, retention: Retention) -> None:

@@ -56,6 +56,9 @@ class ReadableLog(Log):
         ranges = known.ranges
         taken = 0
         for held in ranges[max(0, bisect_right(ranges, offset, key=lambda held: held.first) - 1) :]:
+            if held.first > offset:
+                found.append(Gap(known.name, offset, held.first, "lost"))
+                offset = held.first
             for item in self._segment_of(held).read(known.id, offset, held.next, max_bytes - taken):
                 if isinstance(item, Missing):
                     found.append(Gap(known.name, item.start, item.stop, item.reason))
@@ -63,8 +66,10 @@ class ReadableLog(Log):
                     taken += len(item[14])
                     found.append(stored_batch(item, known.name))
             if taken and taken >= max_bytes:
-                break
+                return found
             offset = max(offset, held.next)
+        if offset < known.next:
+            found.append(Gap(known.name, offset, known.next, "lost"))
         return found
 
     def _segment_of(self, held: Range) -> Segment:

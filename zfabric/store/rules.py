@@ -51,6 +51,9 @@ class Judge:
             if update.epoch < current:
                 raise PositionFenced(update.name, update.epoch, current)
             positions[update.name] = update
+        for told in commit.marks:
+            marks[told.producer, told.stream] = told.mark
+            nexts[told.stream] = self._next_of(told.stream, nexts, new_streams)
         outcome = []
         for append in commit.appends:
             origin = append.producer, append.stream
@@ -59,13 +62,7 @@ class Judge:
                 outcome.append(Appended(None, append.count))
                 continue
             marks[origin] = Mark(append.epoch, append.base + append.count)
-            offset = nexts.get(append.stream, self.nexts.get(append.stream))
-            if offset is None:
-                offset = self._next(append.stream)
-            if offset is None:
-                offset = 0
-                new_streams.add(append.stream)
-                self._check_new_stream(append.stream, len(new_streams))
+            offset = self._next_of(append.stream, nexts, new_streams)
             nexts[append.stream] = offset + append.count
             outcome.append(Appended(offset, append.count))
         self.marks.update(marks)
@@ -73,6 +70,17 @@ class Judge:
         self.positions.update(positions)
         self.new_streams |= new_streams
         return tuple(outcome)
+
+    def _next_of(self, stream: str, nexts: dict[str, int], new_streams: set[str]) -> int:
+        """The next offset of a stream, in the light of a commit under way. Raises NotStored for what can be none."""
+        offset = nexts.get(stream, self.nexts.get(stream))
+        if offset is None:
+            offset = self._next(stream)
+        if offset is None:
+            offset = 0
+            new_streams.add(stream)
+            self._check_new_stream(stream, len(new_streams))
+        return offset
 
     def _check_new_stream(self, name: str, more: int) -> None:
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from zlib import crc32
 
@@ -17,18 +17,15 @@ import msgspec
 
 from zfabric.config import Config
 from zfabric.errors import LimitExceeded, NotStored, StoreDamaged
-from zfabric.store.catalog import Catalog, Stream, header_crc
+from zfabric.store.catalog import Catalog, Stream
 from zfabric.store.clock import SteadyClock
 from zfabric.store.directory import Directory
 from zfabric.store.head import DISK_FULL, Head, NoRoom, create_head
 from zfabric.store.log import Appended, Commit, Mark, Outcome, Retention
-from zfabric.store.reading import ReadableLog
 from zfabric.store.records import (
     INSERT,
-    INSERT_FILE,
     INSERT_MARK,
     INSERT_POSITION,
-    INSERT_RANGE,
     INSERT_STREAM,
     BadRow,
     Row,
@@ -38,7 +35,7 @@ from zfabric.store.records import (
 )
 from zfabric.store.rules import Judge
 from zfabric.store.segment import Range, Segment, SegmentPool
-from zfabric.store.thinning import groups, mostly_dead, pieces_of, retained_from, superseded_in, write_pack
+from zfabric.store.upkeep import TendedLog
 from zfabric.wire.topics import check_topic
 
 __all__ = ["SqliteLog", "open_sqlite"]
@@ -46,6 +43,8 @@ __all__ = ["SqliteLog", "open_sqlite"]
 logger = logging.getLogger("zfabric.store")
 
 _encode = msgspec.msgpack.Encoder().encode
+_LOST_OFFSETS = 2**32
+"More than a log can have lost since its witness was written."
 _DAMAGE_MAX = 1000
 "Findings that are kept; more are only logged."
 
@@ -55,7 +54,7 @@ def open_sqlite(url: str, config: Config, create: bool) -> SqliteLog:
     return SqliteLog(Path(url.removeprefix("sqlite:").removeprefix("//")), config, create=create)
 
 
-class SqliteLog(ReadableLog):
+class SqliteLog(TendedLog):
     """A log in a directory of SQLite files."""
 
     def __init__(
@@ -64,10 +63,14 @@ class SqliteLog(ReadableLog):
         config: Config | None = None,
         *,
         create: bool = False,
+        accept_loss: bool = False,
         vfs: str = "",
         clock: SteadyClock | None = None,
     ) -> None:
         """`vfs` names an SQLite VFS to use instead of the system's.
+
+        `accept_loss` opens a log whose head was cut, put back or lost: each stream gets a gap (`lost`) at its end, so
+        that no offset that was given before is ever given again.
 
         Raises StoreNotFound, StoreLocked, StoreDamaged, OSError.
         """
@@ -77,32 +80,34 @@ class SqliteLog(ReadableLog):
         self._writing = threading.RLock()
         "Held for every change."
         self._layout = threading.Lock()
-        "Held, inside `_writing` or alone, while files must not come or go."
+        "Held while files must not come or go. Who holds `_writing` may try to get it, but must not wait for it."
         self._closed = False
         self._damage: list[str] = []
         self._pool = SegmentPool(self._config.store_open_files_max)
         self._directory = Directory(path, create=create, reserve_bytes=self._config.store_reserve_bytes)
         try:
             self._seed = crc32(self._directory.id)
-            self._open()
+            self._open(accept_loss)
         except BaseException:
             self._directory.close()
             raise
 
     # -- opening and closing -------------------------------------------------------------------
 
-    def _open(self) -> None:
+    def _open(self, accept_loss: bool) -> None:
         directory = self._directory
         if directory.is_new:
-            for name in directory.files():
-                directory.remove(name)
             create_head(directory.path / directory.numbered("log", 1), self._vfs, self._seed)
             directory.complete()
         self._writer = Head(
             directory, self._config, self._vfs, self._seed, lambda name: self._segment(name, sealed=False)
         )
         try:
+            if self._writer.behind and not accept_loss:
+                raise StoreDamaged(str(self._head.path), self._writer.behind)
             self._load()
+            if self._writer.behind:
+                self._leave_gaps()
         except BaseException:
             self._writer.close()
             raise
@@ -130,6 +135,22 @@ class SqliteLog(ReadableLog):
             if segment.damaged:
                 self._note_damage(f"{segment.name}: {segment.damaged}")
 
+    def _leave_gaps(self) -> None:
+        """Nobody knows which offsets were lost: go on far behind them."""
+        with self._layout:
+            self._seal_in_layout()
+        if any(stream.head is not None for stream in self._catalog):
+            raise StoreDamaged(str(self._head.path), "there is no room to mend it")
+        moved = [msgspec.structs.replace(stream, next=stream.next + _LOST_OFFSETS) for stream in self._catalog]
+
+        def work(connection: apsw.Connection) -> None:
+            for stream in moved:
+                _write_stream(connection, stream, self._seed)
+
+        self._writer.transact_small(work)
+        for stream in moved:
+            self._catalog.put(stream)
+
     def _segment(self, name: str, *, sealed: bool) -> Segment:
         path = self._directory.path / name
         return Segment(path, self._vfs, self._seed, sealed=sealed, on_damage=self._note_damage)
@@ -152,7 +173,7 @@ class SqliteLog(ReadableLog):
 
     def close(self) -> None:
         """See `Log.close`."""
-        with self._writing, self._layout:
+        with self._layout, self._writing:
             if self._closed:
                 return
             self._closed = True
@@ -211,14 +232,18 @@ class SqliteLog(ReadableLog):
         changed = {name: self._known_or_new(name) for name in judge.nexts}
         rows: list[Row] = []
         sizes = dict.fromkeys(judge.nexts, 0)
+        times = dict.fromkeys(judge.nexts, now)
         for commit, outcome in accepted:
             for append, appended in zip(commit.appends, outcome, strict=True):
                 if appended.offset is not None:
-                    row, nbytes = append_row(append, changed[append.stream].id, appended.offset, now, self._seed)
+                    times[append.stream] = stored_ns = append.stored_ns or now
+                    number = changed[append.stream].id
+                    row, nbytes = append_row(append, number, appended.offset, stored_ns, self._seed)
                     rows.append(row)
                     sizes[append.stream] += nbytes
         changed = {
-            name: _grown(stream, judge.nexts[name], sizes[name], now, self._head) for name, stream in changed.items()
+            name: _grown(stream, judge.nexts[name], sizes[name], times[name], self._head)
+            for name, stream in changed.items()
         }
 
         def work(connection: apsw.Connection) -> None:
@@ -263,44 +288,6 @@ class SqliteLog(ReadableLog):
     def _epoch_for_writer(self, name: str) -> int:
         row = self._writer.ask("SELECT * FROM positions WHERE name = ?", name)
         return -1 if row is None else int(row[2])
-
-    # -- files ---------------------------------------------------------------------------------
-
-    def _seal(self) -> None:
-        """Begin a new head, unless files must stay as they are just now."""
-        if not self._layout.acquire(blocking=False):
-            return
-        try:
-            self._seal_in_layout()
-        finally:
-            self._layout.release()
-
-    def _seal_in_layout(self) -> None:
-        sealed = self._writer.seal()
-        if sealed is not None:
-            self._catalog.files[sealed.name] = sealed
-            self._catalog.rolled()
-
-    def _reclaim(self) -> None:
-        """Remove the files that no stream needs any more; when the head is one of them, seal it first."""
-        if not self._layout.acquire(blocking=False):
-            return
-        try:
-            live = self._catalog.live()
-            if self._head.name not in live and (
-                self._writer.bytes >= self._config.store_segment_bytes // 2
-                or (self._writer.full and self._writer.bytes)
-            ):
-                self._seal_in_layout()
-            dead = [name for name in self._catalog.files if name not in live]
-            if dead:
-                sql = "DELETE FROM files WHERE name = ?"
-                self._writer.transact_small(lambda connection: connection.executemany(sql, [(name,) for name in dead]))
-            for name in dead:
-                self._pool.forget(self._catalog.files.pop(name))
-                self._directory.remove(name)
-        finally:
-            self._layout.release()
 
     # -- forgetting ----------------------------------------------------------------------------
 
@@ -359,13 +346,17 @@ class SqliteLog(ReadableLog):
             known = self._create(stream)
             if to <= known.next:
                 return
-            now = self._clock()
-            grown = _grown(known, to, 0, now, self._head)
-            row = hole_row(known.id, known.next, to - known.next, now, self._seed)
+            stored_ns = known.ranges[-1].last_ns if known.ranges else 0
+            row = hole_row(known.id, known.next, to - known.next, stored_ns, self._seed)
+            if known.first == known.next:
+                grown = msgspec.structs.replace(known, first=to, next=to, head=None)
+            else:
+                grown = _grown(known, to, 0, stored_ns, self._head)
 
             def work(connection: apsw.Connection) -> None:
                 _write_stream(connection, grown, self._seed)
-                connection.execute(INSERT, row)
+                if grown.head is not None:
+                    connection.execute(INSERT, row)
 
             self._writer.transact_small(work)
             self._catalog.put(grown)
@@ -389,94 +380,12 @@ class SqliteLog(ReadableLog):
             self._catalog.put(known)
         return known
 
-    def enforce(self) -> None:
-        """See `Log.enforce`."""
-        with self._writing:
-            now = self._clock()
-            self._trim({stream: retained_from(stream, now) for stream in self._catalog})
-            self._reclaim()
-        for stream in self._catalog:
-            if stream.retention.compact and _is_worth_compacting(stream):
-                self.compact(stream.name)
-        with self._layout:
-            live = self._catalog.live()
-            thin = mostly_dead(self._catalog, self._config.store_segment_bytes)
-            for group in groups(thin, live, self._config.store_segment_bytes):
-                self._replace(group, {})
-
-    def compact(self, stream: str) -> None:
-        """See `Log.compact`."""
-        with self._layout:
-            known = self._catalog.streams.get(stream)
-            if known is None:
-                return
-            segments, dropping = superseded_in(known, self._clock(), self._segment_of)
-            for group in groups(segments, self._catalog.live(), self._config.store_segment_bytes):
-                self._replace(group, dropping)
-
-    def _replace(self, segments: Sequence[Segment], dropping: Mapping[tuple[int, int], set[int]]) -> None:
-        """Put one new file in the place of some sealed ones, with what is still needed of them. Holds `_layout`."""
-        with self._writing:
-            self._writer.check_writable()
-            name = self._directory.numbered("pack", self._writer.next_file)
-            self._writer.next_file += 1
-        new = self._directory.path / f"{name}.new"
-        try:
-            ranges = write_pack(new, self._vfs, self._seed, pieces_of(self._catalog, segments), dropping)
-            self._directory.publish(new, name)
-        except (BadRow, apsw.Error, OSError) as error:
-            # The old files stay as they are. A full disk is no reason to stop, and readers will tell of damage.
-            new.unlink(missing_ok=True)
-            logger.warning("%s cannot be thinned out: %s", ", ".join(old.name for old in segments), error)
-            return
-        pack = self._segment(name, sealed=True)
-        with self._writing:
-            changed = self._with_pack({old.name for old in segments}, pack, ranges)
-            size, header = pack.path.stat().st_size, header_crc(pack.path)
-
-            def work(connection: apsw.Connection) -> None:
-                for old in segments:
-                    connection.execute("DELETE FROM files WHERE name = ?", (old.name,))
-                    connection.execute("DELETE FROM ranges WHERE file = ?", (old.name,))
-                connection.execute(INSERT_FILE, seal(self._seed, name, size, header))
-                for stream in changed:
-                    for held in stream.sealed:
-                        if held.segment is pack:
-                            values = stream.id, held.first, held.next, name, held.bytes, held.first_ns, held.last_ns
-                            connection.execute(INSERT_RANGE, seal(self._seed, *values))
-
-            try:
-                self._writer.transact_small(work)
-            except NotStored:
-                self._directory.remove(name)
-                raise
-            self._catalog.files[name] = pack
-            for stream in changed:
-                self._catalog.put(stream)
-        for old in segments:
-            self._pool.forget(self._catalog.files.pop(old.name))
-            self._directory.remove(old.name)
-
-    def _with_pack(
-        self, replaced: set[str], pack: Segment, ranges: Sequence[tuple[Stream, int, int, int, int, int]]
-    ) -> list[Stream]:
-        """The streams with their pieces in the pack, as far as they still need them."""
-        pieces: dict[int, list[Range]] = {}
-        for stream, *values in ranges:
-            pieces.setdefault(stream.id, []).append(Range(pack, *values))
-        changed = []
-        for stream in self._catalog:
-            kept = [held for held in stream.sealed if held.segment.name not in replaced]
-            moved = [held for held in pieces.get(stream.id, ()) if held.next > stream.first]
-            if moved or len(kept) < len(stream.sealed):
-                sealed = tuple(sorted(kept + moved, key=lambda held: held.first))
-                changed.append(msgspec.structs.replace(stream, sealed=sealed))
-        return changed
-
 
 def _grown(stream: Stream, end: int, nbytes: int, now_ns: int, head: Segment) -> Stream:
-    """The stream after the head got its messages up to `end`."""
+    """The stream after the head got its messages up to `end`, the last of them at `now_ns`."""
     held = stream.head
+    if end == stream.next:
+        return stream
     if held is None:
         held = Range(head, stream.next, end, nbytes, now_ns, now_ns)
     else:
@@ -490,9 +399,3 @@ def _write_stream(connection: apsw.Connection, stream: Stream, seed: int) -> Non
     retention = _encode(stream.retention)
     row = seal(seed, stream.id, stream.name, stream.first, stream.next, start, *rest, retention)
     connection.execute(INSERT_STREAM, row)
-
-
-def _is_worth_compacting(stream: Stream) -> bool:
-    """Whether half of what is sealed came after the last time."""
-    new = sum(held.bytes for held in stream.sealed if held.segment.name.startswith("log-"))
-    return new > 0 and 2 * new >= sum(held.bytes for held in stream.sealed)
