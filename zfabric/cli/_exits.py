@@ -59,6 +59,8 @@ def verdict(error: Exception) -> tuple[Exit, str] | None:
             return Exit.USAGE, str(error)
         case errors.NoSubscribers():
             return Exit.NOBODY, f"{error}: `zfabric topics` shows who listens to what"
+        case errors.NoResponders():
+            return Exit.NOBODY, f"{error}: `zfabric services` shows what there is"
         case TimeoutError():
             return Exit.TIMED_OUT, str(error) or "timed out: give it longer with --timeout"
         case errors.FabricError() | OSError():

@@ -20,12 +20,15 @@ SECTIONS = {
     "See what is there": {
         "nodes": "Who is there.",
         "topics": "What is published, by whom and for whom.",
+        "services": "What is provided, and by whom.",
         "hz": "How often messages come, topic by topic.",
         "bw": "How many bytes a second, topic by topic.",
     },
     "Send and receive": {
         "pub": "Publish on a topic.",
         "sub": "Show what is published.",
+        "request": "Call a service.",
+        "serve": "Provide a service by a command.",
     },
     "Keep and repeat": {
         "record": "Record what is published into a file.",
