@@ -236,19 +236,25 @@ def _receive(open_side: OpenReceiver, run: Run, link: Link) -> Mapping[str, Any]
     """Receive both phases; silence ends a phase."""
     with open_side(run, link) as receiver:
         for expected in (run.warmup, run.messages):
+            wanted = _wanted(run, expected)
             link.meet()
             clock = Reception()
             if run.rate:
-                count = _take_timed(receiver, expected, clock)
+                count = _take_timed(receiver, wanted, clock)
             elif receiver.many is not None:
-                count = _take_many(receiver, receiver.many, expected, clock)
+                count = _take_many(receiver, receiver.many, wanted, clock)
             elif receiver.lists:
-                count = _take_lists(receiver, expected, clock)
+                count = _take_lists(receiver, wanted, clock)
             else:
-                count = _take(receiver, run, expected, clock)
-            result = clock.result(count, expected, run.quiet_s if count < expected else 0.0)
+                count = _take(receiver, run, wanted, clock)
+            result = clock.result(count, expected, run.quiet_s if count < wanted else 0.0)
             link.meet()
         return result
+
+
+def _wanted(run: Run, expected: int) -> int:
+    """Who shares the messages with others asks for more until silence: only so is the last one acknowledged."""
+    return expected + run.shared
 
 
 def _take(receiver: Receiver, run: Run, expected: int, clock: Reception) -> int:
@@ -364,7 +370,7 @@ def _receive_callbacks(open_side: OpenCallbacks, run: Run, link: Link) -> Mappin
     with open_side(run, link, takes.hand_over):
         for expected in (run.warmup, run.messages):
             clock = Reception()
-            tally = _Tally(run, expected, clock)
+            tally = _Tally(run, _wanted(run, expected), clock)
             takes.take = tally.take
             link.meet()
             quiet_s = tally.wait(run.quiet_s)
@@ -380,7 +386,7 @@ async def _receive_async(open_side: OpenAsyncReceiver, run: Run, link: Link) -> 
             await link.meet_async()
             clock = Reception()
             progress = partial(getattr, clock, "count") if receiver.lists else receiver.progress
-            count, quiet_s = await _until_quiet(take(receiver, expected, clock), progress, run.quiet_s)
+            count, quiet_s = await _until_quiet(take(receiver, _wanted(run, expected), clock), progress, run.quiet_s)
             result = clock.result(count, expected, quiet_s)
             await link.meet_async()
         return result

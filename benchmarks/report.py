@@ -3,20 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TextIO
 
 import msgspec
 
 from benchmarks.model import Machine, Missing, Row
+from benchmarks.targets import Verdict
 
-__all__ = ["write_json", "write_table"]
+__all__ = ["read_json", "write_json", "write_table", "write_verdicts"]
+
+
+class Absent(msgspec.Struct, tag="missing", tag_field="type"):
+    """A peer that was not measured, as a line."""
+
+    peer: str
+    what: str
 
 
 def write_json(out: TextIO, machine: Machine, rows: Sequence[Row], missing: Sequence[Missing]) -> None:
     """One line for the machine, one for each missing peer, one for each row; `type` tells which."""
-    lines = [machine, *({"type": "missing", "peer": each.peer, "what": each.what} for each in missing), *rows]
+    lines = [machine, *(Absent(peer=each.peer, what=each.what) for each in missing), *rows]
     for line in lines:
         out.write(msgspec.json.encode(line).decode() + "\n")
+
+
+def read_json(path: Path) -> tuple[Machine, list[Row], list[Missing]]:
+    """What `write_json` wrote."""
+    lines = [msgspec.json.decode(line, type=Machine | Row | Absent) for line in path.read_bytes().splitlines()]
+    machine = next(line for line in lines if isinstance(line, Machine))
+    missing = [Missing(peer=line.peer, what=line.what) for line in lines if isinstance(line, Absent)]
+    return machine, [line for line in lines if isinstance(line, Row)], missing
+
+
+def write_verdicts(out: TextIO, verdicts: Sequence[Verdict]) -> None:
+    """The targets, what was wanted and what was measured."""
+    words = {True: "met", False: "MISSED", None: "not measured"}
+    lines = [["target", "wanted", "measured", "min", "max", ""]]
+    for verdict in verdicts:
+        lost = f", LOST {verdict.lost}" if verdict.lost else ""
+        figures = [_number(value) for value in (verdict.measured, verdict.low, verdict.high)]
+        lines.append([verdict.target.title, verdict.target.wanted, *figures, words[verdict.met] + lost])
+    out.write("\ntargets\n")
+    _write_aligned(out, lines)
 
 
 def write_table(out: TextIO, machine: Machine, rows: Sequence[Row], missing: Sequence[Missing]) -> None:
@@ -42,7 +71,7 @@ def _groups(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def _title(row: Row) -> str:
-    payload = f", {row.payload} of {row.size} bytes, {row.messages:,} messages" if row.size is not None else ""
+    payload = f", {row.payload} of {row.size} bytes" if row.size is not None else ""
     return f"{row.workload}, {row.transport}{payload}, {len(row.samples)} repetitions"
 
 
@@ -51,7 +80,7 @@ def _lines(group: Sequence[Row]) -> list[list[str]]:
     ratios = list(dict.fromkeys(name for row in group for name in row.ratios))
     details = list(dict.fromkeys(name for row in group for name in row.details))
     targets = ["target"] if any(row.target is not None for row in group) else []
-    header = [*ratios, "median", "min", "max", "unit", *targets, *details, "peer", "case", ""]
+    header = [*ratios, "median", "min", "max", "unit", *targets, *details, "messages", "peer", "case", ""]
     return [header, *(_line(row, ratios, details, with_target=bool(targets)) for row in group)]
 
 
@@ -62,6 +91,7 @@ def _line(row: Row, ratios: Sequence[str], details: Sequence[str], *, with_targe
         row.unit,
         *([_number(row.target)] if with_target else []),
         *(_number(row.details.get(name)) for name in details),
+        f"{row.messages:,}",
         row.peer,
         row.case,
         row.flags,

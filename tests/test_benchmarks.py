@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import io
 import json
 import os
@@ -16,9 +17,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import machine, peers, report, workloads
+from benchmarks import machine, peers, readme, report, workloads
+from benchmarks.growth import growths
 from benchmarks.harness import run_cell
 from benchmarks.model import Cell, Entry, Link, Missing, Row, Run, Sample
+from benchmarks.targets import TARGETS, Pick, Target, judge
 
 ROOT = Path(__file__).parent.parent
 
@@ -81,8 +84,6 @@ def test_workload_runs(workload: str) -> None:
     """Every workload measures every peer that is always installed; nothing is lost and nothing fails."""
     own = [entry for entry in entries_of(workload) if any(word in entry.peer for word in OWN)]
     expected = {entry.peer for entry in own if workload != "throughput" or entry.payload in {"bytes", "struct"}}
-    if not expected:
-        pytest.skip(f"zfabric does not play {workload} yet")
     lines = run_tiny(workload, "--peers", ",".join(OWN), *TINY[workload])
     rows = rows_of(lines)
 
@@ -177,7 +178,7 @@ def test_table_names_what_is_missing_or_wrong() -> None:
     report.write_table(out, machine.describe(), [row], [Missing(peer="otherlib", what="package other")])
     words = " ".join(out.getvalue().split())
 
-    assert "1.25 2.00 1.00 3.00 k msg/s 1.50 somelib one way LOST 7, FAILED 1, OVER TARGET" in words
+    assert "1.25 2.00 1.00 3.00 k msg/s 1.50 1,000 somelib one way LOST 7, FAILED 1, OVER TARGET" in words
     assert "not measured: otherlib (package other is not installed)" in words
     assert "FAILED somelib one way tcp: receiver died" in words
 
@@ -197,6 +198,107 @@ def test_ratio_is_taken_within_a_round() -> None:
     rows = throughput.rows(cells, [samples(1000, 500, 100), samples(2000, 1000, 200)])
 
     assert rows[1].ratios == {"x PUSH/PULL": 2.0}
+
+
+def row(workload: str, peer: str, *samples: float | None, **fields: Any) -> Row:
+    """A row of 100-byte messages over TCP."""
+    values = {
+        "case": "",
+        "transport": "tcp",
+        "payload": "bytes",
+        "size": 100,
+        "messages": 1,
+        "unit": "k msg/s",
+        **fields,
+    }
+    return Row(workload=workload, peer=peer, **values, **workloads.summarise(samples))
+
+
+RATIO = Target(
+    title="rate",
+    ours=Pick(workload="throughput", peer="ours"),
+    theirs=Pick(workload="throughput", peer="theirs"),
+    at_least=2,
+)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "measured", "met"),
+    [
+        ([4.0, 1.0, 9.0], [2.0, 0.5, 3.0], 2.0, True),
+        ([4.0, 1.0], [2.0, 1.0], 1.5, False),
+        ([None, 8.0], [1.0, 2.0], 4.0, True),
+        ([None], [1.0], None, None),
+    ],
+)
+def test_target_is_judged_by_the_median_of_the_rounds(
+    ours: list[float | None], theirs: list[float | None], measured: float | None, met: bool | None
+) -> None:
+    """A target compares the two sides of each round; a round where one failed does not count."""
+    (verdict,) = judge([row("throughput", "ours", *ours), row("throughput", "theirs", *theirs)], [RATIO])
+
+    assert (verdict.measured, verdict.met) == (measured, met)
+
+
+def test_target_may_be_a_most() -> None:
+    """A limit from above is missed above it."""
+    target = Target(title="memory", ours=Pick(workload="cost", peer="ours"), at_most=100)
+
+    assert [judge([row("cost", "ours", value)], [target])[0].met for value in (99.0, 101.0)] == [True, False]
+
+
+def test_targets_name_peers_that_exist() -> None:
+    """Every target picks rows that some installed peer file can give."""
+    entries, missing = peers.load()
+    known = {(workload, entry.peer) for entry in entries for workload in entry.workloads}
+    picks = [pick for target in TARGETS for pick in (target.ours, target.theirs) if pick]
+    absent = {(pick.workload, pick.peer) for pick in picks} - known
+
+    assert missing or not absent, absent
+    assert not {peer for _, peer in absent if peer.startswith(("pyzmq", "zfabric"))}
+
+
+def test_slope_tells_how_cost_grows() -> None:
+    """A cost that stays, one that grows in proportion, and one that falls have slopes of 0, 1 and -1."""
+    rows = [
+        row("topics", peer, 1000 / at**slope, case=f"{at} topics", axis="topics", at=at)
+        for peer, slope in (("flat", 0), ("linear", 1), ("batching", -1))
+        for at in (1, 100, 10_000)
+    ]
+
+    slopes = {growth.peer: round(growth.slope, 6) for growth in growths(rows)}
+
+    assert slopes == {"flat": 0.0, "linear": 1.0, "batching": -1.0}
+
+
+@pytest.mark.slow
+def test_report_is_written_and_read_again(tmp_path: Path) -> None:
+    """A tiny report leaves JSON lines and a page that needs nothing else; from the lines it is made again, the same."""
+    command = [sys.executable, "-m", "benchmarks", "report"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    subprocess.run([*command, "--tiny", "--out", str(first)], cwd=ROOT, check=True, capture_output=True, timeout=55)
+    again = [*command, "--from", str(first / "report.jsonl"), "--out", str(second)]
+    done = subprocess.run(again, cwd=ROOT, check=True, capture_output=True, text=True, timeout=55)
+
+    page = (first / "report.html").read_text()
+    assert page.count("<svg") >= 5
+    assert "src=" not in page
+    assert "href=" not in page
+    assert page == (second / "report.html").read_text()
+    assert (first / "report.jsonl").read_bytes() == (second / "report.jsonl").read_bytes()
+    for target in TARGETS:
+        assert target.title in done.stdout
+    if importlib.util.find_spec("matplotlib"):
+        assert (first / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_readme_says_what_was_measured() -> None:
+    """The table in the README is that of the stored results: run `python -m benchmarks readme` after a new report."""
+    measured, rows, _ = report.read_json(ROOT / "benchmarks" / "results" / "report.jsonl")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    assert readme.block(measured, rows) in text
+    assert readme.replaced(text, measured, rows) == text
 
 
 def bring_name(run: Run, link: Link) -> Mapping[str, Any]:

@@ -87,6 +87,6 @@ ENTRIES = [
         workloads=("throughput", "fanout", "latency"),
         peer="Cyclone DDS, reliable",
         roles={"sender": sending(write), "receiver": receiving(take)},
-        messages_max=50_000,
+        messages_max=40_000,
     )
 ]

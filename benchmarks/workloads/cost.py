@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.model import Cell, Sample
-from benchmarks.workloads.rates import Rates, cpu_seconds, receivers_of
+from benchmarks.workloads.rates import Rates, Variant, cpu_seconds, receivers_of
 
 __all__ = ["WORKLOAD"]
 
@@ -20,9 +20,9 @@ class Cost(Rates):
     messages: Mapping[str, int] = {"full": 2_000_000, "quick": 1_000_000, "tiny": 3_000}
     unit = "MB peak"
 
-    def variants(self, options: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def variants(self, options: Any) -> Iterator[Variant]:
         """Queues as they ship."""
-        yield "", {"bounded": True}
+        yield Variant(changes={"bounded": True})
 
     def figure(self, cell: Cell, sample: Sample) -> float | None:
         """The larger of the two processes."""

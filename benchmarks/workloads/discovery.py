@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from benchmarks.model import Cell, Entry, Row, Run, Sample
 from benchmarks.workloads import summarise
+from benchmarks.workloads.rates import numbers
 
 __all__ = ["WORKLOAD"]
 
@@ -34,8 +35,8 @@ class Discovery:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Node counts and durations."""
-        parser.add_argument("--nodes", type=int, help="nodes of the mesh (default: 50)")
-        parser.add_argument("--processes", type=int, help="processes of the mesh (default: 5)")
+        parser.add_argument("--nodes", help="comma-separated numbers of nodes of the mesh (default: 50)")
+        parser.add_argument("--processes", type=int, help="processes of the mesh, at most (default: 5)")
         parser.add_argument("--seconds", type=float, help="seconds of idling (default: 10)")
         parser.add_argument("--secure", action="store_true", help="plain and encrypted")
         parser.add_argument("--case", default="pair,mesh,idle", help="comma-separated: pair, mesh, idle (default: all)")
@@ -43,19 +44,22 @@ class Discovery:
     def cells(self, options: argparse.Namespace, entries: Sequence[Entry]) -> list[Cell]:
         """Every case for every peer that plays it."""
         nodes, processes, seconds = SIZES[options.scale]
-        nodes, processes = options.nodes or nodes, options.processes or processes
-        if nodes % processes:
-            raise SystemExit(f"--nodes {nodes} must be a multiple of --processes {processes}")
-        mesh = Run(nodes=nodes // processes, nodes_total=nodes)
-        plans = {
-            "pair": (Run(), ("pair",) * 2, "pair"),
-            "mesh": (mesh, ("mesh",) * processes, f"mesh of {nodes} nodes in {processes} processes"),
-            "idle": (Run(nodes_total=1, seconds=options.seconds or seconds), ("idle",), "idle node"),
+        plans: dict[str, list[tuple[Run, tuple[str, ...], str]]] = {
+            "pair": [(Run(), ("pair",) * 2, "pair")],
+            "mesh": [_mesh(count, options.processes or processes) for count in numbers(options.nodes or str(nodes))],
+            "idle": [(Run(nodes_total=1, seconds=options.seconds or seconds), ("idle",), "idle node")],
         }
         return [
-            Cell(entry=entry, run=replace(run, secure=secure), processes=roles, case=f"{case}{', encrypted' * secure}")
+            Cell(
+                entry=entry,
+                run=replace(run, secure=secure),
+                processes=roles,
+                case=f"{case}{', encrypted' * secure}",
+                axis="nodes" if "mesh" in roles and not secure else "",
+                at=run.nodes_total,
+            )
             for wanted in options.case.split(",")
-            for run, roles, case in [plans[wanted]]
+            for run, roles, case in plans[wanted]
             for entry in entries
             for secure in ((False, True) if options.secure else (False,))
             if set(roles) <= set(entry.roles)
@@ -78,6 +82,13 @@ class Discovery:
         return rows
 
 
+def _mesh(nodes: int, processes_max: int) -> tuple[Run, tuple[str, ...], str]:
+    """The nodes, shared out evenly among as many processes as may be."""
+    processes = max(count for count in range(1, min(processes_max, nodes) + 1) if nodes % count == 0)
+    run = Run(nodes=nodes // processes, nodes_total=nodes)
+    return run, ("mesh",) * processes, f"mesh of {nodes} nodes in {processes} processes"
+
+
 def _times(samples: Sequence[Sample]) -> list[float]:
     """From the start of the process that started last until the last one was done."""
     return [
@@ -98,6 +109,8 @@ def _row(cell: Cell, samples: Sequence[Sample], values: Sequence[float], unit: s
         size=None,
         messages=0,
         unit=unit,
+        axis=cell.axis,
+        at=cell.at,
         **summarise(values),
         target=target,
         failures=[sample.failure for sample in samples if sample.failure],

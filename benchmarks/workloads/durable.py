@@ -17,7 +17,7 @@ class Durable(Rates):
 
     name = "durable"
     summary = "messages per second that were confirmed as stored on disk"
-    messages: Mapping[str, int] = {"full": 100_000, "quick": 50_000, "tiny": 1_000}
+    messages: Mapping[str, int] = {"full": 500_000, "quick": 300_000, "tiny": 1_000}
     baselines: Mapping[str, str] = {"x JetStream": "NATS JetStream, file"}
 
     def processes(self, run: Run, entry: Entry) -> tuple[str, ...]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from benchmarks.workloads.rates import Rates, numbers
+from benchmarks.workloads.rates import Rates, Variant, numbers
 
 __all__ = ["WORKLOAD"]
 
@@ -24,10 +23,10 @@ class Queue(Rates):
         super().add_arguments(parser)
         parser.add_argument("--workers", default="1,4,16", help="comma-separated numbers (default: %(default)s)")
 
-    def variants(self, options: argparse.Namespace) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def variants(self, options: argparse.Namespace) -> Iterator[Variant]:
         """Numbers of workers; each of them ends when nothing more comes."""
         for workers in numbers(options.workers):
-            yield f"{workers} workers", {"receivers": workers, "shared": True, "quiet_s": 0.5}
+            yield Variant.along("workers", workers, receivers=workers, shared=True, quiet_s=0.5)
 
 
 WORKLOAD = Queue()

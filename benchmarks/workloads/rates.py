@@ -5,19 +5,37 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from benchmarks import payloads
 from benchmarks.model import Cell, Entry, Row, Run, Sample
 from benchmarks.workloads import ratio, summarise
 
-__all__ = ["Rates", "cpu_seconds", "numbers", "receivers_of"]
+__all__ = ["Rates", "Variant", "comparable", "cpu_seconds", "numbers", "receivers_of"]
 
 
 def numbers(text: str) -> list[int]:
     """The numbers of a comma-separated option."""
     return [int(word) for word in text.split(",")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One case of a workload."""
+
+    case: str = ""
+    axis: str = ""
+    "What grows from case to case, if something does."
+    at: float = 0.0
+    "How much of it there is."
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    "Fields of the run."
+
+    @classmethod
+    def along(cls, axis: str, at: int, **changes: Any) -> Variant:
+        """A case with that much of what the axis names."""
+        return cls(case=f"{at:,} {axis}", axis=axis, at=at, changes=changes)
 
 
 class Rates:
@@ -49,9 +67,9 @@ class Rates:
         parser.add_argument("--transport", default="tcp", help="comma-separated: tcp, ipc (default: tcp)")
         parser.add_argument("--payload", default=self.payloads, help="comma-separated kinds (default: %(default)s)")
 
-    def variants(self, options: argparse.Namespace) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Each case and what it changes in the run."""
-        yield "", {}
+    def variants(self, options: argparse.Namespace) -> Iterator[Variant]:
+        """What is measured with each payload, size and transport."""
+        yield Variant()
 
     def processes(self, run: Run, entry: Entry) -> tuple[str, ...]:
         """The roles of a run's processes."""
@@ -63,21 +81,24 @@ class Rates:
         for payload in options.payload.split(","):
             for size in numbers(options.size) if payload in {"bytes", "numpy"} else [0]:
                 for transport in options.transport.split(","):
-                    for case, changes in self.variants(options):
-                        for entry in entries:
-                            if transport in entry.transports and entry.payload == payload:
-                                run = Run(transport=transport, payload=payload, size=size, **changes)
-                                run = self._counted(run, entry, options)
-                                cells.append(
-                                    Cell(entry=entry, run=run, processes=self.processes(run, entry), case=case)
-                                )
+                    for variant in self.variants(options):
+                        run = Run(transport=transport, payload=payload, size=size, **variant.changes)
+                        cells += [
+                            self._cell(entry, run, variant, options)
+                            for entry in entries
+                            if transport in entry.transports and entry.payload == payload
+                        ]
         return cells
 
-    def _counted(self, run: Run, entry: Entry, options: argparse.Namespace) -> Run:
-        """The run with its number of messages."""
-        messages = options.messages or self.messages[options.scale] * 8 // max(8, run.receivers)
-        messages = max(20, min(messages, entry.messages_max, self.bytes_max // max(1, run.size)))
-        return replace(run, warmup=max(run.topics, messages // 10), messages=messages)
+    def _cell(self, entry: Entry, run: Run, variant: Variant, options: argparse.Namespace) -> Cell:
+        copies = 1 if run.shared else run.receivers
+        if "messages" not in variant.changes:
+            run = replace(run, messages=options.messages or self.messages[options.scale] * 8 // max(8, copies))
+        most = min(entry.messages_max // copies, self.bytes_max // max(1, run.size))
+        messages = max(20, min(run.messages, most))
+        run = replace(run, warmup=max(run.topics, messages // 10), messages=messages)
+        processes = self.processes(run, entry)
+        return Cell(entry=entry, run=run, processes=processes, case=variant.case, axis=variant.axis, at=variant.at)
 
     def rows(self, cells: Sequence[Cell], samples: Sequence[Sequence[Sample]]) -> list[Row]:
         """One row a cell, with ratios to the baselines of the same case."""
@@ -94,6 +115,8 @@ class Rates:
                 size=payloads.encoded_size(cell.run.payload, cell.run.size),
                 messages=cell.run.messages,
                 unit=self.unit,
+                axis=cell.axis,
+                at=cell.at,
                 **summarise(figures[index]),
                 lost=0 if cell.run.bounded else sum(_lost(cell, sample) for sample in of_cell),
                 ratios=self._ratios(cell, cells, figures, figures[index]),

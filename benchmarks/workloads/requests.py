@@ -49,7 +49,10 @@ class Requests:
                             messages=messages,
                         )
                         case = f"{in_flight:,} in flight"
-                        cells.append(Cell(entry=entry, run=run, processes=("server", "client"), case=case))
+                        processes = ("server", "client")
+                        cells.append(
+                            Cell(entry=entry, run=run, processes=processes, case=case, axis="in flight", at=in_flight)
+                        )
         return cells
 
     def rows(self, cells: Sequence[Cell], samples: Sequence[Sequence[Sample]]) -> list[Row]:
@@ -84,6 +87,8 @@ def _row(cell: Cell, samples: Sequence[Sample], what: str, unit: str, values: Se
         size=cell.run.size,
         messages=cell.run.messages,
         unit=unit,
+        axis=cell.axis,
+        at=cell.at,
         **summarise(values),
         ratios={},
         failures=[sample.failure for sample in samples if sample.failure],

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from benchmarks.model import Cell, Entry
 from benchmarks.workloads import ratio
-from benchmarks.workloads.rates import Rates, comparable
+from benchmarks.workloads.rates import Rates, Variant, comparable, numbers
 
 __all__ = ["WORKLOAD"]
 
@@ -25,17 +24,21 @@ class Throughput(Rates):
     baselines: Mapping[str, str] = {"x PUSH/PULL": "pyzmq PUSH/PULL", "x PUB/SUB": "pyzmq PUB/SUB"}
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Encryption, too."""
+        """Encryption, and how the cost grows with the number of messages."""
         super().add_arguments(parser)
         parser.add_argument("--secure", action="store_true", help="plain and encrypted, peers that can do both")
+        parser.add_argument("--growing", default="", help="comma-separated numbers of messages, a case for each")
 
-    def variants(self, options: argparse.Namespace) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Plain, and encrypted if asked for."""
+    def variants(self, options: argparse.Namespace) -> Iterator[Variant]:
+        """One case; or plain and encrypted; or one for each number of messages."""
         if options.secure:
-            yield PLAIN, {}
-            yield "encrypted", {"secure": True}
+            yield Variant(case=PLAIN)
+            yield Variant(case="encrypted", changes={"secure": True})
+        elif options.growing:
+            for messages in numbers(options.growing):
+                yield Variant.along("messages", messages, messages=messages)
         else:
-            yield "", {}
+            yield Variant()
 
     def cells(self, options: argparse.Namespace, entries: Sequence[Entry]) -> list[Cell]:
         """With `--secure` only peers that can encrypt."""
