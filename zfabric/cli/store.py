@@ -14,6 +14,7 @@ import click
 from zfabric.cli._options import Options, PatternParameter, networked
 from zfabric.cli._output import Output
 from zfabric.cli._running import run as run_verb
+from zfabric.cli._store_files import VERBS
 from zfabric.config import Config
 
 __all__ = ["command"]
@@ -83,3 +84,7 @@ async def _until_told(waiting: Coroutine[Any, Any, None], timeout: float | None)
     failure.cancel()
     if failure in done:
         failure.result()
+
+
+for _verb in VERBS:
+    command.add_command(_verb)

@@ -38,7 +38,7 @@ from zfabric.store.segment import Range, Segment, SegmentPool
 from zfabric.store.upkeep import TendedLog
 from zfabric.wire.topics import check_topic
 
-__all__ = ["SqliteLog", "open_sqlite"]
+__all__ = ["SqliteLog", "directory_of", "open_sqlite"]
 
 logger = logging.getLogger("zfabric.store")
 
@@ -51,7 +51,12 @@ _DAMAGE_MAX = 1000
 
 def open_sqlite(url: str, config: Config, create: bool) -> SqliteLog:
     """The engine of `sqlite:`: the rest of the URL is the path of a directory."""
-    return SqliteLog(Path(url.removeprefix("sqlite:").removeprefix("//")), config, create=create)
+    return SqliteLog(directory_of(url), config, create=create)
+
+
+def directory_of(url: str) -> Path:
+    """The directory that a URL of this engine, or a plain path, names."""
+    return Path(url.removeprefix("sqlite:").removeprefix("//"))
 
 
 class SqliteLog(TendedLog):
