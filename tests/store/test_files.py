@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.store.conftest import SMALL, Time
@@ -15,9 +16,10 @@ from tests.store.support import P1, P2, append, keyed, messages, one, read_all, 
 from tests.waiting import wait_until
 from zfabric import Config
 from zfabric.errors import NotStored, StoreDamaged, StoreLocked, StoreNotFound
-from zfabric.store import Commit, Mark, Position, PositionUpdate, Retention, open_log
+from zfabric.store import Commit, Key, Mark, Position, PositionUpdate, Retention, StoredBatch, open_log
 from zfabric.store.memory import MemoryLog
 from zfabric.store.sqlite import SqliteLog
+from zfabric.wire.batch import BatchWriter, Meta, parse_batch
 
 Reopen = Callable[..., SqliteLog]
 
@@ -266,3 +268,34 @@ def test_a_backup_is_the_log_at_one_moment(reopen: Reopen, tmp_path: Path) -> No
     (tmp_path / "other" / "letter").touch()
     with pytest.raises(StoreNotFound):
         log.backup(tmp_path / "other")
+
+
+def test_compaction_empties_batches(reopen: Reopen) -> None:
+    """What compaction drops from a batch that stays gives its room back; what stays in it is as it was."""
+    log = reopen(store_segment_bytes=10**9)
+    for number in range(100):
+        writer = BatchWriter("a", P1, 1, with_crc=number % 2 == 0)
+        for place in range(50):
+            if place % 10 == 0:
+                writer.annotate(f"k{place}", {"number": number}, 5)
+            writer.buffer += msgspec.msgpack.encode(f"value {number} {place} ".ljust(200))
+            writer.count += 1
+        frames = [bytes(frame) for frame in writer.seal(50 * number, 7)]
+        keys = [Key(place, b"k%d" % place) for place in range(50)]
+        keys[20] = Key(20, b"only %d" % number)
+        one(log, append("a", 50 * number, 50, frames=frames, keys=keys))
+    before = log.streams()[0].bytes
+
+    log.compact("a")
+
+    assert log.streams()[0].bytes < before / 8
+    items = read_all(log, "a", max_bytes=10**6)
+    assert len(items) == 100
+    for number, item in enumerate(items[:-1]):
+        assert isinstance(item, StoredBatch)
+        assert item.dropped == ((0, 20), (21, 50))
+        batch = parse_batch(item.frames, messages_max=50, buffers_max=0, topic_bytes_max=10)
+        values = msgspec.msgpack.decode(batch.body)
+        assert values[20].rstrip() == f"value {number} 20" and values[:20] == [None] * 20
+        assert batch.meta == Meta({20: "k20"}, {20: {"number": number}}, {20: 5})
+        assert (batch.base, batch.count, batch.published_ns) == (50 * number, 50, 7)

@@ -158,9 +158,9 @@ def hole_row(stream: int, offset: int, count: int, stored_ns: int, seed: int) ->
     return _sealed((stream, offset, count, None, 0, 0, 0, stored_ns, 0, 0, 0, None, None, None, None), seed)
 
 
-def thinned_row(row: Row, dropped: Sequence[tuple[int, int]], seed: int) -> Row:
-    """The row with other places dropped."""
-    return _sealed((*row[:12], _encode(dropped) if dropped else None, *row[13:]), seed)
+def thinned_row(row: Row, dropped: Sequence[tuple[int, int]], body: bytes, seed: int) -> Row:
+    """The row with other places dropped, and what is left of its body."""
+    return _sealed((*row[:9], crc32(body), 0, row[11], _encode(dropped), row[13], body), seed)
 
 
 def check_row(row: Row, seed: int, *, with_body: bool = True) -> None:

@@ -6,20 +6,27 @@ only the last value is kept (`superseded_in`). The heavy work needs no lock but 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
+from zfabric.errors import RemoteProtocolError
 from zfabric.store.catalog import Catalog, Stream
 from zfabric.store.head import new_file
 from zfabric.store.records import INSERT, PAGE_BYTES, Row, decode_dropped, decode_keys, hole_row, thinned_row
 from zfabric.store.rules import may_go, ranges_of, superseded
 from zfabric.store.segment import Range, Segment
+from zfabric.wire.batch import FLAG_CRC, BatchWriter, Meta, parse_batch
+from zfabric.wire.topics import TOPIC_BYTES_MAX
 
 __all__ = ["Piece", "groups", "mostly_dead", "pieces_of", "retained_from", "superseded_in", "write_pack"]
 
 _OVERHEAD_BYTES = 16 * PAGE_BYTES
 "What an almost empty file takes; nobody gains by rewriting that."
+_NIL = b"\xc0"
+_decode_values = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 _SMALL_FILES = 4
 "So many small files are worth one larger one."
 
@@ -156,6 +163,33 @@ def _survivors(stream: Stream, held: Range, seed: int, dropping: Mapping[tuple[i
         if hole is not None:
             yield hole_row(stream.id, *hole, seed)
             hole = None
-        yield thinned_row(row, ranges_of(set(gone)), seed) if gone else row
+        yield thinned_row(row, ranges_of(set(gone)), _blanked(row, gone), seed) if gone else row
     if hole is not None:
         yield hole_row(stream.id, *hole, seed)
+
+
+def _blanked(row: Row, gone: Collection[int]) -> bytes:
+    """The body with the dropped values replaced by nil, without their keys and headers; the numbers stay.
+
+    A body that is no batch, or has buffers beside it, stays as it is.
+    """
+    body = bytes(row[14])
+    if row[13] is not None:
+        return body
+    try:
+        batch = parse_batch([body], messages_max=row[2], buffers_max=0, topic_bytes_max=TOPIC_BYTES_MAX)
+        values = _decode_values(batch.body)
+    except (RemoteProtocolError, msgspec.MsgspecError):
+        return body
+    writer = BatchWriter(batch.topic, batch.producer, batch.epoch, with_crc=bool(batch.flags & FLAG_CRC))
+    meta = batch.meta or Meta()
+    for place, value in enumerate(values):
+        if place in gone:
+            writer.buffer += _NIL
+        else:
+            about = meta.keys.get(place), meta.headers.get(place), meta.ttl_ms.get(place)
+            if about != (None, None, None):
+                writer.annotate(*about)
+            writer.buffer += value
+        writer.count += 1
+    return bytes(writer.seal(batch.base, batch.published_ns, batch.flags & ~FLAG_CRC)[0])
