@@ -87,3 +87,20 @@ def test_last_value() -> None:
 def test_circuit_breaker() -> None:
     """Three failures open the circuit, and the try after the cooldown closes it."""
     assert run("circuit_breaker.py").splitlines() == ["failed", "failed", "failed", "left alone", "total: 42"]
+
+
+def test_images() -> None:
+    """All frames pass three stages."""
+    assert "100 frames, " in run("images.py")
+
+
+def test_wordcount() -> None:
+    """Whatever happens to workers, the result is that of a single loop."""
+    command = [sys.executable, "-m", "zfabric.examples.wordcount", "--files", "200"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "killed a worker after 50 files"
+    assert lines[1] == "another one joined after 100 files"
+    assert lines[-1] == "equal to a single loop"
