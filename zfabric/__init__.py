@@ -1,165 +1,28 @@
-"""zfabric: a brokerless messaging fabric over ZeroMQ."""
+"""zfabric: a brokerless messaging fabric over ZeroMQ.
 
-from zfabric.config import Config
-from zfabric.errors import (
-    CaptureError,
-    DecodeFailed,
-    DeliveryFailed,
-    EncodeFailed,
-    FabricError,
-    InsecureInterface,
-    InterfaceNotFound,
-    InvalidArguments,
-    InvalidKey,
-    LimitExceeded,
-    LocalProtocolError,
-    NodeClosed,
-    NodeForked,
-    NoResponders,
-    NoSubscribers,
-    NotStored,
-    OutOfSequence,
-    Overloaded,
-    PositionFenced,
-    ProducerFenced,
-    ProviderLost,
-    RemoteError,
-    RemoteProtocolError,
-    RequestTimeout,
-    SelectorError,
-    StoreDamaged,
-    StoreFailed,
-    StoreLocked,
-    StoreLost,
-    StoreNotFound,
-    TopicError,
-    WindowFull,
-)
-from zfabric.events import (
-    AckRefused,
-    AuthenticationFailed,
-    DecodeError,
-    DiscoveryFailed,
-    DuplicateId,
-    Event,
-    Evicted,
-    Gap,
-    HandlerError,
-    IncompatibleDelivery,
-    JobDead,
-    JobsExpired,
-    JobsOrphaned,
-    JobsUnfinished,
-    PeerJoined,
-    PeerLeft,
-    PeerRefused,
-    ProtocolError,
-    Rejected,
-    SubscriberJoined,
-    SubscriberLeft,
-    Undelivered,
-)
-from zfabric.model import (
-    Delivery,
-    Job,
-    Message,
-    Overflow,
-    Peer,
-    ProviderReply,
-    QueueStatistics,
-    ServiceOffer,
-    Source,
-    Statistics,
-    Topic,
-    TopicStatistics,
-)
-from zfabric.node.node import Node
-from zfabric.node.publisher import Publisher
-from zfabric.node.puller import Puller
-from zfabric.node.pusher import Pusher
-from zfabric.node.services import CurrentRequest, Service, current_request
-from zfabric.node.subscription import Subscription
-from zfabric.security.keys import new_key
-from zfabric.wire.selectors import Selector
-from zfabric.wire.topics import Pattern
+The public names stand in `_api.py` and are loaded when the first of them is used (PEP 562): a command that shows its
+help, or a program that asks for a version, needs no sockets.
+"""
 
-__all__ = [
-    "AckRefused",
-    "AuthenticationFailed",
-    "CaptureError",
-    "Config",
-    "CurrentRequest",
-    "DecodeError",
-    "DecodeFailed",
-    "Delivery",
-    "DeliveryFailed",
-    "DiscoveryFailed",
-    "DuplicateId",
-    "EncodeFailed",
-    "Event",
-    "Evicted",
-    "FabricError",
-    "Gap",
-    "HandlerError",
-    "IncompatibleDelivery",
-    "InsecureInterface",
-    "InterfaceNotFound",
-    "InvalidArguments",
-    "InvalidKey",
-    "Job",
-    "JobDead",
-    "JobsExpired",
-    "JobsOrphaned",
-    "JobsUnfinished",
-    "LimitExceeded",
-    "LocalProtocolError",
-    "Message",
-    "NoResponders",
-    "NoSubscribers",
-    "Node",
-    "NodeClosed",
-    "NodeForked",
-    "NotStored",
-    "OutOfSequence",
-    "Overflow",
-    "Overloaded",
-    "Pattern",
-    "Peer",
-    "PeerJoined",
-    "PeerLeft",
-    "PeerRefused",
-    "PositionFenced",
-    "ProducerFenced",
-    "ProtocolError",
-    "ProviderLost",
-    "ProviderReply",
-    "Publisher",
-    "Puller",
-    "Pusher",
-    "QueueStatistics",
-    "Rejected",
-    "RemoteError",
-    "RemoteProtocolError",
-    "RequestTimeout",
-    "Selector",
-    "SelectorError",
-    "Service",
-    "ServiceOffer",
-    "Source",
-    "Statistics",
-    "StoreDamaged",
-    "StoreFailed",
-    "StoreLocked",
-    "StoreLost",
-    "StoreNotFound",
-    "SubscriberJoined",
-    "SubscriberLeft",
-    "Subscription",
-    "Topic",
-    "TopicError",
-    "TopicStatistics",
-    "Undelivered",
-    "WindowFull",
-    "current_request",
-    "new_key",
-]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zfabric._api import *  # noqa: F403 - the one list of names is there
+    from zfabric._api import __all__ as __all__
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_") and name != "__all__":
+        raise AttributeError(f"module 'zfabric' has no attribute {name!r}")
+    try:
+        value = globals()[name] = getattr(import_module("zfabric._api"), name)
+    except AttributeError:
+        raise AttributeError(f"module 'zfabric' has no attribute {name!r}") from None
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*import_module("zfabric._api").__all__]
