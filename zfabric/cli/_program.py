@@ -21,6 +21,7 @@ SECTIONS = {
         "nodes": "Who is there.",
         "topics": "What is published, by whom and for whom.",
         "services": "What is provided, and by whom.",
+        "graph": "A picture of who talks to whom.",
         "hz": "How often messages come, topic by topic.",
         "bw": "How many bytes a second, topic by topic.",
     },
