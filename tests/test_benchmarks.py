@@ -70,6 +70,7 @@ TINY = {
     "requests": ["--in-flight", "1,20"],
     "queue": ["--workers", "2"],
     "durable": [],
+    "storelog": [],
     "frames": ["--size", "1000000"],
     "cost": [],
     "startup": [],

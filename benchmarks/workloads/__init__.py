@@ -20,6 +20,7 @@ NAMES = (
     "requests",
     "queue",
     "durable",
+    "storelog",
     "frames",
     "cost",
     "startup",
