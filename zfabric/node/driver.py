@@ -260,28 +260,34 @@ class Driver:
         if self.open_state != "open":
             return
         now = self.loop.time()
-        while (actions := self.core.actions(now)) or self._jobs:
-            for action in actions:
-                self._act(action, now)
+        again = True
+        while again:
+            again = False
+            for action in self.core.actions(now):
+                again |= self._act(action, now)
             jobs, self._jobs = self._jobs, []
             for job in jobs:
                 job()
+                again = True
         self._rearm()
         if self._confirming:
             self._confirm()
         self._wake()
 
-    def _act(self, action: Action, now: float) -> None:
+    def _act(self, action: Action, now: float) -> bool:
+        """Do one thing. Returns whether the core was told that it cannot be done."""
         transport = self._transport
         match action:
             case Send(route, frame):
                 if not transport.send(route, frame):
                     self.core.route_lost(route, now)
+                    return True
             case Emit(event):
                 self.events.put(event)
             case Dial(route, endpoint):
                 if not transport.dial(route, endpoint):
                     self.core.route_lost(route, now)
+                    return True
             case HangUp(route):
                 transport.hang_up(route)
             case AddFilter(prefix):
@@ -292,6 +298,7 @@ class Driver:
                 transport.connect_feed(endpoint)
             case DisconnectFeed(endpoint):
                 transport.disconnect_feed(endpoint)
+        return False
 
     def _rearm(self) -> None:
         due = self.core.timer()

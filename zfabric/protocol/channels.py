@@ -26,6 +26,8 @@ __all__ = ["Channels", "Machine"]
 LETTER_BYTES = 1024 * 1024
 "A letter is closed when it is that long; one record may be longer."
 RETRY_DOUBLINGS_MAX = 5
+LETTERS_PER_ACK = 16
+"So many letters are acknowledged at once; fewer when the ack has waited long enough."
 
 
 class Machine(Protocol):
@@ -60,7 +62,7 @@ class Channel:
 
     # fmt: off
     __slots__ = (
-        "ack_at", "doublings", "expected", "heard_bytes", "kept", "nbytes", "next_number", "open", "open_bytes", "peer",
+        "ack_at", "acked", "doublings", "expected", "kept", "nbytes", "next_number", "open", "open_bytes", "peer",
         "retry_at", "session", "theirs", "unsaid"
     )
     # fmt: on
@@ -81,6 +83,8 @@ class Channel:
         self.doublings = 0
         self.expected = 0
         self.ack_at = inf
+        self.acked = 0
+        "What the peer was told of `expected`."
 
     def close_letter(self) -> None:
         """What was said so far becomes one letter. The first may be empty: it tells of the session."""
@@ -196,7 +200,8 @@ class Channels:
             self._owe_ack(channel, now)
             return
         channel.expected += 1
-        self._owe_ack(channel, now + self._config.ack_delay_s)
+        many = channel.expected - channel.acked >= LETTERS_PER_ACK
+        self._owe_ack(channel, now if many else now + self._config.ack_delay_s)
         for record in letter.records:
             hear = self._dispatch.get(type(record))
             if hear is not None:  # else it is for a store, and this node is none
@@ -239,7 +244,7 @@ class Channels:
         for letter in letters:
             record = Letter(channel.session, channel.theirs, letter.number, letter.records)
             self._peers.tell_bulk(channel.peer, record, letter.nbytes, now=now)
-        if channel.ack_at < inf:
+        if channel.ack_at <= now:
             self._acknowledge(channel, now)
         if channel.retry_at == inf:
             self._await_ack(channel, now)
@@ -252,6 +257,7 @@ class Channels:
 
     def _acknowledge(self, channel: Channel, now: float) -> None:
         channel.ack_at = inf
+        channel.acked = channel.expected
         self._peers.tell(channel.peer, LetterAck(channel.session, channel.theirs, channel.expected), now=now)
 
     def _await_ack(self, channel: Channel, now: float) -> None:

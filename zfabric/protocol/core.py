@@ -154,11 +154,12 @@ class Core:
             self.not_protocol(self.peers.address(route), error)
             self.peers.damaged(route)
             return
-        if sum(isinstance(record, Hello) for record in records) > HELLOS_PER_FRAME_MAX:
+        if len(records) > HELLOS_PER_FRAME_MAX < sum(isinstance(record, Hello) for record in records):
             self.not_protocol(self.peers.address(route), RemoteProtocolError("one frame holds too many HELLOs"))
             return
         for record in records:
-            if not self._greeting(route, sender, record, now) and not self._session(route, sender, record, now):
+            known = type(record) in self._dispatch or not self._greeting(route, sender, record, now)
+            if known and not self._session(route, sender, record, now):
                 self.strangers += sender not in self.peers.known  # else it came late, by a route that was hung up
                 return
 
@@ -179,7 +180,7 @@ class Core:
 
     def _session(self, route: Route, sender: bytes, record: Record, now: float) -> bool:
         """Records of a peer. Returns False if the sender is none."""
-        if isinstance(record, Goodbye):
+        if type(record) is Goodbye:
             patience_s = self._config.gap_settle_s if self.streams.awaits(sender) else 0.0
             self.peers.goodbye(sender, route, patience_s, now)
             return True

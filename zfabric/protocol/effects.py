@@ -29,6 +29,8 @@ Route: TypeAlias = int | bytes
 
 RECORDS_PER_FRAME = 1000
 "What one frame carries, far below what its receiver accepts (Config.control_records_max, frame_bytes_max)."
+RECORDS_IN_PASSING = 4
+"So few fit one frame, if none of them is Data."
 FRAME_BYTES = 4 * 1024 * 1024
 
 
@@ -126,7 +128,8 @@ class Effects:
         self._actions.append(HangUp(route))
 
     def _send(self, route: Route, records: list[Record]) -> None:
-        for some in _frames(records):
+        few = len(records) <= RECORDS_IN_PASSING and not any(type(record) is Data for record in records)
+        for some in (records,) if few else _frames(records):
             self._actions.append(Send(route, encode_envelope(self._me, some)))
 
     def take(self) -> list[Action]:

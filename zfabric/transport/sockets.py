@@ -327,7 +327,9 @@ class ZmqTransport:
         for _ in range(self._config.frames_per_turn_max):
             if not int(socket.get(_EVENTS)) & _POLLIN:  # cheaper than the exception
                 break
-            routing_id, *frames = socket.recv_multipart(_NOBLOCK)
+            routing_id, frames = socket.recv(_NOBLOCK), [socket.recv(_NOBLOCK)]
+            while socket.get(_RCVMORE):
+                frames.append(socket.recv(_NOBLOCK))
             route = _route(routing_id) if socket is self._dialler else routing_id
             whole = len(frames) == 1 or (len(frames) == 2 and frames[1] == _crc(frames[0]))
             self._receiver.on_control(route, frames[0] if whole else b"")
