@@ -194,8 +194,8 @@ class Directory:
         (self.path / "reserve").unlink(missing_ok=True)
 
     def has_room(self) -> bool:
-        """Whether a disk that was full has room again, for the reserve and as much beside it."""
-        return self.free_bytes() >= 2 * self._reserve_bytes
+        """Whether a disk that was full has room again, for the reserve and a quarter more."""
+        return self.free_bytes() >= self._reserve_bytes * 5 // 4
 
 
 def _lock(path: Path) -> apsw.Connection:
