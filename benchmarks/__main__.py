@@ -102,7 +102,8 @@ def _parser(known: Sequence[workloads.Workload]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for workload in known:
-        command = commands.add_parser(workload.name, help=workload.summary, description=workload.summary)
+        told = workload.summary.replace("%", "%%")
+        command = commands.add_parser(workload.name, help=told, description=told)
         _add_scale(command)
         command.add_argument("--repeat", type=int, help="repetitions of everything")
         command.add_argument("--peers", default="", help="comma-separated words: only peers whose name has one")

@@ -12,8 +12,8 @@ Heartbeats, and giving a dead worker's jobs to others, are the queue's own busin
 
 What can fail: a worker that ends is started again, after a pause that doubles while it lives for less than
 `healthy_s`; one that ends `attempts` times in a row without living that long breaks the pool: `failed` is set, and
-the others go on. Workers must end on SIGTERM after the job in hand, or lose it to another worker. If the pool's process is
-killed, its workers go on without it.
+the others go on. Workers must end on SIGTERM after the job in hand, or lose it to another worker. If the pool's
+process is killed, its workers go on without it.
 """
 
 from __future__ import annotations

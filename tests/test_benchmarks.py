@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from benchmarks import machine, peers, readme, report, workloads
+from benchmarks.__main__ import main
 from benchmarks.growth import growths
 from benchmarks.harness import run_cell
 from benchmarks.model import Cell, Entry, Link, Missing, Row, Run, Sample
@@ -98,6 +99,15 @@ def test_workload_runs(workload: str) -> None:
     assert first["cores"] == os.cpu_count()
     assert {"zfabric", "pyzmq", "libzmq", "msgspec"} <= set(first["versions"])
     assert first["command"].startswith(f"python -m benchmarks {workload}")
+
+
+def test_help_names_every_workload(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever stands in their summaries."""
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+
+    assert [workload.name for workload in workloads.load() if f"    {workload.name} " not in shown] == []
 
 
 def test_no_workload_is_left_out() -> None:

@@ -1,4 +1,4 @@
-"""The log on disk, in SQLite files through apsw. `docs/adr/0007-one-head-and-sealed-files.md` tells why it is so.
+"""The log on disk, in SQLite files through apsw. `docs/adr/0008-one-head-and-sealed-files.md` tells why it is so.
 
 Writing happens in one head file (`head.py`), under one lock; sealed files are only read, and removed as a whole.
 What is confirmed was flushed. A write that fails in any other way than for want of room ends all writing.
