@@ -17,6 +17,7 @@ from zfabric.errors import (
     NodeForked,
     NoResponders,
     NoSubscribers,
+    NotAuthorized,
     NotStored,
     OutOfSequence,
     Overloaded,
@@ -36,6 +37,7 @@ from zfabric.errors import (
     WindowFull,
 )
 from zfabric.events import (
+    AccessDenied,
     AckRefused,
     AuthenticationFailed,
     DecodeError,
@@ -84,6 +86,7 @@ from zfabric.wire.selectors import Selector
 from zfabric.wire.topics import Pattern
 
 __all__ = [
+    "AccessDenied",
     "AckRefused",
     "AuthenticationFailed",
     "CaptureError",
@@ -119,6 +122,7 @@ __all__ = [
     "Node",
     "NodeClosed",
     "NodeForked",
+    "NotAuthorized",
     "NotStored",
     "OutOfSequence",
     "Overflow",

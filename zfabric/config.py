@@ -208,6 +208,10 @@ class Config:
     capture_block_bytes_max: int = 256 * 1024 * 1024
     "Any block of a capture file, at most: a forged file cannot buy more memory."
 
+    # -- identities ----------------------------------------------------------------------------
+    identities_poll_s: float = 1.0
+    "How often the directory of identities is looked at: who is revoked loses its links after this long, at most."
+
     # -- events --------------------------------------------------------------------------------
     events_max: int = 10_000
     "Events that wait in one `node.events()` iterator; the oldest go first, counted."

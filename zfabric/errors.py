@@ -18,6 +18,7 @@ __all__ = [
     "NoSubscribers",
     "NodeClosed",
     "NodeForked",
+    "NotAuthorized",
     "NotStored",
     "OutOfSequence",
     "Overloaded",
@@ -108,6 +109,16 @@ class InvalidKey(LocalProtocolError, ValueError):
     def __init__(self, reason: str) -> None:
         super().__init__(f"this key cannot be used: {reason}")
         self.reason = reason
+
+
+class NotAuthorized(FabricError):
+    """This node's identity may not do that: give it a role that may, in the directory of identities."""
+
+    def __init__(self, identity: str, action: str, name: str) -> None:
+        super().__init__(f"identity {identity!r} may not {action} {name!r}")
+        self.identity = identity
+        self.action = action
+        self.name = name
 
 
 class NoSubscribers(FabricError):

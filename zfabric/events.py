@@ -7,6 +7,7 @@ import msgspec
 from zfabric.model import Peer, Source
 
 __all__ = [
+    "AccessDenied",
     "AckRefused",
     "AuthenticationFailed",
     "DecodeError",
@@ -47,7 +48,8 @@ class PeerLeft(Event, frozen=True):
 
     peer: Peer
     reason: str
-    "`goodbye`, `silent` (nothing heard for Config.peer_timeout_s), `unreachable` or `refused`."
+    """`goodbye`, `silent` (nothing heard for Config.peer_timeout_s) or `revoked` (its identity is not trusted any
+    more)."""
 
 
 class PeerRefused(Event, frozen=True):
@@ -57,6 +59,19 @@ class PeerRefused(Event, frozen=True):
     reason: str
     "`version`, `fabric`, `duplicate-id`, `peers-max` or `stranger` (another node took over that port)."
     detail: str
+
+
+class AccessDenied(Event, frozen=True):
+    """A peer tried what its identity may not do, or we did. Both sides are told, once a minute."""
+
+    peer: Source
+    "The other side."
+    action: str
+    "`publish`, `subscribe`, `push`, `pull`, `serve` or `request`."
+    name: str
+    "The topic, pattern, queue or service."
+    here: bool
+    "True if this node denied it."
 
 
 class AuthenticationFailed(Event, frozen=True):

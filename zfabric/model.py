@@ -294,6 +294,8 @@ class Statistics(msgspec.Struct, frozen=True):
     "Exceptions that left a handler."
     events_dropped: int
     "Events that a slow `node.events()` iterator missed."
+    denials: int
+    "What peers tried and their identities may not."
     authentication_failures: int
     "Connections that came to nothing because of keys."
     strangers: int

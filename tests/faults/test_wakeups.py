@@ -20,14 +20,14 @@ class Receiver:
     def __init__(self) -> None:
         self.frames: list[bytes] = []
 
-    def on_control(self, route: Route, frame: bytes) -> None:
+    def on_control(self, route: Route, frame: bytes, user: str = "") -> None:
         """A control frame arrived."""
         self.frames.append(frame)
 
-    def on_batch(self, frames: Sequence[Buffer]) -> None:
+    def on_batch(self, frames: Sequence[Buffer], user: str = "") -> None:
         """Never here."""
 
-    def on_filter(self, data: bytes) -> None:
+    def on_filter(self, data: bytes, user: str = "") -> None:
         """Never here."""
 
     def on_feed_broken(self, endpoint: str) -> None:

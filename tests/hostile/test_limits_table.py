@@ -106,6 +106,8 @@ REACHED = {
     "address_settle_s": "discovery/test_interfaces.py::test_a_change_is_told_once_it_has_settled",
     "registry_poll_s": "discovery/test_registry.py::test_quiet_registries_are_not_read_again",
     "gossip_interval_s": "hostile/test_timing_limits.py::test_lists_of_peers_are_sent_with_growing_pauses",
+    # identities
+    "identities_poll_s": "security/test_identities.py::test_revoked_identities_lose_their_links",
     # events and closing
     "events_max": "node/test_events.py::test_events_are_bounded_and_dropped_ones_counted",
     "close_timeout_s": "node/test_closing.py::test_the_default_timeout_is_the_config_s",

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zfabric import InvalidKey, new_key
-from zfabric.security.keyfiles import config_dir, find_key, key_files, key_path, read_key, write_key
+from zfabric.security.finding import find_credentials
+from zfabric.security.identities import Identities
+from zfabric.security.keyfiles import config_dir, key_files, key_path, read_key, write_key
 from zfabric.security.keys import FabricKey, fingerprint
 
 KNOWN = "zfk1:plant:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh9slIzI"
@@ -143,25 +145,26 @@ def test_any_file_is_a_key_or_invalid(content: bytes) -> None:
 def test_where_keys_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is passed comes first, then $ZFABRIC_KEY_FILE, then the user's file of that fabric."""
     passed, named, users = (FabricKey.parse(new_key("plant")) for _ in range(3))
-    assert find_key("plant", None) is None
+    assert find_credentials("plant", None) is None
     write_key(key_path("plant"), users)
     write_key(tmp_path / "named", named)
     write_key(tmp_path / "passed", passed)
 
     def found(key: str | bytes | Path | None = None) -> str | None:
-        key_ = find_key("plant", key)
+        key_ = find_credentials("plant", key)
+        assert not isinstance(key_, Identities)
         return None if key_ is None else key_.text
 
     assert found() == users.text
-    assert find_key("other", None) is None
+    assert find_credentials("other", None) is None
     monkeypatch.setenv("ZFABRIC_KEY_FILE", str(tmp_path / "named"))
     assert found() == named.text
     assert found(passed.text) == found(passed.text.encode()) == found(tmp_path / "passed") == passed.text
     with pytest.raises(InvalidKey, match="belongs to fabric 'plant'"):
-        find_key("other", None)
+        find_credentials("other", None)
     monkeypatch.setenv("ZFABRIC_KEY_FILE", str(tmp_path / "missing"))
     with pytest.raises(FileNotFoundError):
-        find_key("plant", None)
+        find_credentials("plant", None)
 
 
 @pytest.mark.parametrize("fabric", ["plant", "../../etc", ".", "a/b", "Ä", "x" * 500])

@@ -32,17 +32,17 @@ class Recorder:
         self.bursts: list[int] = []
         self._burst = 0
 
-    def on_control(self, route: Route, frame: bytes) -> None:
+    def on_control(self, route: Route, frame: bytes, user: str = "") -> None:
         """Remember a control frame."""
         self.control.append((route, frame))
         self._burst += 1
 
-    def on_batch(self, frames: Sequence[Buffer]) -> None:
+    def on_batch(self, frames: Sequence[Buffer], user: str = "") -> None:
         """Remember a batch."""
         self.batches.append([bytes(frame) for frame in frames])
         self._burst += 1
 
-    def on_filter(self, data: bytes) -> None:
+    def on_filter(self, data: bytes, user: str = "") -> None:
         """Remember a subscription."""
         self.filters.append(data)
         self._burst += 1

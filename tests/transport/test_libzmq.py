@@ -16,7 +16,7 @@ import zmq
 from tests.hostile.attackers import GREETING, Raw, command, message, ready
 from tests.transport.support import Sockets, bind, drain
 from tests.waiting import wait_until
-from zfabric.transport.sockets import LIBZMQ_MIN
+from zfabric.transport.listening import LIBZMQ_MIN
 
 
 def subscribed(publisher: zmq.Socket[bytes], count: int = 1) -> list[bytes]:

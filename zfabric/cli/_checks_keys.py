@@ -8,7 +8,9 @@ from pathlib import Path
 
 from zfabric.cli.checks import Check, Situation, failed, ok, warned
 from zfabric.errors import InvalidKey
-from zfabric.security.keyfiles import KEY_FILE, find_key, key_files, read_key
+from zfabric.security.finding import KEY_FILE, find_credentials
+from zfabric.security.identities import Identities
+from zfabric.security.keyfiles import key_files, read_key
 
 __all__ = ["CHECKS", "fabric_key", "key_files_of_user"]
 
@@ -17,7 +19,7 @@ def fabric_key(situation: Situation) -> Iterator[Check]:
     """Has this fabric a key, and which?"""
     chosen = os.environ.get(KEY_FILE)
     try:
-        key = find_key(situation.fabric, None)
+        key = find_credentials(situation.fabric, None)
     except (InvalidKey, OSError) as error:
         where = f"the file that ${KEY_FILE} names: " if chosen else ""
         yield failed("key", f"{where}{error}", "mend it, or `zfabric keys join` with the token of your fabric")
@@ -25,6 +27,10 @@ def fabric_key(situation: Situation) -> Iterator[Check]:
     if key is None:
         detail = f"fabric {situation.fabric!r} has none here: everything is plain, and stays on this machine"
         yield ok("key", detail)
+    elif isinstance(key, Identities):
+        known = "" if key.name in key.trusted else " (which is not itself among them)"
+        detail = f"fabric {situation.fabric!r} has {len(key.trusted)} identities here; this is {key.name!r}{known}"
+        yield ok("key", f"{detail}, and announces {key.fingerprint}")
     else:
         yield ok("key", f"fabric {situation.fabric!r} is encrypted; all of its nodes must announce {key.fingerprint}")
 

@@ -13,7 +13,7 @@ import zmq
 
 from zfabric.cli.checks import Check, Situation, failed, ok, warned
 from zfabric.discovery import announcements, runtime_dir
-from zfabric.transport.sockets import IPC_PATH_MAX, LIBZMQ_MIN
+from zfabric.transport.listening import IPC_PATH_MAX, LIBZMQ_MIN
 
 __all__ = ["CHECKS", "clock", "descriptors", "libraries", "python", "registry", "runtime_directory"]
 

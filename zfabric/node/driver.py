@@ -21,6 +21,7 @@ from zfabric.errors import NodeClosed, NodeForked, NotStored, RemoteProtocolErro
 from zfabric.events import DiscoveryFailed, Event
 from zfabric.model import Source
 from zfabric.node.eventhub import EventHub
+from zfabric.node.rights import Rights
 from zfabric.protocol.core import Core
 from zfabric.protocol.effects import (
     Action,
@@ -35,7 +36,7 @@ from zfabric.protocol.effects import (
 )
 from zfabric.protocol.lanes import Lane, Sink
 from zfabric.protocol.outbox import Outbox
-from zfabric.transport.base import Buffer, Route, Transport
+from zfabric.transport.base import Buffer, Credentials, Route, Transport
 from zfabric.wire.records import Identity
 
 __all__ = ["Driver"]
@@ -76,17 +77,18 @@ class Driver:
         self._waits = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._source = Source(core.me.hex(), "")
+        self.rights = Rights(None)
         self.open_state = "new"
 
     # -- life ----------------------------------------------------------------------------------
 
-    def open(self, identity: Identity, fingerprint: str, seeds: Sequence[str]) -> None:
+    def open(self, identity: Identity, credentials: Credentials | None, seeds: Sequence[str]) -> None:
         """Bind, introduce ourselves and start to look for others. Raises OSError if an address is taken."""
         self.loop = asyncio.get_running_loop()
         self._transport.open(self)
         self.open_state = "open"
         self._source = Source(self.core.me.hex(), identity.name)
-        self._fingerprint = fingerprint
+        self._credentials = credentials
         self._identity = identity
         self._introduce()
         for seed in seeds:
@@ -108,7 +110,9 @@ class Driver:
         return self._transport.inbox_endpoints
 
     def _announcement(self) -> Announcement:
-        return Announcement(self.core.me, self._identity.fabric, self.endpoints, self._fingerprint)
+        fingerprint = "" if self._credentials is None else self._credentials.fingerprint
+        endpoints = tuple(endpoint.removesuffix(f"#{fingerprint}") for endpoint in self.endpoints)
+        return Announcement(self.core.me, self._identity.fabric, endpoints, fingerprint)
 
     async def _start(self, way: Discovery) -> None:
         try:
@@ -120,13 +124,20 @@ class Driver:
     def _found(self, announcement: Announcement) -> None:
         if self.open_state != "open":
             return
-        now = self.loop.time()
-        if announcement.fingerprint == self._fingerprint:
-            self.core.found(announcement.node_id, announcement.endpoints, now)
+        now, key, credentials = self.loop.time(), announcement.fingerprint, self._credentials
+        if not key if credentials is None else key and credentials.server_key(key) is not None:
+            suffix = f"#{key}" if credentials is not None and credentials.distinguishes else ""
+            self.core.found(announcement.node_id, [f"{each}{suffix}" for each in announcement.endpoints], now)
         else:
             address = next(iter(announcement.endpoints), announcement.node_id.hex())
-            self.core.not_authenticated(address, _mismatch(announcement.fingerprint, self._fingerprint), now)
+            self.core.not_authenticated(address, _mismatch(key, credentials), now)
         self.schedule_pump()
+
+    def trust_changed(self) -> None:
+        """Identities were revoked or may do other things: begin with everybody anew."""
+        self.core.trust_changed(self.loop.time())
+        self.pump()
+        self._transport.drop_links()
 
     async def readdress(self, addresses: tuple[str, ...]) -> None:
         """The machine's addresses changed: listen there, and tell everybody."""
@@ -209,19 +220,19 @@ class Driver:
 
     # -- what the transport calls --------------------------------------------------------------
 
-    def on_control(self, route: Route, frame: bytes) -> None:
+    def on_control(self, route: Route, frame: bytes, user: str = "") -> None:
         """A control frame arrived."""
-        self.core.receive(route, frame, self.loop.time())
+        self.core.receive(route, frame, self.loop.time(), user)
 
-    def on_filter(self, data: bytes) -> None:
+    def on_filter(self, data: bytes, user: str = "") -> None:
         """A subscription arrived at the outlet."""
-        self.core.receive_filter(data, self.loop.time())
+        self.core.receive_filter(data, self.loop.time(), user)
 
-    def on_batch(self, frames: Sequence[Buffer]) -> None:
+    def on_batch(self, frames: Sequence[Buffer], user: str = "") -> None:
         """A batch arrived on the feed."""
         self.batches_received += 1
         self.bytes_received += sum(map(len, frames))
-        self.core.receive_batch(frames, self.loop.time())
+        self.core.receive_batch(frames, self.loop.time(), user)
 
     def on_feed_broken(self, endpoint: str) -> None:
         """An outlet sent what the feed cannot take."""
@@ -387,7 +398,9 @@ class Driver:
                     self._waiters.pop(waiter, None)
 
 
-def _mismatch(theirs: str, ours: str) -> str:
-    if not ours:
+def _mismatch(theirs: str, credentials: Credentials | None) -> str:
+    if credentials is None:
         return f"it announces a key, {theirs}, and this node has none"
-    return f"it announces {f'another key, {theirs}' if theirs else 'no key'}; this node's is {ours}"
+    if credentials.distinguishes:
+        return f"it announces {f'a key that is not trusted here, {theirs}' if theirs else 'no key'}"
+    return f"it announces {f'another key, {theirs}' if theirs else 'no key'}; this node's is {credentials.fingerprint}"

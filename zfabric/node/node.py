@@ -27,13 +27,15 @@ from zfabric.node.handlers import Handlers
 from zfabric.node.publisher import Publisher
 from zfabric.node.queues import NodeQueues, QueueMethods
 from zfabric.node.requests import Requests
+from zfabric.node.rights import Rights
 from zfabric.node.servicemethods import ServiceMethods
 from zfabric.node.services import Services
 from zfabric.node.subscription import Subscription
 from zfabric.protocol.core import Core
 from zfabric.protocol.keeping import Keeping
 from zfabric.protocol.outbox import Outbox
-from zfabric.security.keyfiles import find_key
+from zfabric.security.finding import find_credentials
+from zfabric.security.identities import Identities
 from zfabric.wire.codec import Codec
 from zfabric.wire.records import Identity, Start
 from zfabric.wire.topics import Pattern, check_topic
@@ -96,8 +98,8 @@ class Node(QueueMethods, ServiceMethods):
         self._topics: dict[str, _OpenTopic] = {}
         self._subscriptions: dict[Subscription, None] = {}
         self._ended: dict[str, tuple[int, int]] = {}
-        self._watch: asyncio.Task[None] | None = None
         self._extensions: list[Callable[[Driver], object]] = []
+        self._watches: list[asyncio.Task[None]] = []
         self.id = ""
 
     def __repr__(self) -> str:
@@ -115,7 +117,7 @@ class Node(QueueMethods, ServiceMethods):
             raise LocalProtocolError("a node opens once; make a new one")
         environment, config = self._environment, self._config
         scope = environment.scope(self._interface)
-        credentials = find_key(self.fabric, self._key)
+        credentials = find_credentials(self.fabric, self._key)
         if not scope.loopback and credentials is None and not self._insecure:
             raise InsecureInterface(self._interface)
         if credentials is not None:
@@ -123,16 +125,18 @@ class Node(QueueMethods, ServiceMethods):
         node_id = environment.random_bytes(16)
         loop = asyncio.get_running_loop()
         transport = environment.transport(node_id, scope, config, credentials)
+        authority = credentials if isinstance(credentials, Identities) else None
         jitter = random.Random(environment.random_bytes(8))  # noqa: S311 - spreads requests, hides nothing
-        core = Core(node_id, config, transport.usable, jitter, environment.utc() - loop.time())
+        core = Core(node_id, config, transport.usable, jitter, environment.utc() - loop.time(), authority)
         driver = Driver(core, transport, environment.ways(scope, config), config, environment.utc)
         driver.loop = loop
+        driver.rights = Rights(authority)
         for extend in self._extensions:  # what is more than a node hears of peers from the first one on
             extend(driver)
         host = socket.gethostname()
         token = environment.random_bytes(16)
         identity = Identity(token, self.fabric, self.name, host, os.getpid(), (), (), config.frame_bytes_max)
-        driver.open(identity, "" if credentials is None else credentials.fingerprint, self._seeds)
+        driver.open(identity, credentials, driver.rights.located(self._seeds))
         self.id = node_id.hex()
         self._driver = driver
         self._with_crc = not scope.loopback and credentials is None
@@ -141,7 +145,10 @@ class Node(QueueMethods, ServiceMethods):
         self._queues = NodeQueues(driver, self._handlers, config)
         _open_nodes.add(self)
         if not scope.loopback:
-            self._watch = loop.create_task(self._watch_addresses(scope), name="zfabric-addresses")
+            self._watches.append(loop.create_task(self._watch_addresses(scope), name="zfabric-addresses"))
+        if authority is not None:
+            watch = driver.rights.watch(config.identities_poll_s, driver.trust_changed)
+            self._watches.append(loop.create_task(watch, name="zfabric-identities"))
 
     async def _watch_addresses(self, scope: Scope) -> None:
         changed: asyncio.Queue[Scope] = asyncio.Queue()
@@ -161,8 +168,8 @@ class Node(QueueMethods, ServiceMethods):
             return
         timeout = self._config.close_timeout_s if timeout is None else timeout
         deadline = driver.loop.time() + timeout
-        if self._watch is not None:
-            self._watch.cancel()
+        for watch in self._watches:
+            watch.cancel()
         for subscription in list(self._subscriptions):
             subscription.end()
         queues.stop_pulling()
@@ -258,6 +265,7 @@ class Node(QueueMethods, ServiceMethods):
             handler_errors=sum(part.errors for part in (self._handlers, self._services) if part is not None),
             events_dropped=driver.events.dropped,
             strangers=core.strangers,
+            denials=core.denials,
             authentication_failures=core.authentication_failures,
             queues=self._queues.statistics() if self._queues is not None else {},
         )
@@ -316,6 +324,7 @@ class Node(QueueMethods, ServiceMethods):
         options = delivery, history, window_bytes, durable, without_store
         name, value_type = (topic.name, topic.type) if isinstance(topic, Topic) else (topic, None)
         check_topic(name, bytes_max=self._config.topic_bytes_max)
+        driver.rights.check("publish", name)
         shared = self._topics.get(name)
         if shared is None:
             codec = Codec(value_type, inline_bytes=self._config.inline_bytes)
@@ -385,6 +394,7 @@ class Node(QueueMethods, ServiceMethods):
         driver = self._opened()
         name, value_type = (pattern.name, pattern.type) if isinstance(pattern, Topic) else (pattern, None)
         compiled = Pattern(name, bytes_max=self._config.topic_bytes_max)
+        driver.rights.check_subscribe(compiled)
         codec = Codec(type if type is not None else value_type, inline_bytes=self._config.inline_bytes)
         size = self._config.buffer_bytes if buffer_bytes is None else buffer_bytes
         if size <= 0:

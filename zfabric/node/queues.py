@@ -43,6 +43,7 @@ class NodeQueues:
         """Another pusher of a queue."""
         name, value_type = (queue.name, queue.type) if isinstance(queue, Topic) else (queue, None)
         self._check(name)
+        self._driver.rights.check("push", name)
         codec = Codec(value_type, inline_bytes=self._config.inline_bytes)
         options = codec.type, policy
         shared, known, users = self._open.get(name, (None, options, 0))
@@ -70,6 +71,7 @@ class NodeQueues:
         """A new puller."""
         name, own_type = (queue.name, queue.type) if isinstance(queue, Topic) else (queue, None)
         self._check(name)
+        self._driver.rights.check("pull", name)
         if selector:
             Selector(selector, self._config)
         codec = Codec(value_type if value_type is not None else own_type, inline_bytes=self._config.inline_bytes)

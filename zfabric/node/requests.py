@@ -54,6 +54,7 @@ class Requests:
     def _call(
         self, caller: Any, service: str, version: int, arguments: tuple[Any, ...], options: dict[str, Any]
     ) -> Call:
+        self._driver.rights.check("request", service)
         encoded = self._encode(service, arguments)
         named = {name: msgspec.Raw(self._encode(service, value)) for name, value in options.items()}
         call = Call(caller, service, version, encoded, named)

@@ -42,6 +42,7 @@ class ServiceMethods:
             raise LocalProtocolError("open the node first: `async with node:` or `await node.open()`")
         services.driver.check_open()
         check_topic(name, bytes_max=services.config.topic_bytes_max)
+        services.driver.rights.check("serve", name)
         if version < 0 or (concurrency is not None and concurrency < 1):
             raise ValueError(f"version must be 0 or more and concurrency above 0, not {version} and {concurrency}")
 

@@ -109,6 +109,8 @@ class Channels:
         self._peers = peers
         self.unheard: list[LetterRecord] = []
         "While machines are told that a peer left: what it may not have heard."
+        self.screen: Callable[[PeerRecord, LetterRecord], LetterRecord | None] | None = None
+        "What of a record a peer may say, where peers have identities."
         self._machines: list[Machine] = []
         self._dispatch: dict[type[Any], Callable[[PeerRecord, Any, float], None]] = {}
         self._channels: dict[bytes, Channel] = {}
@@ -204,8 +206,9 @@ class Channels:
         self._owe_ack(channel, now if many else now + self._config.ack_delay_s)
         for record in letter.records:
             hear = self._dispatch.get(type(record))
-            if hear is not None:  # else it is for a store, and this node is none
-                hear(peer, record, now)
+            allowed = record if self.screen is None else self.screen(peer, record)
+            if hear is not None and allowed is not None:  # else it is for a store, and this node is none
+                hear(peer, allowed, now)
 
     def acked(self, peer: PeerRecord, ack: LetterAck, now: float) -> None:
         """Letters have arrived."""

@@ -10,17 +10,20 @@ from collections.abc import Callable, Iterable, Sequence
 from math import inf
 from typing import Any
 
+import msgspec
+
 from zfabric.config import Config
 from zfabric.errors import LimitExceeded, RemoteProtocolError, TopicError
-from zfabric.events import AuthenticationFailed, PeerJoined, PeerLeft, PeerRefused, ProtocolError
+from zfabric.events import AccessDenied, AuthenticationFailed, PeerJoined, PeerLeft, PeerRefused, ProtocolError
 from zfabric.model import Peer, Source
+from zfabric.protocol.authority import Authority, Everybody
 from zfabric.protocol.calls import Calls
 from zfabric.protocol.channels import Channels
 from zfabric.protocol.effects import Action, Effects, Route
 from zfabric.protocol.inbox import Jitter
 from zfabric.protocol.interests import Interests
 from zfabric.protocol.loopback import Loopback
-from zfabric.protocol.markers import parse_marker
+from zfabric.protocol.markers import MarkerCounts, parse_marker
 from zfabric.protocol.membership import Step
 from zfabric.protocol.outbox import Outbox
 from zfabric.protocol.peers import PeerRecord, PeerTable
@@ -29,11 +32,13 @@ from zfabric.protocol.serving import Serving
 from zfabric.protocol.stores import Stores
 from zfabric.protocol.streams import Streams
 from zfabric.wire.batch import Batch, Buffer, parse_batch
-from zfabric.wire.letters import Broken, Letter, LetterAck
+from zfabric.wire.letters import Broken, Letter, LetterAck, LetterRecord
+from zfabric.wire.queue_records import Pull, QueueOffers
 from zfabric.wire.records import (
     Ack,
     Attached,
     Data,
+    Denied,
     Evicted,
     Goodbye,
     Heartbeat,
@@ -53,6 +58,8 @@ from zfabric.wire.records import (
     Welcome,
     decode_envelope,
 )
+from zfabric.wire.service_records import Request, ServiceOffers
+from zfabric.wire.topics import Pattern
 
 __all__ = ["Core"]
 
@@ -67,10 +74,20 @@ class Core:
     """All protocol state of one node."""
 
     def __init__(
-        self, me: bytes, config: Config, usable: Callable[[str], bool], jitter: Jitter, wall_offset: float = 0.0
+        self,
+        me: bytes,
+        config: Config,
+        usable: Callable[[str], bool],
+        jitter: Jitter,
+        wall_offset: float = 0.0,
+        authority: Authority | None = None,
     ) -> None:
-        """`usable` tells whether an endpoint can work from here; `wall_offset` turns `now` into UTC seconds."""
+        """`usable` tells whether an endpoint can work from here; `wall_offset` turns `now` into UTC seconds.
+
+        Without `authority` every peer may do anything.
+        """
         self.me = me
+        self._authority = authority or Everybody()
         self._wall_offset = wall_offset
         self._config = config
         self._effects = Effects(me)
@@ -78,6 +95,8 @@ class Core:
         self.interests = Interests(me, config, self._effects, self.peers, usable)
         self.channels = Channels(config, self._effects, self.peers)
         self.streams = Streams(config, self._effects, self.peers, self.interests, jitter)
+        if self._authority.distinguishes:
+            self.channels.screen = self._screen
         self._loopback = Loopback(me, self.channels)
         self.calls = Calls(config, self._loopback, jitter)
         self.serving = Serving(config, self._loopback)
@@ -92,6 +111,7 @@ class Core:
             Attached: self._on_attached,
             Broken: self.channels.broken,
             Data: self._on_data,
+            Denied: self._on_denied,
             Evicted: self.streams.evicted,
             Heartbeat: self.peers.heartbeat,
             Incompatible: self.interests.incompatible,
@@ -108,7 +128,9 @@ class Core:
         self.protocol_errors = 0
         self.strangers = 0
         self.authentication_failures = 0
-        self._reported: dict[tuple[str, str], float] = {}
+        self.denials = 0
+        self._markers = MarkerCounts()
+        self._reported: dict[tuple[str, ...], float] = {}
 
     # -- who we are ----------------------------------------------------------------------------
 
@@ -140,8 +162,8 @@ class Core:
 
     # -- the control plane ---------------------------------------------------------------------
 
-    def receive(self, route: Route, frame: bytes, now: float) -> None:
-        """One control frame."""
+    def receive(self, route: Route, frame: bytes, now: float, user: str = "") -> None:
+        """One control frame, from the identity that the transport has verified."""
         self._now = now
         try:
             sender, records = decode_envelope(frame, self._config.control_records_max)
@@ -154,6 +176,8 @@ class Core:
             self.not_protocol(self.peers.address(route), error)
             self.peers.damaged(route)
             return
+        if not self._speaks_for_itself(sender, user, now):
+            return
         if len(records) > HELLOS_PER_FRAME_MAX < sum(isinstance(record, Hello) for record in records):
             self.not_protocol(self.peers.address(route), RemoteProtocolError("one frame holds too many HELLOs"))
             return
@@ -162,6 +186,20 @@ class Core:
             if known and not self._session(route, sender, record, now):
                 self.strangers += sender not in self.peers.known  # else it came late, by a route that was hung up
                 return
+
+    def _speaks_for_itself(self, sender: bytes, user: str, now: float) -> bool:
+        """Whether whoever speaks is trusted, and the node id is its own: an id belongs to one identity."""
+        if not self._authority.distinguishes:
+            return True
+        known = self.peers.known.get(sender)
+        if not self._authority.trusts(user):
+            self.not_authenticated(user, "it is not trusted any more", now)
+        elif known is not None and known.user != user:
+            self.not_authenticated(known.address, f"{user!r} speaks in the name of this node of {known.user!r}", now)
+        else:
+            self.peers.user = user
+            return True
+        return False
 
     def _greeting(self, route: Route, sender: bytes, record: Record, now: float) -> bool:
         """Records that need no session. Returns whether it was one."""
@@ -201,6 +239,10 @@ class Core:
             self.not_protocol(peer.address, RemoteProtocolError(str(error)))
 
     def _on_interest(self, peer: PeerRecord, interest: Interest, now: float) -> None:
+        if self._authority.distinguishes:
+            topics = [offer for offer in interest.topics if self.may(peer, "publish", offer.topic)]
+            patterns = [request for request in interest.patterns if self._may_subscribe(peer, request.pattern)]
+            interest = msgspec.structs.replace(interest, topics=topics, patterns=patterns)
         try:
             self.interests.received(peer, interest, now)
         except (TopicError, LimitExceeded) as error:
@@ -211,6 +253,8 @@ class Core:
             batch = self._parse(data.frames)
             if batch.producer != peer.id:
                 raise RemoteProtocolError("repairs what another node has published")
+            if not self.may(peer, "publish", batch.topic):
+                return
             self.streams.repaired_batch(peer, data.lane, batch, now)
         except RemoteProtocolError as error:
             self.not_protocol(peer.address, error)
@@ -231,19 +275,70 @@ class Core:
     def not_authenticated(self, address: str, reason: str, now: float) -> None:
         """Count a connection that came to nothing because of keys; report it unless that was done lately."""
         self.authentication_failures += 1
-        told = self._reported.pop((address, reason), -inf)
-        if now - told >= REPORT_PAUSE_S:
-            told = now
+        if self._is_news(now, address, reason):
             self._effects.emit(AuthenticationFailed(address, reason))
-        self._reported[address, reason] = told
+
+    def _is_news(self, now: float, *what: str) -> bool:
+        told = self._reported.pop(what, -inf)
+        news = now - told >= REPORT_PAUSE_S
+        self._reported[what] = now if news else told
         if len(self._reported) > REPORTED_MAX:
             del self._reported[next(iter(self._reported))]
+        return news
+
+    # -- who may do what -----------------------------------------------------------------------
+
+    def may(self, peer: PeerRecord, action: str, name: str) -> bool:
+        """Whether a peer may `publish`, `subscribe` to, `push`, `pull`, `serve` or `request` a name.
+
+        If not, that is counted and reported, and the peer is told.
+        """
+        return self._authority.may(peer.user, action, name) or self._deny(peer, action, name)
+
+    def _may_subscribe(self, peer: PeerRecord, pattern: str) -> bool:
+        """Subscriptions are allowed as libzmq filters them: everything below the pattern's literal beginning."""
+        try:
+            prefix = Pattern(pattern, bytes_max=self._config.topic_bytes_max).prefix
+        except TopicError:
+            return True  # the interests will complain
+        return bool(self._authority.filters(peer.user, prefix)) or self._deny(peer, "subscribe", pattern)
+
+    def _screen(self, peer: PeerRecord, record: LetterRecord) -> LetterRecord | None:
+        """What of a record about queues and services its sender may say."""
+        if isinstance(record, Request):
+            return record if self.may(peer, "request", record.service) else None
+        if isinstance(record, Pull):
+            return record if self.may(peer, "pull", record.queue) else None
+        if isinstance(record, ServiceOffers):
+            return ServiceOffers([each for each in record.offers if self.may(peer, "serve", each.service)])
+        if isinstance(record, QueueOffers):
+            return msgspec.structs.replace(record, queues=[q for q in record.queues if self.may(peer, "push", q)])
+        return record
+
+    def _deny(self, peer: PeerRecord, action: str, name: str) -> bool:
+        self.denials += 1
+        if self._is_news(self._now, peer.source.id, action, name):
+            self._effects.emit(AccessDenied(peer.source, action, name, here=True))
+            self.peers.tell(peer, Denied(action, name), now=self._now)
+        return False
+
+    def _on_denied(self, peer: PeerRecord, denied: Denied, now: float) -> None:
+        if self._is_news(now, "", peer.source.id, denied.action, denied.name):
+            self._effects.emit(AccessDenied(peer.source, denied.action, denied.name, here=False))
+
+    def trust_changed(self, now: float) -> None:
+        """The authority judges differently from now on: part with those whom it does not trust, greet the others."""
+        self._now = now
+        for peer in [peer for peer in self.peers.known.values() if not self._authority.trusts(peer.user)]:
+            self.peers.revoked(peer, now)
+        self._reported.clear()
+        self.reintroduce(now)
 
     def _on_step(self, step: Step, peer: PeerRecord, reason: str) -> None:
         if step is Step.LEAVE:
             self._effects.emit(PeerLeft(self.describe(peer), reason))
-            self.interests.peer_left(peer, self._now, for_good=reason == "goodbye")
-            self.streams.peer_left(peer, self._now, for_good=reason == "goodbye")
+            self.interests.peer_left(peer, self._now, for_good=reason in ("goodbye", "revoked"))
+            self.streams.peer_left(peer, self._now, for_good=reason in ("goodbye", "revoked"))
             self.channels.peer_left(peer, self._now)
             return
         self.streams.peer_joined(peer.id)
@@ -272,15 +367,22 @@ class Core:
 
     # -- the data plane ------------------------------------------------------------------------
 
-    def receive_filter(self, data: bytes, now: float) -> None:
-        """A subscription or its end, as our outlet received it."""
+    def receive_filter(self, data: bytes, now: float, user: str = "") -> None:
+        """A subscription or its end, as our outlet received it; of no `user` where libzmq says it itself."""
         self._now = now
         found = parse_marker(data)
-        if found is not None:
-            self.interests.marked(*found, now)
+        if found is None:
+            return
+        subscribed, node_id, generation = found
+        if self._authority.distinguishes:
+            peer = self.peers.known.get(node_id)
+            own = (peer is None or peer.user == user) if user else None
+            if not self._markers.changed(data[1:], subscribed=subscribed, own=own):
+                return
+        self.interests.marked(subscribed, node_id, generation, now)
 
-    def receive_batch(self, frames: Sequence[Buffer], now: float) -> None:
-        """One batch from the feed."""
+    def receive_batch(self, frames: Sequence[Buffer], now: float, user: str = "") -> None:
+        """One batch from the feed, from the identity that the transport has verified."""
         self._now = now
         try:
             batch = self._parse(frames)
@@ -291,6 +393,12 @@ class Core:
         if peer is None:
             self.strangers += 1
             return
+        if self._authority.distinguishes:
+            if peer.user != user:
+                self.not_authenticated(peer.address, f"{user!r} publishes in the name of this node", now)
+                return
+            if not self.may(peer, "publish", batch.topic):
+                return
         peer.last_heard = now
         lanes = self.interests.local.match(batch.topic)
         if lanes:

@@ -39,6 +39,8 @@ class Input(Enum):
     GOODBYE = auto()
     SILENT = auto()
     "Nothing was heard for Config.peer_timeout_s."
+    REVOKED = auto()
+    "Its identity is not trusted any more."
 
 
 class Step(Enum):
@@ -69,6 +71,7 @@ TRANSITIONS: dict[tuple[PeerState, Input], tuple[PeerState, Step]] = {
     (_A, Input.REROUTED): (_A, Step.NOTHING),
     (_A, Input.GOODBYE): (_A, Step.NOTHING),
     (_A, Input.SILENT): (_A, Step.NOTHING),
+    (_A, Input.REVOKED): (_A, Step.NOTHING),
     (_G, Input.HELLO): (_G, Step.GREET),
     (_G, Input.WELCOME): (_U, Step.JOIN),
     (_G, Input.TRAFFIC): (_U, Step.JOIN),
@@ -76,6 +79,7 @@ TRANSITIONS: dict[tuple[PeerState, Input], tuple[PeerState, Step]] = {
     (_G, Input.REROUTED): (_G, Step.NOTHING),
     (_G, Input.GOODBYE): (_A, Step.FORGET),
     (_G, Input.SILENT): (_A, Step.FORGET),
+    (_G, Input.REVOKED): (_A, Step.FORGET),
     (_U, Input.HELLO): (_U, Step.RESYNC),
     (_U, Input.WELCOME): (_U, Step.RESYNC),
     (_U, Input.TRAFFIC): (_U, Step.NOTHING),
@@ -83,6 +87,7 @@ TRANSITIONS: dict[tuple[PeerState, Input], tuple[PeerState, Step]] = {
     (_U, Input.REROUTED): (_U, Step.RESYNC),
     (_U, Input.GOODBYE): (_A, Step.LEAVE),
     (_U, Input.SILENT): (_A, Step.LEAVE),
+    (_U, Input.REVOKED): (_A, Step.LEAVE),
 }
 
 

@@ -46,10 +46,12 @@ class PeerRecord:
         "since",
         "source",
         "state",
+        "user",
     )
 
-    def __init__(self, peer_id: bytes, identity: Identity, now: float) -> None:
+    def __init__(self, peer_id: bytes, identity: Identity, now: float, user: str = "") -> None:
         self.id = peer_id
+        self.user = user
         self.identity = identity
         self.source = Source(peer_id.hex(), identity.name)
         self.state = PeerState.ABSENT
@@ -91,6 +93,8 @@ class PeerTable:
         self._by_route: dict[Route, PeerRecord] = {}
         self._shunned: dict[bytes, None] = {}
         self._leaving: dict[bytes, PeerRecord] = {}
+        self.user = ""
+        "The verified identity of whoever is speaking."
         self._digest = int.from_bytes(me[:8], "big")
         self._last_tick = -inf
 
@@ -143,7 +147,7 @@ class PeerTable:
             return
         if sender in self._shunned:
             return
-        peer = self.known.get(sender) or PeerRecord(sender, hello.identity, now)
+        peer = self.known.get(sender) or PeerRecord(sender, hello.identity, now, self.user)
         self._adopt(peer, route, hello.identity)
         self._effects.tell(route, Welcome(self.identity), self._addresses(besides=sender))
         self._happened(peer, Input.HELLO, now)
@@ -177,7 +181,7 @@ class PeerTable:
         if peer is None:
             if len(self.known) >= self._config.peers_max:
                 return False
-            peer = PeerRecord(sender, identity, now)
+            peer = PeerRecord(sender, identity, now, self.user)
         elif peer.identity.token != identity.token:
             return False
         if not again and isinstance(route, int):
@@ -275,6 +279,11 @@ class PeerTable:
         """A peer that said goodbye is gone now."""
         self._happened(peer, Input.GOODBYE, now)
 
+    def revoked(self, peer: PeerRecord, now: float) -> None:
+        """A peer's identity is not trusted any more."""
+        self.dialler.forget_peer(peer.id)
+        self._happened(peer, Input.REVOKED, now)
+
     def route_lost(self, route: Route, now: float) -> None:
         """A connection is gone, or its queue is full."""
         if isinstance(route, int) and self.dialler.pending(route):
@@ -348,7 +357,7 @@ class PeerTable:
         del self.known[peer.id]
         self._leaving.pop(peer.id, None)
         self.dialler.release(peer.id, now)
-        if todo is Step.LEAVE and happened is not Input.GOODBYE:
+        if todo is Step.LEAVE and happened is Input.SILENT:
             self.dial_again(peer, now)
 
     def dial_again(self, peer: PeerRecord, now: float) -> None:

@@ -14,19 +14,16 @@ from zfabric.errors import InvalidKey
 from zfabric.security.keys import KEY_CHARS_MAX, FabricKey
 
 __all__ = [
-    "KEY_FILE",
-    "_read_private",
-    "_write_private",
     "config_dir",
-    "find_key",
+    "identities_path",
     "key_files",
     "key_path",
     "read_key",
+    "read_private",
     "write_key",
+    "write_private",
 ]
 
-KEY_FILE = "ZFABRIC_KEY_FILE"
-"The environment variable that names a key file."
 _NAME_CHARS_MAX = 200
 _FILE_BYTES_MAX = KEY_CHARS_MAX + 2048
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -57,32 +54,14 @@ def key_files() -> list[Path]:
     return sorted((config_dir() / "keys").glob("*.key"))
 
 
-def find_key(fabric: str, key: str | bytes | Path | None) -> FabricKey | None:
-    """The key to use for a fabric: the given one, else `$ZFABRIC_KEY_FILE`, else the user's, else None.
-
-    Raises InvalidKey for a key that is malformed, of another fabric, or that others can read.
-    """
-    if isinstance(key, Path):
-        found = read_key(key)
-    elif key is not None:
-        found = FabricKey.parse(key)
-    elif path := os.environ.get(KEY_FILE):
-        found = read_key(Path(path))
-    else:
-        try:
-            found = read_key(key_path(fabric))
-        except FileNotFoundError:
-            return None
-        except RuntimeError:  # nobody's home
-            return None
-    if found.fabric != fabric:
-        raise InvalidKey(f"it belongs to fabric {found.fabric!r}, not to {fabric!r}")
-    return found
+def identities_path(fabric: str) -> Path:
+    """Where the identities of a fabric lie, if the user has them."""
+    return key_path(fabric).with_suffix(".d")
 
 
 def read_key(path: Path) -> FabricKey:
     """The key in a file. Raises InvalidKey, or OSError when the file cannot be read."""
-    lines = [line for line in _read_private(path).splitlines() if line.strip() and not line.startswith(b"#")]
+    lines = [line for line in read_private(path).splitlines() if line.strip() and not line.startswith(b"#")]
     if len(lines) != 1:
         raise InvalidKey(f"{path} holds {len(lines)} keys instead of one")
     try:
@@ -94,10 +73,10 @@ def read_key(path: Path) -> FabricKey:
 def write_key(path: Path, key: FabricKey) -> None:
     """Write a new key file. Raises FileExistsError rather than replace one."""
     warning = "# Whoever has this key reads and writes everything in its fabric."
-    _write_private(path, f"{warning}\n# Fingerprint {key.fingerprint}\n{key.text}\n".encode())
+    write_private(path, f"{warning}\n# Fingerprint {key.fingerprint}\n{key.text}\n".encode())
 
 
-def _read_private(path: Path, bytes_max: int = _FILE_BYTES_MAX) -> bytes:
+def read_private(path: Path, bytes_max: int = _FILE_BYTES_MAX) -> bytes:
     """The content of a file that only its owner can read. Raises InvalidKey if others can, or OSError."""
     descriptor = os.open(path, _READ)
     try:
@@ -117,7 +96,7 @@ def _read_private(path: Path, bytes_max: int = _FILE_BYTES_MAX) -> bytes:
     return content
 
 
-def _write_private(path: Path, content: bytes) -> None:
+def write_private(path: Path, content: bytes) -> None:
     """Write a new file that only its owner can read, whole or not at all. Raises FileExistsError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:

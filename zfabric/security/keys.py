@@ -73,9 +73,15 @@ class FabricKey:
         encoded = base64.urlsafe_b64encode(self._secret + _checksum(self.fabric, self._secret)).decode()
         return f"{_VERSION}:{quote(self.fabric, safe='')}:{encoded}"
 
+    distinguishes = False
+
     def server_key(self, peer: str) -> bytes | None:
         """The public key that a node must prove to have: everybody's."""
-        return self.public
+        return self.public if peer in ("", self.fingerprint) else None
+
+    def filters(self, user: str, prefix: bytes) -> tuple[bytes, ...]:
+        """Members may subscribe to anything."""
+        return (prefix,)
 
     def admit(self, public: bytes) -> str | None:
         """Who has this public key (in Z85)? All members are one and the same."""

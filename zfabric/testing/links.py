@@ -334,6 +334,9 @@ class MemoryTransport:
     def rebind(self, addresses: tuple[str, ...]) -> None:
         """Addresses in memory never change."""
 
+    def drop_links(self) -> None:
+        """Nobody is ever revoked in memory."""
+
     def usable(self, endpoint: str) -> bool:
         """Whether it is an address in memory."""
         return endpoint.startswith(SCHEME)

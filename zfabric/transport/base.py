@@ -19,6 +19,9 @@ class Credentials(Protocol):
     secret: bytes
     fingerprint: str
     "What announcements say of the public key."
+    distinguishes: bool
+    """Whether peers have identities. Then endpoints end in `#` and the fingerprint of whoever listens there, and
+    `Receiver` is told whose frames it gets; else all are alike."""
 
     def server_key(self, peer: str) -> bytes | None:
         """The public key of the node that announces this fingerprint; None if it is not trusted."""
@@ -26,18 +29,21 @@ class Credentials(Protocol):
     def admit(self, public: bytes) -> str | None:
         """Whose public key this is; None if it is not trusted."""
 
+    def filters(self, user: str, prefix: bytes) -> tuple[bytes, ...]:
+        """What the outlet may send to an identity whose feed subscribed to `prefix`."""
+
 
 class Receiver(Protocol):
     """What a transport calls, always in the event loop that opened it."""
 
-    def on_control(self, route: Route, frame: bytes) -> None:
-        """A control frame arrived."""
+    def on_control(self, route: Route, frame: bytes, user: str = "") -> None:
+        """A control frame arrived, from the identity `user`."""
 
-    def on_batch(self, frames: Sequence[Buffer]) -> None:
-        """A batch arrived on the feed."""
+    def on_batch(self, frames: Sequence[Buffer], user: str = "") -> None:
+        """A batch arrived on the feed, from the identity `user`."""
 
-    def on_filter(self, data: bytes) -> None:
-        """A subscription (first byte 1) or its end (0) arrived at the outlet."""
+    def on_filter(self, data: bytes, user: str = "") -> None:
+        """A subscription (first byte 1) or its end (0) arrived at the outlet, from the identity `user`."""
 
     def on_feed_broken(self, endpoint: str) -> None:
         """An outlet sent what the feed cannot take; the connection was ended and will be made again."""
@@ -62,6 +68,9 @@ class Transport(Protocol):
 
     def rebind(self, addresses: tuple[str, ...]) -> None:
         """Listen on these addresses from now on (the machine's addresses changed)."""
+
+    def drop_links(self) -> None:
+        """End every connection that others made to us; those that are still trusted make it again."""
 
     def usable(self, endpoint: str) -> bool:
         """Whether an endpoint can work from here at all."""

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,6 @@ from zfabric.config import Config
 from zfabric.transport.base import Buffer, Credentials, Receiver, Route
 from zfabric.transport.handshakes import (
     HANDSHAKE_FAILED,
-    ZAP_DOMAIN,
     Doorkeeper,
     be_client,
     be_server,
@@ -34,7 +32,8 @@ from zfabric.transport.handshakes import (
     monitor,
     occurrences,
 )
-from zfabric.transport.readiness import Readiness, readiness
+from zfabric.transport.listening import Listening, check_descriptors, ms
+from zfabric.transport.readiness import readiness
 
 __all__ = ["ZmqTransport"]
 
@@ -42,24 +41,21 @@ __all__ = ["ZmqTransport"]
 _EVENTS, _POLLIN, _RCVMORE = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.RCVMORE)
 _NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
 
-LIBZMQ_MIN = (4, 3, 5)
-IPC_PATH_MAX = 100
-"Bytes of a socket's path: the kernel's limit is 107."
 OUTLET_QUEUE_MIN, OUTLET_QUEUE_MAX = 8, 10_000
 "Batches in one subscriber's queue: between these, as many as make Config.outlet_queue_bytes."
 CALM_BATCHES = 1000
 "The queue grows again after this many batches that would allow it."
 DIALLER_LINGER_S = 0.25
 "What was sent to peers that we dialled may take this long to leave when the node closes."
-DESCRIPTORS_MIN = 40
-"A node's sockets and libzmq's threads take about half of these."
 BURST_BYTES = 256 * 1024
 "Read from the feed in one turn: more would leave the processor's cache before the reader gets to it."
+MARKER = b"\xff"
+"First byte of subscriptions that filter nothing: nodes tell each other with them that all the others are in place."
 FEED_QUEUE = 64
 "Batches waiting in the feed for one publisher; what is more waits at the publisher."
 
 
-class ZmqTransport:
+class ZmqTransport(Listening):
     """Implements `transport.base.Transport`."""
 
     def __init__(
@@ -76,22 +72,13 @@ class ZmqTransport:
         With `credentials` every connection is encrypted, and only the trusted get one. `with_crc` adds a checksum to
         control frames; one that is there is always checked.
         """
-        if zmq.zmq_version_info() < LIBZMQ_MIN:
-            raise OSError(f"libzmq {zmq.zmq_version()} has known security holes; install pyzmq >= 27 (libzmq 4.3.5)")
-        self._config = config
-        self._credentials = credentials
+        super().__init__(config, addresses, ipc_stem, credentials)
         self._with_crc = with_crc
-        self._addresses = addresses
-        self._ipc_stem = ipc_stem if config.ipc and zmq.has("ipc") else None
-        if self._ipc_stem is not None and len(str(self._ipc_stem)) + 4 > IPC_PATH_MAX:
-            self._ipc_stem = None
-        self.inbox_endpoints: tuple[str, ...] = ()
-        self.outlet_endpoints: tuple[str, ...] = ()
-        self._tcp: dict[str, tuple[str, str]] = {}
         self._dialled: dict[int, str] = {}
         self._followed: Counter[str] = Counter()
         self._broken: dict[str, asyncio.TimerHandle] = {}
-        self._touched: dict[zmq.Socket[bytes], Callable[[], None]] = {}
+        self._feeds: dict[str, zmq.Socket[bytes]] = {}
+        self._filters: Counter[bytes] = Counter()
         self._outlet_queue = OUTLET_QUEUE_MAX
         self._calm = 0
         self._paused = False
@@ -100,7 +87,7 @@ class ZmqTransport:
 
     def open(self, receiver: Receiver) -> None:
         """Bind and start to receive."""
-        _check_descriptors()
+        check_descriptors()
         self._loop = asyncio.get_running_loop()
         self._receiver = receiver
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -113,11 +100,13 @@ class ZmqTransport:
             self._dialler = self._control_socket()
             self._dialler.set(zmq.RCVHWM, 0)  # a full queue and a reconnection abort the process (libzmq #4767)
             self._outlet = self._socket(zmq.XPUB)
-            self._feed = self._socket(zmq.SUB)
             self._outlet.set(zmq.SNDHWM, self._outlet_queue)
-            self._feed.set(zmq.RCVHWM, FEED_QUEUE)
-            self._feed.set(zmq.SNDHWM, 0)  # else subscriptions beyond it vanish on reconnect (libzmq #4064)
-            self._monitor()
+            if self._distinguishes:
+                self._outlet.set(zmq.XPUB_MANUAL, 1)
+            self._feed = self._feeds[""] = self._feed_socket()
+            for name in ("inbox", "dialler", "outlet"):
+                socket = getattr(self, f"_{name}")
+                self._monitors[socket] = monitor(socket, name, HANDSHAKE_FAILED)
             be_server(self._inbox, self._credentials)
             be_server(self._outlet, self._credentials)
             self._bind()
@@ -127,107 +116,50 @@ class ZmqTransport:
         except BaseException:
             self._context.destroy(linger=0)
             raise
-        self._readiness: Readiness = readiness(self._loop, force_thread=self._config.force_waker_thread)
-        self._drains: dict[zmq.Socket[bytes], Callable[[], None]] = {
-            self._inbox: partial(self._drain_control, self._inbox),
-            self._dialler: partial(self._drain_control, self._dialler),
-            self._outlet: self._drain_outlet,
-            self._feed: self._drain_feed,
-            **{events: partial(self._drain_events, events, socket) for socket, events in self._monitors.items()},
-        }
+        self._readiness = readiness(self._loop, force_thread=self._config.force_waker_thread)
+        self._watch(self._inbox, partial(self._drain_control, self._inbox))
+        self._watch(self._dialler, partial(self._drain_control, self._dialler))
+        self._watch(self._outlet, self._drain_outlet)
+        self._watch(self._feed, partial(self._drain_feed, self._feed, ""))
         if self._credentials is not None:
-            self._drains[self._doorkeeper.socket] = self._drain_doorkeeper
-        for socket, drain in self._drains.items():
-            self._readiness.watch(socket.fileno(), drain)
-            self._touch(socket)
+            self._watch(self._doorkeeper.socket, self._drain_doorkeeper)
 
-    def _socket(self, kind: int) -> zmq.Socket[bytes]:
-        config = self._config
-        socket: zmq.Socket[bytes] = self._context.socket(kind)
-        socket.set(zmq.LINGER, 0)
-        socket.set(zmq.MAXMSGSIZE, config.frame_bytes_max)
-        socket.set(zmq.HANDSHAKE_IVL, _ms(config.handshake_timeout_s))
-        socket.set(zmq.ZAP_DOMAIN, ZAP_DOMAIN)  # also without keys: ZMTP 1 and 2, which never time out, are off
-        socket.set(zmq.RECONNECT_IVL, _ms(config.reconnect_interval_s))
-        socket.set(zmq.RECONNECT_IVL_MAX, _ms(config.reconnect_interval_s_max))
-        socket.set(zmq.BACKLOG, config.backlog)
-        socket.set(zmq.TCP_KEEPALIVE, 1)
-        socket.set(zmq.TCP_KEEPALIVE_IDLE, max(1, round(config.peer_timeout_s)))
+    def _feed_socket(self) -> zmq.Socket[bytes]:
+        socket = self._socket(zmq.SUB)
+        socket.set(zmq.RCVHWM, FEED_QUEUE)
+        socket.set(zmq.SNDHWM, 0)  # else subscriptions beyond it vanish on reconnect (libzmq #4064)
+        events = HANDSHAKE_FAILED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
+        self._monitors[socket] = monitor(socket, f"feed{len(self._monitors)}", events)
         return socket
 
-    def _monitor(self) -> None:
-        self._monitors: dict[zmq.Socket[bytes], zmq.Socket[bytes]] = {}
-        for name in ("inbox", "dialler", "outlet", "feed"):
-            socket = getattr(self, f"_{name}")
-            more = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED if name == "feed" else 0
-            self._monitors[socket] = monitor(socket, name, HANDSHAKE_FAILED | more)
+    def _feed_of(self, endpoint: str) -> zmq.Socket[bytes]:
+        """The feed for an outlet. Each identity has its own, so that it is known whose batches come."""
+        user = self._user_at(endpoint)
+        if user not in self._feeds:
+            feed = self._feeds[user] = self._feed_socket()
+            for prefix in self._filters:
+                feed.set(zmq.SUBSCRIBE, prefix)
+            self._watch(feed, partial(self._drain_feed, feed, user))
+        return self._feeds[user]
 
-    def _control_socket(self) -> zmq.Socket[bytes]:
-        socket = self._socket(zmq.ROUTER)
-        socket.set(zmq.ROUTER_MANDATORY, 1)
-        socket.set(zmq.SNDHWM, self._config.control_queue_frames)
-        socket.set(zmq.TCP_MAXRT, _ms(2 * self._config.peer_timeout_s))  # HEARTBEAT_IVL can abort (libzmq #4364)
-        return socket
-
-    def _bind(self) -> None:
-        if self._ipc_stem is not None:
-            self._inbox.bind(f"ipc://{self._ipc_stem}.in")
-            self._outlet.bind(f"ipc://{self._ipc_stem}.out")
-        for address in self._addresses:
-            self._bind_address(address)
-        self._collect_endpoints()
-
-    def _bind_address(self, address: str) -> None:
-        host = f"[{address}]" if ":" in address else address
-        port = self._config.port or "*"
-        for socket in (self._inbox, self._outlet):
-            socket.set(zmq.IPV6, ":" in address)
-        try:
-            self._inbox.bind(f"tcp://{host}:{port}")
-            inbox = self._inbox.get_string(zmq.LAST_ENDPOINT)
-            self._outlet.bind(f"tcp://{host}:*")
-            outlet = self._outlet.get_string(zmq.LAST_ENDPOINT)
-        except zmq.ZMQError as error:
-            raise OSError(error.errno or errno.EADDRNOTAVAIL, f"cannot listen on {host}:{port}: {error}") from error
-        self._tcp[address] = (inbox.rstrip("\0"), outlet.rstrip("\0"))
-
-    def _collect_endpoints(self) -> None:
-        ipc = self._ipc_stem is not None
-        inbox, outlet = [i for i, _ in self._tcp.values()], [o for _, o in self._tcp.values()]
-        self.inbox_endpoints = (*([f"ipc://{self._ipc_stem}.in"] if ipc else []), *inbox)
-        self.outlet_endpoints = (*([f"ipc://{self._ipc_stem}.out"] if ipc else []), *outlet)
-
-    def rebind(self, addresses: tuple[str, ...]) -> None:
-        """Listen on these addresses from now on; what cannot be bound is left out."""
-        for address in [a for a in self._tcp if a not in addresses]:
-            for socket, endpoint in zip((self._inbox, self._outlet), self._tcp.pop(address), strict=True):
-                with suppress(zmq.ZMQError):
-                    socket.unbind(endpoint)
-        for address in addresses:
-            if address not in self._tcp:
-                with suppress(OSError):
-                    self._bind_address(address)
-        self._touch(self._inbox)
-        self._touch(self._outlet)
-        self._collect_endpoints()
-
-    def usable(self, endpoint: str) -> bool:
-        """Whether an endpoint can work from here at all: ipc only where its socket file is."""
-        if endpoint.startswith("ipc://"):
-            return self._ipc_stem is not None and Path(endpoint[6:]).is_socket()
-        return endpoint.startswith("tcp://")
+    def _user_at(self, endpoint: str) -> str:
+        """Who must be listening on an endpoint, as its key says."""
+        if self._credentials is None or not self._distinguishes:
+            return ""
+        key = self._credentials.server_key(_key(endpoint))
+        return "" if key is None else self._credentials.admit(key) or ""
 
     # -- sending -------------------------------------------------------------------------------
 
     def dial(self, route: int, endpoint: str) -> bool:
         """Open a connection named `route`."""
         self._touch(self._dialler)
-        if not be_client(self._dialler, self._credentials, ""):
+        if not be_client(self._dialler, self._credentials, _key(endpoint) if self._distinguishes else ""):
             return False
         try:
             self._dialler.set(zmq.CONNECT_ROUTING_ID, _routing_id(route))
             self._dialler.set(zmq.IPV6, "[" in endpoint)
-            self._dialler.connect(endpoint)
+            self._dialler.connect(self._plain(endpoint))
         except zmq.ZMQError:
             return False
         self._dialled[route] = endpoint
@@ -239,7 +171,7 @@ class ZmqTransport:
         # libzmq disconnects by endpoint, so all connections to one go together: redial what must stay.
         if endpoint is not None and endpoint not in self._dialled.values():
             with suppress(zmq.ZMQError):
-                self._dialler.disconnect(endpoint)
+                self._dialler.disconnect(self._plain(endpoint))
             self._touch(self._dialler)
 
     def send(self, route: Route, frame: bytes) -> bool:
@@ -260,30 +192,42 @@ class ZmqTransport:
             self._connect_feed(endpoint)
 
     def _connect_feed(self, endpoint: str) -> None:
-        if be_client(self._feed, self._credentials, ""):
+        feed = self._feed_of(endpoint)
+        if be_client(feed, self._credentials, _key(endpoint) if self._distinguishes else ""):
             with suppress(zmq.ZMQError):
-                self._feed.set(zmq.IPV6, "[" in endpoint)
-                self._feed.connect(endpoint)
-            self._touch(self._feed)
+                feed.set(zmq.IPV6, "[" in endpoint)
+                feed.connect(self._plain(endpoint))
+            self._touch(feed)
 
     def disconnect_feed(self, endpoint: str) -> None:
         """Stop to receive batches from an outlet."""
         self._followed[endpoint] -= 1
         if self._followed[endpoint] <= 0:  # two peers may name one outlet, one of them wrongly
             del self._followed[endpoint]
+            self._disconnect_feed(endpoint)
+
+    def _disconnect_feed(self, endpoint: str) -> None:
+        for feed in self._feeds.values():  # whose key it was may have been forgotten
             with suppress(zmq.ZMQError):
-                self._feed.disconnect(endpoint)
-            self._touch(self._feed)
+                feed.disconnect(self._plain(endpoint))
+            self._touch(feed)
 
     def add_filter(self, prefix: bytes) -> None:
         """Receive what begins with `prefix`."""
-        self._feed.set(zmq.SUBSCRIBE, prefix)
-        self._touch(self._feed)
+        self._filters[prefix] += 1
+        if self._filters[prefix] == 1:
+            for feed in self._feeds.values():
+                feed.set(zmq.SUBSCRIBE, prefix)
+                self._touch(feed)
 
     def remove_filter(self, prefix: bytes) -> None:
         """Undo one `add_filter`."""
-        self._feed.set(zmq.UNSUBSCRIBE, prefix)
-        self._touch(self._feed)
+        self._filters[prefix] -= 1
+        if not self._filters[prefix]:
+            del self._filters[prefix]
+            for feed in self._feeds.values():
+                feed.set(zmq.UNSUBSCRIBE, prefix)
+                self._touch(feed)
 
     def publish(self, frames: Sequence[Buffer]) -> None:
         """Send a batch to whoever subscribed to its beginning; never blocks."""
@@ -311,28 +255,24 @@ class ZmqTransport:
 
     # -- receiving -----------------------------------------------------------------------------
 
-    def _touch(self, socket: zmq.Socket[bytes]) -> None:
-        """The descriptor is edge-triggered, and any call may swallow the edge: look again this turn."""
-        if not self._touched:
-            self._loop.call_soon(self._look_again)
-        self._touched[socket] = self._drains[socket]
-
-    def _look_again(self) -> None:
-        touched, self._touched = self._touched, {}
-        for socket, drain in touched.items():
-            if not socket.closed and int(socket.get(_EVENTS)) & _POLLIN:
-                drain()
-
     def _drain_control(self, socket: zmq.Socket[bytes]) -> None:
         for _ in range(self._config.frames_per_turn_max):
             if not int(socket.get(_EVENTS)) & _POLLIN:  # cheaper than the exception
                 break
-            routing_id, frames = socket.recv(_NOBLOCK), [socket.recv(_NOBLOCK)]
-            while socket.get(_RCVMORE):
-                frames.append(socket.recv(_NOBLOCK))
-            route = _route(routing_id) if socket is self._dialler else routing_id
+            user = ""
+            if self._distinguishes:
+                first, *parts = socket.recv_multipart(_NOBLOCK, copy=False)
+                routing_id, frames, user = first.bytes, [part.bytes for part in parts], _user(parts[-1])
+            else:
+                routing_id, frames = socket.recv(_NOBLOCK), [socket.recv(_NOBLOCK)]
+                while socket.get(_RCVMORE):
+                    frames.append(socket.recv(_NOBLOCK))
+            route: Route = routing_id
+            if socket is self._dialler:
+                route = _route(routing_id)
+                user = self._user_at(self._dialled.get(route, ""))
             whole = len(frames) == 1 or (len(frames) == 2 and frames[1] == _crc(frames[0]))
-            self._receiver.on_control(route, frames[0] if whole else b"")
+            self._receiver.on_control(route, frames[0] if whole else b"", user)
         else:
             self._touch(socket)
         self._receiver.on_burst_end()
@@ -340,15 +280,32 @@ class ZmqTransport:
     def _drain_outlet(self) -> None:
         for _ in range(self._config.frames_per_turn_max):
             try:
-                self._receiver.on_filter(self._outlet.recv(_NOBLOCK))
+                if self._distinguishes:
+                    frame = self._outlet.recv(_NOBLOCK, copy=False)
+                    self._take_filter(frame.bytes, _user(frame))
+                else:
+                    self._receiver.on_filter(self._outlet.recv(_NOBLOCK))
             except zmq.ZMQError:
                 break
         else:
             self._touch(self._outlet)
         self._receiver.on_burst_end()
 
-    def _drain_feed(self) -> None:
-        feed, nbytes = self._feed, 0
+    def _take_filter(self, data: bytes, user: str) -> None:
+        """Let an identity have what it may; libzmq waits for our word, which is about the connection it came from."""
+        assert self._credentials is not None
+        option = zmq.SUBSCRIBE if data[:1] == b"\1" else zmq.UNSUBSCRIBE
+        if data[1:2] == MARKER:
+            filters: tuple[bytes, ...] = (data[1:],)
+        else:
+            filters = self._credentials.filters(user, data[1:])
+        for prefix in filters:
+            with suppress(zmq.ZMQError):  # its connection may be gone
+                self._outlet.set(option, prefix)
+        self._receiver.on_filter(data, user)
+
+    def _drain_feed(self, feed: zmq.Socket[bytes], user: str) -> None:
+        nbytes = 0
         for _ in range(self._config.frames_per_turn_max):
             if self._paused:
                 feed.get(_EVENTS)  # else its descriptor stays readable, and the event loop turns idly
@@ -359,7 +316,7 @@ class ZmqTransport:
                 break
             while feed.get(_RCVMORE):
                 frames.append(feed.recv(copy=False).buffer)
-            self._receiver.on_batch(frames)
+            self._receiver.on_batch(frames, user)
             nbytes += len(frames[0])
             if nbytes >= BURST_BYTES:
                 self._touch(feed)
@@ -374,7 +331,7 @@ class ZmqTransport:
         self._receiver.on_burst_end()
 
     def _drain_events(self, events: zmq.Socket[bytes], socket: zmq.Socket[bytes]) -> None:
-        dialled = socket in (self._dialler, self._feed)
+        dialled = socket not in (self._inbox, self._outlet)
         self._touch(events)  # there may be more than were read
         for event, value, endpoint in occurrences(events):
             if event & HANDSHAKE_FAILED:
@@ -386,8 +343,9 @@ class ZmqTransport:
                 self._feed_event(event, endpoint)
         self._receiver.on_burst_end()
 
-    def _feed_event(self, event: int, endpoint: str) -> None:
+    def _feed_event(self, event: int, address: str) -> None:
         """A connection that broke the rules of ZMTP is not tried again by libzmq: it has no RETRIED after the end."""
+        endpoint = next((each for each in self._followed if self._plain(each) == address), address)
         timer = self._broken.pop(endpoint, None)
         if timer is not None:
             timer.cancel()
@@ -398,15 +356,15 @@ class ZmqTransport:
     def _mend_feed(self, endpoint: str) -> None:
         del self._broken[endpoint]
         if endpoint in self._followed and not self._feed.closed:
-            with suppress(zmq.ZMQError):
-                self._feed.disconnect(endpoint)
+            self._disconnect_feed(endpoint)
             self._connect_feed(endpoint)
             self._receiver.on_feed_broken(endpoint)
 
     def pause_feed(self, paused: bool) -> None:
         """Stop or go on reading batches."""
         if self._paused and not paused:
-            self._touch(self._feed)
+            for feed in self._feeds.values():
+                self._touch(feed)
         self._paused = paused
 
     # -- closing -------------------------------------------------------------------------------
@@ -421,11 +379,12 @@ class ZmqTransport:
         for socket, events in self._monitors.items():
             socket.monitor(None, 0)
             events.close(linger=0)
-        self._feed.close(linger=0)  # its subscriptions to outlets that are gone would wait for nothing
+        for feed in self._feeds.values():
+            feed.close(linger=0)  # its subscriptions to outlets that are gone would wait for nothing
         # Connections that we dialled may lead to peers that are gone: their goodbyes would wait for nobody.
-        self._dialler.close(linger=_ms(min(timeout, DIALLER_LINGER_S)))
+        self._dialler.close(linger=ms(min(timeout, DIALLER_LINGER_S)))
         for socket in (self._inbox, self._outlet):
-            socket.close(linger=_ms(timeout))
+            socket.close(linger=ms(timeout))
         if self._credentials is not None:
             self._doorkeeper.socket.close(linger=0)
         done = asyncio.Event()
@@ -441,26 +400,8 @@ class ZmqTransport:
             await asyncio.wait_for(done.wait(), timeout + 0.5)
 
 
-def _check_descriptors() -> None:
-    """Raise OSError unless enough files can be opened: libzmq aborts the process where they run out in between."""
-    files: list[int] = []
-    try:
-        for _ in range(DESCRIPTORS_MIN):
-            files.append(os.open(os.devnull, os.O_RDONLY))  # noqa: PERF401 - what was opened must be closed
-    except OSError as error:
-        reason = f"a node needs {DESCRIPTORS_MIN} free file descriptors, and more for its peers: raise `ulimit -n`"
-        raise OSError(error.errno, reason) from error
-    finally:
-        for file in files:
-            os.close(file)
-
-
 def _crc(frame: bytes) -> bytes:
     return crc32(frame).to_bytes(4, "big")
-
-
-def _ms(seconds: float) -> int:
-    return max(1, round(seconds * 1000))
 
 
 def _routing_id(route: int) -> bytes:
@@ -469,3 +410,15 @@ def _routing_id(route: int) -> bytes:
 
 def _route(routing_id: bytes) -> int:
     return int.from_bytes(routing_id[1:], "big")
+
+
+def _key(endpoint: str) -> str:
+    return endpoint.rpartition("#")[2]
+
+
+def _user(frame: zmq.Frame) -> str:
+    """Whose connection a frame came from; nobody's where libzmq made it itself."""
+    try:
+        return str(frame.get("User-Id"))
+    except zmq.ZMQError:
+        return ""

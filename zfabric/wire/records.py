@@ -21,6 +21,7 @@ __all__ = [
     "Ack",
     "Attached",
     "Data",
+    "Denied",
     "Evicted",
     "Goodbye",
     "Heartbeat",
@@ -211,6 +212,13 @@ class Incompatible(msgspec.Struct, array_like=True, tag=16, frozen=True):
     requested: Name
 
 
+class Denied(msgspec.Struct, array_like=True, tag=21, frozen=True):
+    """The receiver of this may not do that here."""
+
+    action: Name
+    name: Name
+
+
 class Heartbeat(msgspec.Struct, array_like=True, tag=7, frozen=True):
     """Sent when nothing else was. `peers_digest` is the XOR of the first 8 bytes of all known ids."""
 
@@ -262,6 +270,7 @@ Record: TypeAlias = (
     | Letter
     | LetterAck
     | Broken
+    | Denied
 )
 
 

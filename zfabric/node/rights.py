@@ -1,0 +1,65 @@
+"""What this node's own identity may do, and what changes for all of them while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from zfabric.errors import InvalidKey, NotAuthorized
+from zfabric.security.identities import Identities
+from zfabric.security.keys import fingerprint
+from zfabric.wire.topics import Pattern
+
+__all__ = ["Rights"]
+
+log = logging.getLogger("zfabric")
+
+
+class Rights:
+    """Asks before the peers do, so that what they would deny is an error where it is asked for."""
+
+    def __init__(self, identities: Identities | None) -> None:
+        """Without identities everything is allowed."""
+        self.identities = identities
+
+    def check(self, action: str, name: str) -> None:
+        """Raise NotAuthorized unless this node may `publish`, `push`, `pull`, `serve` or `request` a name."""
+        mine = self.identities
+        if mine is not None and not mine.may(mine.name, action, name):
+            raise NotAuthorized(mine.name, action, name)
+
+    def check_subscribe(self, pattern: Pattern) -> None:
+        """Raise NotAuthorized unless this node may subscribe to a pattern."""
+        mine = self.identities
+        if mine is not None and not mine.filters(mine.name, pattern.prefix):
+            raise NotAuthorized(mine.name, "subscribe", pattern.text)
+
+    def located(self, seeds: Sequence[str]) -> tuple[str, ...]:
+        """Seeds as they are dialled: with identities `tcp://host:port#name` says whose key must answer there.
+
+        Raises InvalidKey where that is missing.
+        """
+        if self.identities is None:
+            return tuple(seeds)
+        found = []
+        for seed in seeds:
+            address, _, name = seed.rpartition("#")
+            key = self.identities.server_key(name)
+            if key is None:
+                raise InvalidKey(f"in a fabric with identities a seed is tcp://host:port#name, not {seed!r}")
+            found.append(f"{address}#{fingerprint(key)}")
+        return tuple(found)
+
+    async def watch(self, interval_s: float, changed: Callable[[], None]) -> None:
+        """Read the directory again from time to time; `changed()` when somebody lost or may do something else."""
+        identities = self.identities
+        while identities is not None:
+            await asyncio.sleep(interval_s)
+            try:
+                news = identities.reload()
+            except (InvalidKey, OSError) as error:
+                log.warning("the identities in %s cannot be read, the old ones stay: %s", identities.directory, error)
+            else:
+                if news:
+                    changed()

@@ -1,0 +1,41 @@
+"""Who may do what, as far as the state machines ask."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+__all__ = ["Authority", "Everybody"]
+
+
+class Authority(Protocol):
+    """Answers for identities that the transport has verified, never for what a peer says of itself."""
+
+    distinguishes: bool
+    "False where all peers are alike, and nobody need be asked."
+
+    def trusts(self, user: str) -> bool:
+        """Whether an identity may be a peer at all."""
+
+    def may(self, user: str, action: str, name: str) -> bool:
+        """Whether an identity may publish, subscribe to, push, pull, serve or request this name."""
+
+    def filters(self, user: str, prefix: bytes) -> tuple[bytes, ...]:
+        """What an identity that subscribed to a prefix may get; nothing if it may not."""
+
+
+class Everybody:
+    """All peers may do anything."""
+
+    distinguishes = False
+
+    def trusts(self, user: str) -> bool:
+        """Yes."""
+        return True
+
+    def may(self, user: str, action: str, name: str) -> bool:
+        """Yes."""
+        return True
+
+    def filters(self, user: str, prefix: bytes) -> tuple[bytes, ...]:
+        """All of it."""
+        return (prefix,)
