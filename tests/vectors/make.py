@@ -18,6 +18,7 @@ from zfabric.wire.records import (
     Ack,
     Attached,
     Data,
+    Denied,
     Evicted,
     Goodbye,
     Heartbeat,
@@ -202,6 +203,7 @@ CONTROL: dict[str, list[Record]] = {
     ],
     "letter-ack": [LetterAck(2, 3, 1001)],
     "broken": [Broken(3)],
+    "denied": [Denied("subscribe", "plant.#")],
     "several": [Heartbeat(1), Ack(1, "a", 1, 2, 2), Goodbye()],
 }
 

@@ -110,6 +110,7 @@ DOCUMENTED: dict[str, list[list[Any]]] = {
     ]]],
     "letter-ack": [[19, 2, 3, 1001]],
     "broken": [[20, 3]],
+    "denied": [[21, "subscribe", "plant.#"]],
     "several": [[7, 1], [11, 1, "a", 1, 2, 2, []], [9]],
 }  # fmt: skip
 BATCHES: dict[str, tuple[list[Any], Any, int, int]] = {
@@ -134,7 +135,7 @@ def test_every_record_has_a_vector() -> None:
     records = [msgpack.unpackb(FILES[f"{name}.bin"], strict_map_key=False)[2][0] for name in DOCUMENTED]
     inside = [other[0] for record in records if record[0] == 18 for other in record[4]]
 
-    assert {record[0] for record in records} == set(range(1, 21))
+    assert {record[0] for record in records} == set(range(1, 22))
     assert set(inside) >= set(range(32, 44))
 
 
