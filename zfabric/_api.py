@@ -7,6 +7,7 @@ from zfabric.errors import (
     DeliveryFailed,
     EncodeFailed,
     FabricError,
+    GroupRefused,
     InsecureInterface,
     InterfaceNotFound,
     InvalidArguments,
@@ -34,6 +35,7 @@ from zfabric.errors import (
     StoreLost,
     StoreNotFound,
     TopicError,
+    TransactionFailed,
     WindowFull,
 )
 from zfabric.events import (
@@ -67,6 +69,7 @@ from zfabric.model import (
     Message,
     Overflow,
     Peer,
+    Position,
     ProviderReply,
     QueueStatistics,
     ServiceOffer,
@@ -81,6 +84,7 @@ from zfabric.node.puller import Puller
 from zfabric.node.pusher import Pusher
 from zfabric.node.services import CurrentRequest, Service, current_request
 from zfabric.node.subscription import Subscription
+from zfabric.node.transaction import Transaction
 from zfabric.security.keys import new_key
 from zfabric.wire.selectors import Selector
 from zfabric.wire.topics import Pattern
@@ -103,6 +107,7 @@ __all__ = [
     "Evicted",
     "FabricError",
     "Gap",
+    "GroupRefused",
     "HandlerError",
     "IncompatibleDelivery",
     "InsecureInterface",
@@ -132,6 +137,7 @@ __all__ = [
     "PeerJoined",
     "PeerLeft",
     "PeerRefused",
+    "Position",
     "PositionFenced",
     "ProducerFenced",
     "ProtocolError",
@@ -162,6 +168,8 @@ __all__ = [
     "Topic",
     "TopicError",
     "TopicStatistics",
+    "Transaction",
+    "TransactionFailed",
     "Undelivered",
     "WindowFull",
     "current_request",

@@ -8,6 +8,7 @@ __all__ = [
     "DeliveryFailed",
     "EncodeFailed",
     "FabricError",
+    "GroupRefused",
     "InsecureInterface",
     "InterfaceNotFound",
     "InvalidArguments",
@@ -35,6 +36,7 @@ __all__ = [
     "StoreLost",
     "StoreNotFound",
     "TopicError",
+    "TransactionFailed",
     "WindowFull",
 ]
 
@@ -299,6 +301,24 @@ class StoreLost(FabricError):
     def __init__(self, store: str) -> None:
         super().__init__(f"the store {store!r} left before it answered; ask again when it is back")
         self.store = store
+
+
+class TransactionFailed(FabricError):
+    """A transaction was not stored, or its store left first: go on reading, whatever is not done comes again."""
+
+    def __init__(self, group: str, reason: str) -> None:
+        super().__init__(f"a transaction of group {group!r} failed: {reason}")
+        self.group = group
+        self.reason = reason
+
+
+class GroupRefused(LocalProtocolError):
+    """The store does not let this subscription take part: the group reads something else, or its name was taken."""
+
+    def __init__(self, group: str, reason: str) -> None:
+        super().__init__(f"no part in group {group!r}: {reason}")
+        self.group = group
+        self.reason = reason
 
 
 class StoreDamaged(FabricError):

@@ -15,6 +15,7 @@ __all__ = [
     "Message",
     "Overflow",
     "Peer",
+    "Position",
     "ProviderReply",
     "QueueStatistics",
     "ServiceOffer",
@@ -96,6 +97,16 @@ class Settlement(Protocol):
         """Never again."""
 
 
+class Position(msgspec.Struct, frozen=True, order=True):
+    """The place of a message in a store's log, to be kept with what the message has caused."""
+
+    topic: str
+    partition: int
+    "Of the group that it was read in, else -1. Within a partition offsets only rise."
+    offset: int
+    "Its number among all messages of the topic in the log."
+
+
 class Message(msgspec.Struct, gc=False):
     """One received message."""
 
@@ -110,6 +121,12 @@ class Message(msgspec.Struct, gc=False):
     key: Any = None
     headers: dict[str, Any] | None = None
     _settlement: Settlement | None = None
+    _place: tuple[int, int] | None = None
+
+    @property
+    def position(self) -> Position | None:
+        """Where a store's log has it; None if it did not come from a store."""
+        return None if self._place is None else Position(self.topic, *self._place)
 
     async def ack(self) -> None:
         """Dealt with: it will not come again. Needs `ack="manual"`."""

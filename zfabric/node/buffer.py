@@ -30,6 +30,10 @@ def decode_batch(batch: Batch, source: Source, codec: Codec, now: float, bad: Ba
         messages = list(map(Message, values, count(batch.base), repeat(batch.topic), repeat(timestamp), repeat(source)))
     except DecodeFailed:
         messages = list(_salvage(batch, source, codec, timestamp, bad))
+    if batch.stored is not None:
+        shift = batch.stored.offset - batch.base
+        for message in messages:
+            message._place = -1, message.seq + shift  # noqa: SLF001 - hidden from users, not from us
     if batch.skip:
         first = batch.base + batch.skip
         messages = [message for message in messages if message.seq >= first]

@@ -157,6 +157,7 @@ class Driver:
         if self.open_state != "open":
             return
         self.flush()
+        self.pump()  # what machines have to say comes before the goodbye
         self.core.goodbye()
         self.pump()
         self.open_state = "closed"

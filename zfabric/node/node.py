@@ -30,6 +30,7 @@ from zfabric.node.requests import Requests
 from zfabric.node.rights import Rights
 from zfabric.node.servicemethods import ServiceMethods
 from zfabric.node.services import Services
+from zfabric.node.shared import SharedSubscription
 from zfabric.node.subscription import Subscription
 from zfabric.protocol.core import Core
 from zfabric.protocol.keeping import Keeping
@@ -374,6 +375,7 @@ class Node(QueueMethods, ServiceMethods):
         delivery: str | None = None,
         start: str | int | datetime | timedelta = "latest",
         group: str | None = None,
+        member: str = "",
         ack: str = "auto",
         overflow: str | None = None,
         buffer_bytes: int | None = None,
@@ -385,6 +387,9 @@ class Node(QueueMethods, ServiceMethods):
         Default: whatever they offer. `"at-most-once"` takes a reliable topic without acknowledging it.
         `start`: `"latest"`, `"earliest"`, a sequence number (negative: that many last messages), a datetime or a
         timedelta into the past; older messages come from the publisher's window and `history`.
+        `group`: take part in a group at the store: each message goes to one member, equal keys to the same one in
+        order; `start` says where a group begins that is new. `delivery="exactly-once"` is for `transaction()`.
+        `member`: a name within the group that keeps its partitions over a quick restart.
         `ack`: `"auto"` acknowledges after the handler or loop body, `"manual"` on `await message.ack()`.
         `overflow`: what happens when `buffer_bytes` (default Config.buffer_bytes) wait unread. Default: reliable
         streams wait, at-most-once streams drop their oldest.
@@ -402,7 +407,20 @@ class Node(QueueMethods, ServiceMethods):
         if ack not in ("auto", "manual"):
             raise ValueError(f"ack must be 'auto' or 'manual', not {ack!r}")
         if group is not None:
-            raise LocalProtocolError("groups need a persistence node, which is not there yet: leave out group=")
+            if overflow is not None or delivery == Delivery.AT_MOST_ONCE:
+                raise ValueError("groups lose nothing: leave out overflow=, and delivery= or ask for more")
+            return self._share(
+                compiled,
+                codec,
+                size,
+                group=check_topic(group),
+                member=member,
+                start=_start(start),
+                manual=ack == "manual",
+                transactional=delivery == Delivery.EXACTLY_ONCE,
+            )
+        if member:
+            raise ValueError("member= names a member of a group: give group= too")
 
         def closed(subscription: Subscription) -> None:
             del self._subscriptions[subscription]
@@ -425,6 +443,16 @@ class Node(QueueMethods, ServiceMethods):
         subscription.lane = driver.core.interests.subscribe(compiled, asked, _start(start), subscription)
         self._subscriptions[subscription] = None
         driver.schedule_pump()
+        return subscription
+
+    def _share(self, pattern: Pattern, codec: Codec, size: int, **options: Any) -> Subscription:
+        """Subscribe as a member of a group."""
+        if options["transactional"] and options["manual"]:
+            raise ValueError('transactions acknowledge: leave out ack="manual"')
+        subscription = SharedSubscription(
+            self._opened(), pattern, codec, size, self._subscriptions.pop, self._config, **options
+        )
+        self._subscriptions[subscription] = None
         return subscription
 
     def on(self, pattern: str | Topic[Any], **options: Any) -> Callable[[Handler], Handler]:

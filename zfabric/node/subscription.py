@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from operator import length_hint
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from zfabric.errors import LocalProtocolError, NodeClosed
 from zfabric.events import DecodeError, Gap, Rejected
@@ -17,6 +18,9 @@ from zfabric.protocol.lanes import Lane
 from zfabric.wire.batch import Batch
 from zfabric.wire.codec import Codec
 from zfabric.wire.topics import Pattern
+
+if TYPE_CHECKING:
+    from zfabric.node.transaction import Transaction
 
 __all__ = ["Subscription"]
 
@@ -198,6 +202,10 @@ class Subscription:
 
     def _reject(self, message: Message) -> None:
         self._driver.emit(Rejected(message.source, message.topic, message.seq))
+
+    def transaction(self) -> Transaction:
+        """See `SharedSubscription.transaction`: only members of groups have them. Raises LocalProtocolError."""
+        raise LocalProtocolError('transactions need a subscription with group= and delivery="exactly-once"')
 
     def _has_room(self) -> bool:
         unsettled = self._manual.unsettled if self._manual is not None else 0

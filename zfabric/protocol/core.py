@@ -29,6 +29,7 @@ from zfabric.protocol.outbox import Outbox
 from zfabric.protocol.peers import PeerRecord, PeerTable
 from zfabric.protocol.queues import Queues
 from zfabric.protocol.serving import Serving
+from zfabric.protocol.shares import Shares
 from zfabric.protocol.stores import Stores
 from zfabric.protocol.streams import Streams
 from zfabric.wire.batch import Batch, Buffer, parse_batch
@@ -106,6 +107,9 @@ class Core:
         self._loopback.register(self.serving)
         self.stores = Stores(config, self.channels, self.interests, self._parse, self.not_protocol)
         self.channels.register(self.stores)
+        self.shares = Shares(config, self._loopback, self._parse, self.not_protocol, self.stores.home)
+        self._loopback.register(self.shares)
+        self.stores.watch(lambda: self.shares.stores_changed(self._now))
         self._dispatch: dict[type[Record], Callable[[PeerRecord, Any, float], None]] = {
             Ack: self._on_ack,
             Attached: self._on_attached,
@@ -432,7 +436,7 @@ class Core:
 
     def timer(self) -> float:
         """When `handle_timer` has something to do; infinity if never."""
-        above = min(self.queues.timer(), self.calls.timer(), self.serving.timer())
+        above = min(self.queues.timer(), self.calls.timer(), self.serving.timer(), self.shares.timer())
         return min(self.peers.timer(), self.streams.timer(), self.channels.timer(), above)
 
     def handle_timer(self, now: float) -> None:
@@ -444,6 +448,7 @@ class Core:
         self.calls.handle_timer(now)
         self.serving.handle_timer(now)
         self.queues.handle_timer(now)
+        self.shares.handle_timer(now)
 
     def actions(self, now: float) -> list[Action]:
         """What the driver must do now, in order. Call it after every other verb."""
@@ -452,5 +457,6 @@ class Core:
             self.streams.sent(self.interests.waiting.pop())
         self.streams.handle_timer(now)
         self.queues.flush(now)
+        self.shares.flush(now)
         self.channels.flush(now)
         return self._effects.take()

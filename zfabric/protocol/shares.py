@@ -86,13 +86,21 @@ class Parcel:
         self.partitions = delivered.partitions * len(self.places) if same else delivered.partitions
         self.unsettled = 0
 
-    def without(self, partitions: Collection[int]) -> bool:
-        """Take these out; returns whether anything is left."""
+    def without(self, partitions: Collection[int], after: int = -1) -> bool:
+        """Take these partitions out, beyond the place `after`; returns whether anything is left."""
         if not set(self.partitions).isdisjoint(partitions):
-            mask = [partition not in partitions for partition in self.partitions]
+            mask = [
+                partition not in partitions or place <= after
+                for place, partition in zip(self.places, self.partitions, strict=True)
+            ]
             self.places = list(compress(self.places, mask))
             self.partitions = bytes(compress(self.partitions, mask))
         return bool(self.places)
+
+    def trim(self, count: int) -> None:
+        """The first `count` messages are done with and committed."""
+        self.places = self.places[count:]
+        self.partitions = self.partitions[count:]
 
     def ends(self, count: int) -> dict[int, int]:
         """Where each partition stands after the first `count` messages."""
@@ -132,6 +140,8 @@ class Share:
         self.transaction = 0
         "The number of the one that is on its way; 0 for none."
         self.transactions = 0
+        self.published: dict[str, int] = {}
+        "Messages that its transactions have stored, by topic."
         self._open: dict[tuple[str, int], OrderedDict[int, Parcel]] = {}
 
     def reset(self, reason: str) -> None:
@@ -250,7 +260,7 @@ class Shares:
         """Commit what is done, and take part no more."""
         if self._shares.pop(share.number, None) is None:
             return
-        self._commit(share, now)
+        self.commit(share, now)
         self._changed.pop(share, None)
         if share.epoch or share.joining:
             self._tell(share, Leave(share.number, share.epoch), now)
@@ -394,7 +404,8 @@ class Shares:
         if share.number in self._shares:
             self._changed[share] = None
 
-    def _commit(self, share: Share, now: float) -> None:
+    def commit(self, share: Share, now: float) -> None:
+        """Tell the store what is done, at once."""
         share.commit_at = inf
         if share.epoch and not share.transaction and (share.moves or share.taken != share.told):
             share.told = share.taken
@@ -403,7 +414,7 @@ class Shares:
     def _release(self, share: Share, now: float) -> None:
         free = [partition for partition in share.letting_go if not share.busy(partition)]
         if free:
-            self._commit(share, now)
+            self.commit(share, now)
             share.letting_go.difference_update(free)
             share.owned.difference_update(free)
             self._tell(share, Released(share.number, share.epoch, free), now)
@@ -415,7 +426,7 @@ class Shares:
             if not share.epoch:
                 continue
             if share.taken - share.told >= share.request.window_bytes // 4:
-                self._commit(share, now)
+                self.commit(share, now)
             elif share.moves or share.taken != share.told:
                 share.commit_at = min(share.commit_at, now + self._config.group_commit_s)
             if share.letting_go:
@@ -429,6 +440,6 @@ class Shares:
         """Commit what is due; join where the store could not take us."""
         for share in self._shares.values():
             if share.commit_at <= now:
-                self._commit(share, now)
+                self.commit(share, now)
             if share.retry_at <= now:
                 self._try_join(share, now)

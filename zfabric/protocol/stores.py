@@ -122,6 +122,15 @@ class Stores:
         """The store that is asked about a topic: the same one everywhere, as long as the same stores are there."""
         return next((store for store in self.all() if store.covers(topic)), None)
 
+    def home(self, pattern: str, log: bytes = b"") -> tuple[bytes, PeerRecord] | None:
+        """Where the groups of a pattern are: the store of that log, else the one that all nodes agree on."""
+        compiled = Pattern(pattern)
+        fits = [s for s in self.all() if s.id == log or (not log and (not compiled.literal or s.covers(pattern)))]
+        if not fits:
+            return None
+        newest = [store for store in fits if store.id == fits[0].id][-1]  # one that restarted may be there twice
+        return newest.id, newest.peer
+
     def named(self, store_id: bytes) -> KnownStore | None:
         """The store of one log."""
         return next((store for store in self._known.values() if store.id == store_id), None)

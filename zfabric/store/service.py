@@ -21,6 +21,7 @@ from zfabric.errors import (
 from zfabric.node.driver import Driver
 from zfabric.protocol.lanes import Lane
 from zfabric.protocol.peers import PeerRecord
+from zfabric.store.grouphost import GroupHost
 from zfabric.store.keeper import Keeper, append_of
 from zfabric.store.log import Append, Appended, Commit, Log, PositionUpdate
 from zfabric.store.readings import ENTRY_BYTES, Reading, Tail
@@ -81,6 +82,7 @@ class StoreService:
         self._known_streams = {info.name for info in log.streams()}
         self._tasks: set[asyncio.Task[None]] = set()
         self._core.channels.register(self)
+        self.groups = GroupHost(driver, log, writer, config, self._appended, self._run)
         self._core.interests.on_durable = self._keep
 
     # -- life ----------------------------------------------------------------------------------
@@ -94,6 +96,7 @@ class StoreService:
         self._core.interests.on_durable = None
         for keeper in self._keepers.values():
             keeper.close()
+        await self.groups.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -178,6 +181,7 @@ class StoreService:
         """Something is safe: those who read its stream get it."""
         if appended.offset is None:
             return
+        self.groups.appended(append, appended)
         if append.stream not in self._known_streams:
             self._known_streams.add(append.stream)
             for (_, reading), (peer, pattern) in self._watches.items():

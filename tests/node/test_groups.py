@@ -1,0 +1,214 @@
+"""Groups, transactions and positions between real nodes and a store in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+import zfabric
+from tests.waiting import wait_until_async
+from zfabric import Config, Node
+from zfabric.store import Store
+
+FAST = Config(mdns=False, heartbeat_interval_s=0.2, peer_timeout_s=1.0)
+
+
+@pytest.fixture
+async def fabric(tmp_path: Any) -> AsyncIterator[dict[str, Any]]:
+    """A store and what nodes need to find it."""
+    import uuid
+
+    options: dict[str, Any] = {"fabric": f"groups-{uuid.uuid4().hex[:8]}", "config": FAST}
+    async with Store("memory:", **options) as store:
+        yield {**options, "store": store}
+
+
+def node(fabric: dict[str, Any], name: str) -> Node:
+    """A node of that fabric."""
+    return Node(name, fabric=fabric["fabric"], config=fabric["config"])
+
+
+async def publish(fabric: dict[str, Any], topic: str, numbers: range, keys: int = 10) -> None:
+    """Publish numbers, each with a key, until they are stored."""
+    async with node(fabric, "shop") as shop:
+        orders = shop.publisher(topic, durable=True)
+        await orders.wait_for(stores=1, timeout=10)
+        for number in numbers:
+            await orders.publish(number, key=number % keys)
+        await orders.flush()
+        await orders.close()
+
+
+async def test_members_share_by_key_and_each_group_gets_everything(fabric: dict[str, Any]) -> None:
+    """Two groups, one of them with two members: each group has each message once, keys stay in order."""
+    seen: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
+
+    async def read(subscription: Any, name: str) -> None:
+        async for message in subscription:
+            seen[name].append((message.key, message.value))
+
+    async with node(fabric, "a") as a, node(fabric, "b") as b:
+        first = a.subscribe("orders", group="billing", start="earliest")
+        second = b.subscribe("orders", group="billing", start="earliest")
+        third = b.subscribe("#", group="audit", start="earliest")
+        for subscription in (first, second, third):
+            await subscription.wait_for(timeout=10)
+        tasks = [asyncio.create_task(read(s, n)) for s, n in ((first, "1"), (second, "2"), (third, "audit"))]
+        await publish(fabric, "orders", range(1000), keys=50)
+        await wait_until_async(lambda: len(seen["1"]) + len(seen["2"]) == 1000 == len(seen["audit"]), 10)
+        for task in tasks:
+            task.cancel()
+    keys = [{key for key, _ in seen[name]} for name in ("1", "2")]
+
+    assert keys[0]
+    assert keys[1]
+    assert not keys[0] & keys[1]
+    for found in seen.values():
+        for wanted in range(50):
+            values = [value for key, value in found if key == wanted]
+            assert values == sorted(values)
+
+
+async def test_a_group_goes_on_where_it_was(fabric: dict[str, Any]) -> None:
+    """What was processed and committed does not come again; what came while nobody was there does."""
+    async with node(fabric, "a") as a:
+        subscription = a.subscribe("orders", group="billing", start="earliest")
+        await publish(fabric, "orders", range(100))
+        async with asyncio.timeout(10):
+            values = [(await subscription.receive()).value for _ in range(100)]
+            await subscription.close()
+        assert sorted(values) == list(range(100))
+    await publish(fabric, "orders", range(100, 150))
+    async with node(fabric, "b") as b:
+        subscription = b.subscribe("orders", group="billing", start="latest")
+        found: set[int] = set()
+        while len(found) < 50:
+            found.add((await subscription.receive(timeout=10)).value)
+
+    # `close` cannot know of the last message in hand whether it was dealt with.
+    assert found - {values[-1]} <= set(range(100, 150))
+
+
+async def test_manual_acks_commit_only_what_was_settled(fabric: dict[str, Any]) -> None:
+    """A member that goes without acknowledging leaves its messages to the next."""
+    await publish(fabric, "orders", range(20))
+    async with node(fabric, "a") as a:
+        subscription = a.subscribe("orders", group="billing", start="earliest", ack="manual")
+        messages = [await subscription.receive(timeout=10) for _ in range(20)]
+        for message in messages:
+            if message.value % 2:
+                await message.ack()
+        await messages[0].nack()
+        again = await subscription.receive(timeout=10)
+        assert again.value == messages[0].value
+        await subscription.close()
+    async with node(fabric, "b") as b:
+        subscription = b.subscribe("orders", group="billing", ack="manual")
+        values = {(await subscription.receive(timeout=10)).value for _ in range(10)}
+
+    assert values == set(range(0, 20, 2))
+
+
+async def test_a_transaction_is_all_or_nothing(fabric: dict[str, Any]) -> None:
+    """An exception voids outputs and position: the message comes again; then both stand."""
+    await publish(fabric, "orders", range(10))
+    async with node(fabric, "a") as a:
+        results = a.subscribe("bills", group="results", start="earliest")
+        orders = a.subscribe("orders", group="billing", start="earliest", delivery="exactly-once")
+        failed = set()
+        done: list[int] = []
+        async for message in orders:
+            try:
+                async with orders.transaction() as tx:
+                    await tx.publish("bills", message.value * 10, key=message.key)
+                    if message.value not in failed:
+                        failed.add(message.value)
+                        raise ArithmeticError
+            except ArithmeticError:
+                continue
+            done.append(message.value)
+            if len(done) == 10:
+                break
+        bills = [(await results.receive(timeout=10)).value for _ in range(10)]
+
+        assert done == list(range(10))
+        assert bills == [10 * value for value in range(10)]
+        assert results.pending == 0
+
+
+async def test_transactions_by_batch_survive_a_change_of_members(fabric: dict[str, Any]) -> None:
+    """Members join and leave meanwhile: each input has one output."""
+    count = 3000
+    await publish(fabric, "orders", range(count), keys=100)
+    async with node(fabric, "results") as reader:
+        results = reader.subscribe("bills", group="results", start="earliest")
+
+        async def work(name: str, batches: int) -> None:
+            async with node(fabric, name) as worker:
+                orders = worker.subscribe(
+                    "orders", group="billing", start="earliest", delivery="exactly-once", buffer_bytes=4000
+                )
+                async for batch in orders.batches():
+                    try:
+                        async with orders.transaction() as tx:
+                            for message in batch:
+                                await tx.publish("bills", message.value, key=message.key)
+                    except zfabric.TransactionFailed:
+                        continue
+                    batches -= 1
+                    if not batches:
+                        return
+
+        tasks = [asyncio.create_task(work(f"w{index}", 3 if index < 3 else -1)) for index in range(5)]
+        seen: list[int] = []
+        while len(seen) < count:
+            seen.append((await results.receive(timeout=15)).value)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+        assert sorted(seen) == list(range(count))
+        assert results.pending == 0
+
+
+async def test_positions_rise_within_a_partition(fabric: dict[str, Any]) -> None:
+    """`message.position` names topic, partition and offset; without a store there is none."""
+    await publish(fabric, "orders", range(100))
+    async with node(fabric, "a") as a:
+        subscription = a.subscribe("orders", group="billing", start="earliest")
+        last: dict[int, int] = {}
+        offsets = []
+        for _ in range(100):
+            position = (await subscription.receive(timeout=10)).position
+            assert position is not None
+            assert position.offset > last.get(position.partition, -1)
+            last[position.partition] = position.offset
+            offsets.append(position.offset)
+
+    assert sorted(offsets) == list(range(100))
+
+
+async def test_what_makes_no_sense_is_refused(fabric: dict[str, Any]) -> None:
+    """Another pattern under the same name, a taken name, options that do not go together."""
+    async with node(fabric, "a") as a:
+        first = a.subscribe("orders", group="billing", member="one")
+        await first.wait_for(timeout=10)
+        other = a.subscribe("bills", group="billing")
+        with pytest.raises(zfabric.GroupRefused, match="reads 'orders', not 'bills'"):
+            await other.receive(timeout=10)
+        second = a.subscribe("orders", group="billing", member="one")
+        await second.wait_for(timeout=10)
+        with pytest.raises(zfabric.GroupRefused, match="took the name 'one'"):
+            await first.receive(timeout=10)
+        with pytest.raises(ValueError, match="lose nothing"):
+            a.subscribe("orders", group="billing", overflow="latest")
+        with pytest.raises(ValueError, match="transactions acknowledge"):
+            a.subscribe("orders", group="billing", delivery="exactly-once", ack="manual")
+        with pytest.raises(ValueError, match="group="):
+            a.subscribe("orders", member="one")
+        with pytest.raises(zfabric.LocalProtocolError, match="exactly-once"):
+            second.transaction()
