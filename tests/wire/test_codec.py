@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from msgspec.msgpack import Ext
 
 from zfabric.errors import DecodeFailed, EncodeFailed
+from zfabric.wire import snapshots
 from zfabric.wire.codec import SPECIAL_TYPES, Codec
 
 INLINE = 64
@@ -776,3 +777,41 @@ class Grumpy(msgspec.Struct):
 
     def __post_init__(self) -> None:
         raise KeyError("no")
+
+
+def test_memory_of_snapshots_is_used_again_only_when_nobody_holds_it() -> None:
+    """What waits to be sent, or was received here, stays as it was; the rest costs no fresh memory."""
+    codec = Codec(inline_bytes=1000)
+    array = np.zeros((100, 100))
+
+    def snapshot(value: float) -> Any:
+        array.fill(value)
+        codec.buffers = []
+        codec.encode_into(array, bytearray())
+        return codec.buffers.pop()
+
+    first, second = snapshot(1), snapshot(2)
+    received = np.frombuffer(first)
+    addresses = {np.frombuffer(frame).ctypes.data for frame in (first, second)}
+    del first
+    third = snapshot(3)
+    assert (received == 1).all()
+    assert (np.frombuffer(second) == 2).all()
+    addresses.add(np.frombuffer(third).ctypes.data)
+    assert len(addresses) == 3
+    del received, second, third
+
+    again = [snapshot(value) for value in range(3)]
+    assert {np.frombuffer(frame).ctypes.data for frame in again} == addresses
+    assert [np.frombuffer(frame)[0] for frame in again] == [0, 1, 2]
+
+
+def test_free_memory_of_snapshots_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bytes for each size, and in sizes."""
+    monkeypatch.setattr(snapshots, "KEPT_BYTES", 50_000)
+    made = snapshots.Snapshots()
+    for size in (1000, 2000, 3000):
+        held = [made.copy(np, np.zeros(size)) for _ in range(20)]
+        del held
+
+    assert {size: len(free) for size, free in made._free.items()} == {24_000: 2}

@@ -34,6 +34,7 @@ import msgspec
 from msgspec.msgpack import Decoder, Encoder, Ext
 
 from zfabric.errors import DecodeFailed, EncodeFailed
+from zfabric.wire.snapshots import Snapshots
 
 __all__ = ["SPECIAL_TYPES", "Codec"]
 
@@ -92,6 +93,7 @@ class Codec:
         "_encode",
         "_frames",
         "_next_frame",
+        "_snapshots",
         "buffers",
         "encode_plain",
         "inline_bytes",
@@ -109,6 +111,7 @@ class Codec:
         self.buffers: list[Buffer] = []
         self._frames: Sequence[Buffer] = ()
         self._next_frame = 0
+        self._snapshots = Snapshots()
         encoder = Encoder(enc_hook=self._encode_other)
         self._encode = encoder.encode
         self.encode_plain = encoder.encode_into if self.type is Any else None
@@ -257,9 +260,11 @@ class Codec:
             data = array.tobytes()
         else:
             data = len(self.buffers)
-            if not (array.flags.c_contiguous and _is_frozen_array(numpy, array)):
-                array = array.copy(order="C")
-            self.buffers.append(memoryview(array.reshape(-1).view(numpy.uint8)).toreadonly())
+            if array.flags.c_contiguous and _is_frozen_array(numpy, array):
+                frame = array.reshape(-1).view(numpy.uint8)
+            else:
+                frame = self._snapshots.copy(numpy, array)
+            self.buffers.append(memoryview(frame).toreadonly())
         return Ext(EXT_ARRAY, _encode((dtype, array.shape, data)))
 
     # -- decoding ------------------------------------------------------------------------------
