@@ -89,6 +89,16 @@ def test_circuit_breaker() -> None:
     assert run("circuit_breaker.py").splitlines() == ["failed", "failed", "failed", "left alone", "total: 42"]
 
 
+def test_scatter_gather() -> None:
+    """Three of five are enough."""
+    assert run("scatter_gather.py") == "3 prices; the best is 100, from shop-0\n"
+
+
+def test_standby() -> None:
+    """One is active, and then the other."""
+    assert run("standby.py").splitlines() == ["1 of two is active", "and when one has left, the other is"]
+
+
 def test_images() -> None:
     """All frames pass three stages."""
     assert "100 frames, " in run("images.py")

@@ -198,9 +198,9 @@ class Requests:
             raise self._calls.nobody(service, version)
         return list(providers)
 
-    async def wait_for(self, service: str, version: int, timeout: float | None) -> None:
+    async def wait_for(self, service: str, version: int, timeout: float | None, providers: int = 1) -> None:
         """See Node.wait_for_service."""
-        await self._driver.wait_until(lambda: bool(self._calls.providers(service, version)), timeout)
+        await self._driver.wait_until(lambda: len(self._calls.providers(service, version)) >= providers, timeout)
 
     def close(self) -> None:
         """The node closes: nobody gets a reply any more."""

@@ -127,9 +127,11 @@ class ServiceMethods:
             service, arguments, options, timeout=timeout, version=version, wait=wait, type=type
         )
 
-    async def wait_for_service(self, name: str, timeout: float | None = None, *, version: int = 1) -> None:
-        """Return once somebody provides the service. Raises TimeoutError after `timeout` seconds."""
-        await self._client().wait_for(name, version, timeout)
+    async def wait_for_service(
+        self, name: str, timeout: float | None = None, *, version: int = 1, providers: int = 1
+    ) -> None:
+        """Return once so many nodes provide the service. Raises TimeoutError after `timeout` seconds."""
+        await self._client().wait_for(name, version, timeout, providers)
 
     def _client(self) -> Requests:
         if self._requests is None:

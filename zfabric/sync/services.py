@@ -83,9 +83,11 @@ class ServiceMethods:
         """Ask every provider. Options and errors as for zfabric.Node.request_all."""
         return _iterate(self._opened(), lambda: self._engine.request_all(service, *arguments, **options))
 
-    def wait_for_service(self, name: str, timeout: float | None = None, *, version: int = 1) -> None:
-        """Return once somebody provides the service. Raises TimeoutError after `timeout` seconds."""
-        self._opened().run(self._engine.wait_for_service, name, timeout, version=version)
+    def wait_for_service(
+        self, name: str, timeout: float | None = None, *, version: int = 1, providers: int = 1
+    ) -> None:
+        """Return once so many nodes provide the service. Raises TimeoutError after `timeout` seconds."""
+        self._opened().run(self._engine.wait_for_service, name, timeout, version=version, providers=providers)
 
 
 def _iterate(thread: LoopThread, start: Callable[[], AsyncGenerator[T, None]]) -> Generator[T, None, None]:
