@@ -182,7 +182,7 @@ class Config:
     credit_jobs_max: int = 65_536
     "Jobs that a puller without `credit=` may have, at most: it adapts to how fast they are done."
     credit_bytes: int = 8 * 1024 * 1024
-    "Bytes of jobs that a puller may have, about."
+    "Bytes of jobs that a puller may have from one node, about."
     prefetch_s: float = 0.1
     "Jobs that wait longer than this at a puller without `credit=` make it ask for fewer."
     recall_s: float = 0.05

@@ -216,6 +216,14 @@ class Crew:
         """Start a subscriber."""
         return self.start("subscribe", name, **options)
 
+    def pusher(self, name: str = "pusher", **options: Any) -> Child:
+        """Start a program that pushes jobs."""
+        return self.start("push", name, **options)
+
+    def worker(self, name: str = "worker", **options: Any) -> Child:
+        """Start a program that works on them."""
+        return self.start("work", name, **options)
+
     def verdict(self, **options: Any) -> Verdict:
         """Judge everything that happened."""
         return judge([read(child.path) for child in self.children], **options)
@@ -223,7 +231,7 @@ class Crew:
     def finish(self, children: Sequence[Child] | None = None) -> None:
         """Close the children (publishers first) and see that they end well."""
         chosen = [c for c in (self.children if children is None else children) if c.process.poll() is None]
-        for role in ("publish", "subscribe", "idle"):
+        for role in ("publish", "push", "subscribe", "work", "idle"):
             leaving = [child for child in chosen if child.options.role == role]
             for child in leaving:
                 child.command("close")

@@ -13,7 +13,7 @@ class Options(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Everything about one node and the one thing that it does."""
 
     role: str
-    "`publish`, `subscribe` or `idle`."
+    "`publish`, `subscribe`, `push`, `work` or `idle`."
     name: str
     incarnation: int = 0
     "Counts the processes of one name: payloads carry it."
@@ -63,7 +63,16 @@ class Options(msgspec.Struct, kw_only=True, omit_defaults=True):
     overflow: str = ""
     buffer_bytes: int = 0
     pause_s: float = 0.0
-    "Time that the subscriber takes for each batch."
+    "Time that the subscriber takes for each batch, or the worker for each job."
+
+    attempts: int = 5
+    "What the pusher allows each job."
+    poison: int = -1
+    "The number of a job that always fails."
+    killer: int = -1
+    "The number of a job that kills its worker's process."
+    concurrency: int = 4
+    handler_timeout_s: float = 60.0
 
     def streams(self) -> dict[str, str]:
         """Every topic and its delivery."""

@@ -21,6 +21,7 @@ from zlib import crc32
 
 import msgspec
 
+from tests.faults import jobs
 from tests.faults.options import Options
 from zfabric import Config, DeliveryFailed, FabricError, Message, Node, NodeClosed
 from zfabric.discovery.interfaces import Scope
@@ -213,6 +214,10 @@ class Program:
         elif options.role == "subscribe":
             patterns = options.streams() if options.topics else [f"{options.topic}.#"]
             yield from (self._subscribe(node, pattern) for pattern in patterns)
+        elif options.role == "push":
+            yield jobs.push(node, options, self.history.write)
+        elif options.role == "work":
+            yield jobs.work(node, options, self.history.write, self.reading)
 
     async def _watch(self, node: Node) -> None:
         async for event in node.events():

@@ -370,8 +370,8 @@ def test_peers_cannot_make_a_node_keep_too_much() -> None:
     say(world, a, b, QueueOffers([f"q{number}" for number in range(10)]), QueueOffers(["no*name"]))
     assert len(b.core.queues.offers[a.core.me]) == 3
 
-    say(world, b, a, *[PullRecord(number, "q", 1000) for number in range(5)], PullRecord(9, "unknown", 1000))
-    say(world, b, a, PullRecord(1, "q", 1000, "no selector"), Credit(77, 1, 1, 1, 1), Renew(77))
+    say(world, b, a, *[PullRecord(number, "q", 1000, 1) for number in range(5)], PullRecord(9, "unknown", 1000, 1))
+    say(world, b, a, PullRecord(1, "q", 1000, 1, "no selector"), Credit(77, 1, 1), Renew(77))
     assert len(dispatcher.workers.all) == 2
     assert a.seen(ProtocolError)
     assert b.seen(ProtocolError)
@@ -384,7 +384,7 @@ def test_huge_numbers_are_harmless(why: Any) -> None:
     dispatcher, worker = queue(a, max_attempts=0), Worker(b)
     worker.runs = False
     world.run(1)
-    say(world, b, a, Credit(worker.pull.number, 2**62, 2**62, 2**62, 2**62))
+    say(world, b, a, Credit(worker.pull.number, 2**62, 2**62))
     push(a, 1)
     world.run(0.1)
     (lease,) = next(iter(dispatcher.workers.all.values())).leases

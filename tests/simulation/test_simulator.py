@@ -15,7 +15,10 @@ from zfabric.testing.simulator import Outcome, simulate
 
 ROOT = Path(__file__).parents[2]
 SEEDS = 2000
-FAULTS = {"partition", "clog", "reset", "crash", "close", "pause", "stick", "resubscribe", "reopen", "clock", "weather"}
+FAULTS = {
+    *("partition", "clog", "reset", "crash", "close", "pause", "clock", "weather"),
+    *("stick", "resubscribe", "reopen", "repull"),
+}
 
 
 @pytest.mark.slow
@@ -29,6 +32,8 @@ def test_every_promise_holds_under_every_fault() -> None:
         totals.update(outcome.faults)
         totals.update(delivered=outcome.delivered, announced=outcome.announced, confirmed=outcome.confirmed)
         totals.update(lost_batches=outcome.lost_batches)
+        totals.update(jobs_done=outcome.jobs_done, jobs_dead=outcome.jobs_dead, acks_refused=outcome.acks_refused)
+        totals.update(jobs_redelivered=outcome.jobs_redelivered)
         if outcome.violation is not None:
             broken.append(outcome)
 
@@ -38,6 +43,10 @@ def test_every_promise_holds_under_every_fault() -> None:
     assert totals["announced"] > SEEDS
     assert totals["confirmed"] > SEEDS
     assert totals["lost_batches"] > SEEDS
+    assert totals["jobs_done"] > 50 * SEEDS
+    assert totals["jobs_redelivered"] > 10 * SEEDS
+    assert totals["jobs_dead"] > SEEDS
+    assert totals["acks_refused"] > SEEDS // 2
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -84,9 +84,9 @@ POSITION = Position(3, "plant.line1.temp", EPOCH, 10, BASE)
 
 QUEUES: list[queues.QueueRecord] = [
     queues.QueueOffers(["jobs", "$dead.jobs"]),
-    queues.Pull(1, "jobs", 30_000, "colour = 'red'"),
+    queues.Pull(1, "jobs", 30_000, 65_536, "colour = 'red'"),
     queues.PullEnd(1),
-    queues.Credit(1, 100, 65_536, 50, 32_768),
+    queues.Credit(1, 100, 50),
     queues.Jobs(1, 7, PUBLISHED_NS, 2, 40, b"\xdd\x00\x00\x00\x02\x05\x06"),
     queues.Jobs(
         1, 8, PUBLISHED_NS, 2, 42, b"\xdd\x00\x00\x00\x02\x05\x06", [b"a buffer"], [42, 44],
@@ -96,9 +96,10 @@ QUEUES: list[queues.QueueRecord] = [
     queues.JobsUndone(1, 8, 0, 1, "nack", 1500, "ValueError: no"),
     queues.JobsUndone(1, 9, 0, 4, "returned"),
     queues.Backlog(1),
-    queues.CreditReturned(1, 50, 32_768),
+    queues.CreditReturned(1, 50),
     queues.Recall(1, 10),
     queues.Renew(1),
+    queues.CreditRecall(1),
     queues.AckRefused(1, 8, 0, 1),
 ]  # fmt: skip
 

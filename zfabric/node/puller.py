@@ -97,8 +97,12 @@ class Puller:
 
     async def batches(self) -> AsyncIterator[list[Job]]:
         """The fast path: lists of jobs, one for each lease; with `ack="auto"` all of one are done together."""
-        while jobs := await self._next(None):
+        while jobs := await self.next_batch():
             yield jobs
+
+    async def next_batch(self) -> list[Job]:
+        """The next list of jobs, as `batches` gives them; empty at the end."""
+        return await self._next(None)
 
     async def _next(self, jobs_max: int | None) -> list[Job]:
         if self._reading:

@@ -243,6 +243,12 @@ class Channels:
                 unsaid, channel.unsaid = channel.unsaid, []
                 self._say(channel, unsaid, now)
 
+    def last_words(self, now: float) -> None:
+        """Acknowledge all that was heard: this node closes."""
+        for channel in self._channels.values():
+            if channel.ack_at < inf:
+                self._acknowledge(channel, now)
+
     def _say(self, channel: Channel, letters: Iterable[Closed], now: float) -> None:
         for letter in letters:
             record = Letter(channel.session, channel.theirs, letter.number, letter.records)

@@ -161,6 +161,7 @@ class Core:
         """Tell every peer that this node closes, and look for no others."""
         self.peers.dialler.stop()
         self.streams.last_words(self._now)
+        self.channels.last_words(self._now)
         for peer in self.peers.known.values():
             self.peers.tell(peer, Goodbye(), now=self._now)
 

@@ -191,7 +191,8 @@ class Dispatcher:
         self.changed = True
         selector = Selector(pull.selector, self._config) if pull.selector else None
         self.leave(key, "its puller began anew", now)
-        self.workers.all[key] = Worker(key, self._waiting.open_line(selector), pull.lease_ms / 1000, now)
+        line = self._waiting.open_line(selector)
+        self.workers.all[key] = Worker(key, line, pull.lease_ms / 1000, pull.nbytes, now)
 
     def leave(self, key: WorkerKey, reason: str, now: float) -> None:
         """A puller is gone: its leases are free at once."""
@@ -220,10 +221,18 @@ class Dispatcher:
         self.changed = True
         worker = self.workers.all.get(key)
         if worker is not None:
-            worker.credit_jobs += credit.jobs
-            worker.credit_bytes += credit.nbytes
-            worker.keep_jobs, worker.keep_bytes = credit.keep_jobs, credit.keep_bytes
+            worker.credit += credit.jobs
+            worker.keep = credit.keep
             worker.told_backlog = False
+
+    def credit_back(self, key: WorkerKey) -> None:
+        """A worker takes no jobs for now."""
+        worker = self.workers.all.get(key)
+        if worker is not None:
+            self._tell(key, CreditReturned(key[1], worker.credit))
+            worker.credit = 0
+            worker.told_backlog = False
+            self.changed = True
 
     def renew(self, key: WorkerKey, now: float) -> None:
         """A worker's node runs."""
@@ -235,7 +244,7 @@ class Dispatcher:
         """End all leases of a worker that is lost. What it had may be what killed it: from now on it travels alone."""
         self.changed = True
         leases, worker.leases = worker.leases, {}
-        worker.held = worker.suspects = 0
+        worker.held = worker.held_bytes = worker.suspects = 0
         for lease in reversed(leases.values()):
             for start, stop in reversed(list(lease.left)):
                 for job in self._jobs(lease, range(stop - 1, start - 1, -1), now):
@@ -253,7 +262,7 @@ class Dispatcher:
             more = False
             for worker, share in self.workers.shares(waiting.ready, lambda worker: room[worker.key[0]]):
                 left = share
-                while left > 0 and worker.credit_bytes > 0 and (taken := self._next_for(worker, left, now)):
+                while left > 0 and worker.has_credit and (taken := self._next_for(worker, left, now)):
                     self._lease(worker, taken, now)
                     left -= taken[3]
                     more = True
@@ -264,7 +273,8 @@ class Dispatcher:
         if not worker.suspects and (taken := self._waiting.take_suspect(worker.line, now)):
             return taken
         share = min(share, self._config.lease_jobs_max)
-        return self._waiting.take(worker.line, share, min(worker.credit_bytes, self._config.batch_bytes), now)
+        nbytes = min(worker.bytes_max - worker.held_bytes, self._config.batch_bytes)
+        return self._waiting.take(worker.line, share, nbytes, now)
 
     def _lease(self, worker: Worker, taken: Taken, now: float) -> None:
         block, start, jobs, count = taken
@@ -275,9 +285,9 @@ class Dispatcher:
         worker.leases[lease.number] = lease
         worker.held += count
         record = lease_record(worker.key[1], lease, now)
-        size = len(record.body) + sum(map(len, record.buffers))
-        worker.credit_jobs -= count
-        worker.credit_bytes -= size
+        lease.nbytes = len(record.body) + sum(map(len, record.buffers))
+        worker.credit -= count
+        worker.held_bytes += lease.nbytes
         for job in jobs:
             job.leased = True
             worker.suspects += job.suspect
@@ -285,25 +295,23 @@ class Dispatcher:
             self._note(job.id, job.id + 1, JobState.LEASED, job.attempts)
         if block is not None:
             self._note(lease.first, lease.first + count, JobState.LEASED, 0)
-        self._told.append((worker.key, record, size + RECORD_BYTES))
+        self._told.append((worker.key, record, lease.nbytes + RECORD_BYTES))
 
     def _balance(self, now: float) -> None:
         """Workers for whom nothing waits give credit back and let others share; others learn what waits."""
         idle = False
-        nothing: dict[int, bool] = {}
+        waits: dict[int, tuple[bool, bool]] = {}
         for worker in self.workers.all.values():
             line = worker.line
-            if id(line) not in nothing:
-                nothing[id(line)] = not self._waiting.ready or line.head() is None
-            if nothing[id(line)]:
+            if id(line) not in waits:
+                waits[id(line)] = self._waiting.has_for(line)
+            any_job, any_suspect = waits[id(line)]
+            if not any_job and (worker.suspects or not any_suspect):
                 idle = idle or (worker.has_credit and not worker.held)
-                jobs = max(0, worker.credit_jobs - worker.keep_jobs)
-                nbytes = max(0, worker.credit_bytes - worker.keep_bytes)
-                if jobs or nbytes > worker.keep_bytes // 4:
-                    worker.credit_jobs -= jobs
-                    worker.credit_bytes -= nbytes
-                    self._tell(worker.key, CreditReturned(worker.key[1], jobs, nbytes))
-            elif not worker.has_credit and not worker.told_backlog and not worker.ending:
+                if worker.credit > worker.keep:
+                    self._tell(worker.key, CreditReturned(worker.key[1], worker.credit - worker.keep))
+                    worker.credit = worker.keep
+            elif worker.credit <= 0 and not worker.told_backlog and not worker.ending:
                 worker.told_backlog = True
                 self._tell(worker.key, Backlog(worker.key[1]))
         self._recall_at = inf
@@ -376,6 +384,7 @@ class Dispatcher:
         worker.held -= stop - start
         if not lease.left:
             del worker.leases[lease.number]
+            worker.held_bytes -= lease.nbytes
             self._drop_ended(worker)
 
     def _jobs(self, lease: Lease, positions: Iterable[int], now: float) -> list[Job]:

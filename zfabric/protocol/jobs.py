@@ -190,7 +190,7 @@ Entry: TypeAlias = Run | Job
 class Lease:
     """Jobs that a worker has."""
 
-    __slots__ = ("block", "count", "first", "jobs", "left", "number", "since", "start")
+    __slots__ = ("block", "count", "first", "jobs", "left", "nbytes", "number", "since", "start")
 
     def __init__(
         self, number: int, since: float, count: int, *, block: Block | None, start: int, jobs: list[Job]
@@ -199,6 +199,8 @@ class Lease:
         self.number = number
         self.since = since
         self.count = count
+        self.nbytes = 0
+        "As it travels."
         self.block = block
         self.start = start
         self.jobs = jobs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from zfabric.protocol.jobs import PRIORITIES, Entry, Job, Run
+from zfabric.protocol.jobs import PRIORITIES, Entry, Lease, Run
 from zfabric.wire.selectors import Selector
 
 __all__ = ["Line"]
@@ -80,6 +80,8 @@ class Line:
         """All of them."""
         return (entry for level in self._levels.values() for entry in level if entry.ready)
 
-    def waits_alone(self, job: Job) -> bool:
-        """Whether a suspect is for these workers."""
-        return job.ready and self.matches(job)
+    def matches_lease(self, lease: Lease) -> bool:
+        """Whether its workers would take any of these jobs."""
+        if lease.block is None:
+            return any(map(self.matches, lease.jobs))
+        return self.matches(Run(lease.block, 0, 1, 0.0))

@@ -15,6 +15,7 @@ from zfabric.config import Config
 from zfabric.wire import queue_records
 from zfabric.wire.queue_records import (
     Credit,
+    CreditRecall,
     Jobs,
     JobsDone,
     JobsUndone,
@@ -24,7 +25,7 @@ from zfabric.wire.queue_records import (
     Undone,
 )
 
-__all__ = ["Delivery", "Pull", "PullSource", "size_of"]
+__all__ = ["Delivery", "Pull", "PullSource"]
 
 DONE_PER_RECORD_MAX = 5000
 CREDIT_MIN = 2
@@ -33,17 +34,12 @@ CREDIT_FIRST = 64
 DELAY_MS_MAX = 10**12
 
 
-def size_of(jobs: Jobs) -> int:
-    """What a lease costs in bytes of credit."""
-    return len(jobs.body) + sum(map(len, jobs.buffers))
-
-
 class Delivery:
     """The jobs of one lease."""
 
     # fmt: off
     __slots__ = (
-        "alive", "done_to", "hands", "jobs", "late", "left", "nbytes", "received_at", "source", "started", "stop",
+        "alive", "hands", "jobs", "late", "left", "received_at", "source", "started", "stop",
         "unsaid", "values",
     )
     # fmt: on
@@ -51,7 +47,6 @@ class Delivery:
     def __init__(self, source: PullSource, jobs: Jobs, now: float) -> None:
         self.source = source
         self.jobs = jobs
-        self.nbytes = size_of(jobs)
         self.received_at = now
         self.started = 0
         "Positions before this one are, or were, in somebody's hands."
@@ -74,11 +69,11 @@ class Delivery:
 class PullSource:
     """One pusher's node, as one puller sees it."""
 
-    __slots__ = ("deliveries", "granted_bytes", "granted_jobs", "hungry", "keep", "peer_id", "renew_at")
+    __slots__ = ("deliveries", "granted", "hungry", "keep", "peer_id", "renew_at")
 
     def __init__(self, peer_id: bytes, renew_at: float) -> None:
         self.peer_id = peer_id
-        self.granted_jobs = self.granted_bytes = 0
+        self.granted = 0
         "Credit that it has."
         self.keep = -1
         "How much of it it may keep without jobs."
@@ -125,13 +120,14 @@ class Pull:
         self._wake = wake
         self._adaptive = credit is None
         self._shrink_at = -inf
+        self._starved = False
+        "A pusher had more jobs than credit."
         self._credit = CREDIT_FIRST + concurrency if credit is None else credit
         self._credit_min = CREDIT_MIN + concurrency
         self._selector = selector
         self._lease_s = lease_s
         self._handler_timeout_s = handler_timeout_s
-        self._held_bytes = 0
-        self._granted_jobs = self._granted_bytes = 0
+        self._granted = 0
         self._waiting: deque[Delivery] = deque()
         self._dirty: dict[int, Delivery] = {}
         self._check_at = inf
@@ -153,7 +149,13 @@ class Pull:
             self.changed = True
             self._tell(
                 peer_id,
-                queue_records.Pull(self.number, self.queue, max(1, round(self._lease_s * 1000)), self._selector),
+                queue_records.Pull(
+                    self.number,
+                    self.queue,
+                    max(1, round(self._lease_s * 1000)),
+                    self._config.credit_bytes,
+                    self._selector,
+                ),
             )
 
     def lost(self, peer_id: bytes) -> int:
@@ -161,8 +163,7 @@ class Pull:
         source = self.sources.pop(peer_id, None)
         if source is None:
             return 0
-        self._granted_jobs -= source.granted_jobs
-        self._granted_bytes -= source.granted_bytes
+        self._granted -= source.granted
         self.changed = True
         lost = 0
         for delivery in source.deliveries.values():
@@ -174,23 +175,19 @@ class Pull:
 
     def _forget(self, delivery: Delivery) -> None:
         self.held -= delivery.left
-        self._held_bytes -= delivery.nbytes
         self._dirty.pop(id(delivery), None)
 
     def received(self, peer_id: bytes, jobs: Jobs, now: float) -> bool:
         """A lease. False if it is more than was granted."""
         source = self.sources.get(peer_id)
-        if source is None or jobs.count > source.granted_jobs or jobs.lease in source.deliveries:
+        if source is None or jobs.count > source.granted or jobs.lease in source.deliveries:
             return False
         delivery = Delivery(source, jobs, now)
         self.changed = True
-        source.granted_jobs -= jobs.count
-        source.granted_bytes -= delivery.nbytes
-        self._granted_jobs -= jobs.count
-        self._granted_bytes -= delivery.nbytes
+        source.granted -= jobs.count
+        self._granted -= jobs.count
         source.deliveries[jobs.lease] = delivery
         self.held += jobs.count
-        self._held_bytes += delivery.nbytes
         self._waiting.append(delivery)
         if self.stuck:
             self.return_all()
@@ -201,17 +198,15 @@ class Pull:
     def backlog(self, peer_id: bytes) -> None:
         """A pusher has jobs and no credit."""
         if peer_id in self.sources:
-            self.sources[peer_id].hungry = self.changed = True
+            self.sources[peer_id].hungry = self.changed = self._starved = True
 
-    def returned(self, peer_id: bytes, jobs: int, nbytes: int) -> None:
+    def returned(self, peer_id: bytes, jobs: int) -> None:
         """A pusher has no jobs, and does not need so much credit."""
         source = self.sources.get(peer_id)
         if source is not None:
-            jobs = min(jobs, source.granted_jobs)
-            source.granted_jobs -= jobs
-            source.granted_bytes -= nbytes
-            self._granted_jobs -= jobs
-            self._granted_bytes -= nbytes
+            jobs = min(jobs, source.granted)
+            source.granted -= jobs
+            self._granted -= jobs
             self.changed = True
 
     def recalled(self, peer_id: bytes, jobs: int, now: float) -> None:
@@ -262,9 +257,8 @@ class Pull:
             if now >= self._shrink_at:
                 self._shrink_at = now + config.prefetch_s
                 self._credit = max(self._credit_min, self._credit * 3 // 4)
-        elif delivery.started:
-            return
-        elif self._granted_jobs < self._credit // 2 and len(self._waiting) <= 2:
+        elif self._starved and len(self._waiting) <= 2:
+            self._starved = False
             self._credit = min(config.credit_jobs_max, self._credit * 2)
 
     def single_out(self, delivery: Delivery, start: int) -> None:
@@ -313,7 +307,6 @@ class Pull:
         delivery.left -= count
         self.held -= count
         if not delivery.left:
-            self._held_bytes -= delivery.nbytes
             del delivery.source.deliveries[delivery.jobs.lease]
         return True
 
@@ -368,6 +361,8 @@ class Pull:
         if hung and not self.readers:
             self.stuck = True
             self.return_all()
+            for peer_id in self.sources:
+                self._tell(peer_id, CreditRecall(self.number))
 
     def flush(self) -> None:
         """Say what is done, and grant what credit is free."""
@@ -386,40 +381,32 @@ class Pull:
 
     def _grant(self) -> None:
         sources = list(self.sources.values())
-        credit, nbytes = self._credit, self._config.credit_bytes
-        free = credit - self.held - self._granted_jobs
+        credit = self._credit
+        free = credit - self.held - self._granted
         alone = len(sources) == 1
         keep = credit if alone else credit // (2 * len(sources))
-        hungry = [source for source in sources if source.hungry]
+        hungry = sum(source.hungry for source in sources)
         for source in sources:
-            want = self._wanted(source, free, keep, len(hungry), alone=alone)
-            room = nbytes - self._held_bytes - self._granted_bytes
-            share = nbytes * max(want, 1) // credit
-            bytes_want = min(max(0, room), max(0, share - source.granted_bytes if not alone else room))
-            starved = source.granted_bytes <= 0 and bytes_want > 0
-            if want <= 0 and not starved and (source.keep == keep or (alone and source.keep >= 0)):
+            want = self._wanted(source, free, keep, hungry, alone=alone)
+            if not want and (source.keep == keep or (alone and source.keep >= 0)):
                 continue
-            if source.hungry and (want > 0 or bytes_want):
-                hungry.remove(source)
+            if want and source.hungry:
+                hungry -= 1
                 source.hungry = False
                 self.sources[source.peer_id] = self.sources.pop(source.peer_id)  # the others are served before it
-            want = max(0, want)
             free -= want
             source.keep = keep
-            source.granted_jobs += want
-            source.granted_bytes += bytes_want
-            self._granted_jobs += want
-            self._granted_bytes += bytes_want
-            keep_bytes = nbytes if alone else nbytes * keep // credit
-            self._tell(source.peer_id, Credit(self.number, want, bytes_want, keep, keep_bytes))
+            source.granted += want
+            self._granted += want
+            self._tell(source.peer_id, Credit(self.number, want, keep))
 
     def _wanted(self, source: PullSource, free: int, keep: int, hungry: int, *, alone: bool) -> int:
         """How much more credit this pusher shall get."""
         if free <= 0:
             return 0
         if alone:
-            little = source.granted_jobs <= self._credit // 2
-            return free if little and (free * 4 >= self._credit or not source.granted_jobs) else 0
+            little = source.granted <= self._credit // 2
+            return free if little and (free * 4 >= self._credit or not source.granted) else 0
         if source.hungry:
             return max(1, free // hungry)
-        return min(free, keep - source.granted_jobs) if not hungry and source.granted_jobs * 2 <= keep else 0
+        return min(free, keep - source.granted) if not hungry and source.granted * 2 <= keep else 0

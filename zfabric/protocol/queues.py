@@ -23,6 +23,7 @@ from zfabric.wire.queue_records import (
     QUEUES_PER_RECORD_MAX,
     Backlog,
     Credit,
+    CreditRecall,
     CreditReturned,
     Jobs,
     JobsDone,
@@ -70,6 +71,7 @@ class Queues:
             queue_records.Pull: self._on_pull,
             PullEnd: self._on_pull_end,
             Credit: self._on_credit,
+            CreditRecall: self._on_credit_recall,
             Jobs: self._on_jobs,
             JobsDone: self._on_done,
             JobsUndone: self._on_undone,
@@ -193,7 +195,7 @@ class Queues:
 
     def _on_returned(self, peer_id: bytes, record: CreditReturned, now: float) -> None:
         if record.puller in self.pulls:
-            self.pulls[record.puller].returned(peer_id, record.jobs, record.nbytes)
+            self.pulls[record.puller].returned(peer_id, record.jobs)
 
     def _on_recall(self, peer_id: bytes, record: Recall, now: float) -> None:
         if record.puller in self.pulls:
@@ -227,6 +229,10 @@ class Queues:
     def _on_credit(self, peer_id: bytes, record: Credit, now: float) -> None:
         if (peer_id, record.puller) in self._workers:
             self._workers[peer_id, record.puller].credit((peer_id, record.puller), record, now)
+
+    def _on_credit_recall(self, peer_id: bytes, record: CreditRecall, now: float) -> None:
+        if (peer_id, record.puller) in self._workers:
+            self._workers[peer_id, record.puller].credit_back((peer_id, record.puller))
 
     def _on_done(self, peer_id: bytes, record: JobsDone, now: float) -> None:
         if (peer_id, record.puller) in self._workers:

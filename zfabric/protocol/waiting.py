@@ -174,6 +174,12 @@ class Waiting:
                 self._suspects.append(job)
         return None
 
+    def has_for(self, line: Line) -> tuple[bool, bool]:
+        """Whether anything waits in a line, and whether a job that travels alone does."""
+        if not self.ready:
+            return False, False
+        return line.head() is not None, any(job.ready and line.matches(job) for job in self._suspects)
+
     # -- time ----------------------------------------------------------------------------------
 
     def _remember(self, when: float, job: Job) -> None:

@@ -25,21 +25,23 @@ class Worker:
 
     # fmt: off
     __slots__ = (
-        "credit_bytes", "credit_jobs", "ending", "held", "keep_bytes", "keep_jobs", "key", "lease_s", "leases", "line",
+        "bytes_max", "credit", "ending", "held", "held_bytes", "keep", "key", "lease_s", "leases", "line",
         "recalled_at", "recalls", "renewed_at", "suspects", "told_backlog",
     )
     # fmt: on
 
-    def __init__(self, key: WorkerKey, line: Line, lease_s: float, now: float) -> None:
+    def __init__(self, key: WorkerKey, line: Line, lease_s: float, bytes_max: int, now: float) -> None:
         self.key = key
         self.line = line
         self.lease_s = lease_s
         self.renewed_at = now
-        self.credit_jobs = self.credit_bytes = 0
-        self.keep_jobs = self.keep_bytes = 0
+        self.bytes_max = bytes_max
+        self.credit = self.keep = 0
         self.leases: dict[int, Lease] = {}
         self.held = 0
         "Jobs."
+        self.held_bytes = 0
+        "Of leases that are not settled."
         self.suspects = 0
         "Of those, such as travel alone."
         self.told_backlog = False
@@ -50,12 +52,16 @@ class Worker:
         "Without any answer."
 
     def __repr__(self) -> str:
-        return f"<Worker {self.key[0].hex()[:8]}/{self.key[1]} held={self.held} credit={self.credit_jobs}>"
+        return f"<Worker {self.key[0].hex()[:8]}/{self.key[1]} held={self.held} credit={self.credit}>"
 
     @property
     def has_credit(self) -> bool:
         """Whether it wants more."""
-        return self.credit_jobs > 0 and self.credit_bytes > 0 and not self.ending
+        return self.credit > 0 and self.held_bytes < self.bytes_max and not self.ending
+
+    def has_for(self, line: Line) -> bool:
+        """Whether it has jobs that the workers of a line would take."""
+        return any(line.matches_lease(lease) for lease in self.leases.values())
 
     def deadline(self) -> float:
         """When its leases end."""
@@ -76,7 +82,7 @@ class Workers:
         even = max(1, ready // len(wanting)) if wanting else 0
         for index, worker in enumerate(wanting):
             gap = wanting[index + 1].held - worker.held if index + 1 < len(wanting) else 0
-            yield worker, min(worker.credit_jobs, max(even, gap))
+            yield worker, min(worker.credit, max(even, gap))
 
     def deadline(self) -> float:
         """When the next worker must have renewed its leases."""
@@ -89,7 +95,7 @@ class Workers:
         idle = next((worker for worker in self.all.values() if worker.has_credit and not worker.held), None)
         if idle is None:
             return inf, None, 0
-        busy = [worker for worker in self.all.values() if worker.held and not worker.ending]
+        busy = [worker for worker in self.all.values() if not worker.ending and worker.has_for(idle.line)]
         if not busy:
             return inf, None, 0
         due = min(map(self._recall_due, busy))
@@ -98,7 +104,7 @@ class Workers:
         busiest = max((worker for worker in busy if self._recall_due(worker) <= now), key=_held)
         busiest.recalled_at = now
         busiest.recalls = min(busiest.recalls + 1, RECALL_DOUBLINGS_MAX)
-        return min(map(self._recall_due, busy)), busiest, min(max(1, busiest.held // 2), idle.credit_jobs)
+        return min(map(self._recall_due, busy)), busiest, min(max(1, busiest.held // 2), idle.credit)
 
     def _recall_due(self, worker: Worker) -> float:
         """When jobs may be asked back: those who had none to give are asked less and less often."""

@@ -10,7 +10,8 @@ once, but not from inside a running event loop, which it would block: there use 
 
 from zfabric.sync.node import Node
 from zfabric.sync.publisher import Publisher
+from zfabric.sync.queues import Puller, Pusher
 from zfabric.sync.reader import EventStream, Subscription
 from zfabric.sync.services import Service
 
-__all__ = ["EventStream", "Node", "Publisher", "Service", "Subscription"]
+__all__ = ["EventStream", "Node", "Publisher", "Puller", "Pusher", "Service", "Subscription"]

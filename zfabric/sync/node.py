@@ -19,6 +19,7 @@ from zfabric.node import node as asynchronous
 from zfabric.sync.engine import Engine
 from zfabric.sync.loop import LoopThread, refuse_in_loop
 from zfabric.sync.publisher import Publisher
+from zfabric.sync.queues import Puller, Pusher
 from zfabric.sync.reader import EventStream, Reader, Subscription
 from zfabric.sync.services import ServiceMethods
 
@@ -204,6 +205,32 @@ class Node(ServiceMethods):
 
         def register(handler: Handler) -> Handler:
             return thread.call(lambda: self._engine.on(pattern, **options)(handler))
+
+        return register
+
+    # -- queues --------------------------------------------------------------------------------
+
+    @_parameters_of(asynchronous.Node.pusher)
+    def pusher(self, *arguments: Any, **options: Any) -> Pusher:
+        """Push jobs to a queue. Options and errors as for zfabric.Node.pusher."""
+        thread = self._opened()
+        return Pusher(thread, thread.call(lambda: self._engine.pusher(*arguments, **options)))
+
+    @_parameters_of(asynchronous.Node.puller)
+    def puller(self, *arguments: Any, **options: Any) -> Puller:
+        """Take jobs of a queue. Options and errors as for zfabric.Node.puller."""
+        thread = self._opened()
+        return Puller(thread, thread.call(lambda: self._engine.puller(*arguments, **options)))
+
+    def worker(self, queue: str | Topic[Any], **options: Any) -> Callable[[Handler], Handler]:
+        """Decorator: call the function with every job; options as for zfabric.Node.worker.
+
+        A `def` runs in one of Config.handler_threads_max threads and may use this node.
+        """
+        thread = self._opened()
+
+        def register(handler: Handler) -> Handler:
+            return thread.call(lambda: self._engine.worker(queue, **options)(handler))
 
         return register
 

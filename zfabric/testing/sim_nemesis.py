@@ -36,6 +36,7 @@ class Nemesis:
             "resubscribe": (self._resubscribe, 2),
             "reopen": (self._reopen, 2),
             "clock": (self._clock, 1),
+            "repull": (self._repull, 3),
             "weather": (self._weather, 2),
         }
         chosen = random.sample(sorted(self._kinds), random.randint(1, len(self._kinds)))
@@ -177,6 +178,18 @@ class Nemesis:
         else:
             pause = self._random.uniform(0.0, 2.0)
             self._simulation.agenda.after(pause, party.when_running, party.subscribe, spec)
+
+    def _repull(self) -> None:
+        """A worker ends, and another begins."""
+        party = self._anybody()
+        users = None if party is None else party.queue_users
+        if party is None or users is None or not users.pullers or party.paused:
+            return
+        puller = self._random.choice(users.pullers)
+        party.trace("repull", puller.spec)
+        users.close(puller)
+        users.puller(puller.spec)
+        party.pump()
 
     def _reopen(self) -> None:
         party = self._anybody()

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from zfabric.config import Config
-from zfabric.events import Event, Gap, PeerJoined, PeerLeft
+from zfabric.events import AckRefused, Event, Gap, PeerJoined, PeerLeft
 from zfabric.model import Source
 from zfabric.protocol.core import Core
 from zfabric.protocol.effects import (
@@ -28,6 +28,7 @@ from zfabric.protocol.lanes import Lane
 from zfabric.protocol.outbox import Outbox
 from zfabric.testing.sim_network import Agenda, Flight, Network
 from zfabric.testing.sim_oracle import Oracle
+from zfabric.testing.sim_queues import QueueUsers
 from zfabric.testing.sim_truth import LaneTruth, StreamKey, payload
 from zfabric.wire.batch import Batch
 from zfabric.wire.ranges import RangeSet
@@ -228,6 +229,7 @@ class Party:
         self.consumers: list[Consumer] = []
         self.publishers: list[Publisher] = []
         self.log: list[tuple[object, ...]] | None = None
+        self.queue_users: QueueUsers | None = None
         self.frames = 0
         self.source = Source(node_id.hex(), name)
         self._timer_at = inf
@@ -317,6 +319,8 @@ class Party:
         self.alive = False
         for publisher in self.publishers:
             self.oracle.streams[publisher.key].alive = False
+        if self.queue_users is not None:
+            self.queue_users.ended()
         for consumer in self.consumers:
             consumer.truth.alive = False
             consumer.truth.closed = politely
@@ -361,6 +365,8 @@ class Party:
                 self._act(action, now)
         self.oracle.look(self, now)
         self.oracle.check_holes()
+        if self.queue_users is not None:
+            self.queue_users.look()
         for publisher in self.publishers:
             if publisher.flushes:
                 publisher.confirm()
@@ -405,6 +411,8 @@ class Party:
             self.trace("event", event)
         if isinstance(event, Gap):
             self.oracle.gap(self, event)
+        elif isinstance(event, AckRefused) and self.queue_users is not None:
+            self.queue_users.refused(event)
         elif isinstance(event, PeerLeft):
             self.left_at[bytes.fromhex(event.peer.id)] = self.agenda.now
         elif isinstance(event, PeerJoined):

@@ -18,10 +18,13 @@ from random import Random
 import msgspec
 
 from zfabric.config import Config
+from zfabric.protocol.queues import DEAD_PREFIX
+from zfabric.testing.sim_jobs import JobOracle
 from zfabric.testing.sim_nemesis import Nemesis
 from zfabric.testing.sim_network import Agenda, Faults, Network
 from zfabric.testing.sim_oracle import Oracle
 from zfabric.testing.sim_party import ConsumerSpec, Party, Publisher, PublisherSpec
+from zfabric.testing.sim_queues import PullerSpec, PusherSpec, QueueUsers, SimPusher, draw_puller, draw_pusher
 from zfabric.testing.sim_truth import RULES, Violation
 from zfabric.wire.records import Start
 from zfabric.wire.topics import Pattern
@@ -38,6 +41,8 @@ PATIENCE_S = 15.0
 "Calm without progress for this long is a failure."
 CALM_MAX_S = 240.0
 STEPS_MAX = 200_000
+WITHOUT_QUEUES = 0.3
+"Share of simulations that are about topics alone."
 TRACE_LINES = 40
 
 
@@ -77,6 +82,11 @@ class Outcome(msgspec.Struct):
     delivered: int
     announced: int
     confirmed: int
+    jobs: int
+    jobs_done: int
+    jobs_dead: int
+    jobs_redelivered: int
+    acks_refused: int
     lost_batches: int
     frames: int
     faults: dict[str, int]
@@ -121,6 +131,11 @@ class Simulation:
         self.publishing: dict[str, list[PublisherSpec]] = {name: [] for name in names}
         self.listening: dict[str, list[ConsumerSpec]] = {name: [] for name in names}
         self._draw_users(names)
+        self.jobs = JobOracle(lambda: self.agenda.now)
+        self.queue_random = Random(f"{seed} queues")  # noqa: S311 - repeatable on purpose
+        self.pushing: dict[str, list[PusherSpec]] = {name: [] for name in names}
+        self.pulling: dict[str, list[PullerSpec]] = {name: [] for name in names}
+        self._draw_queue_users(names)
         self.nemesis = Nemesis(self)
 
     # -- who there is --------------------------------------------------------------------------
@@ -141,6 +156,20 @@ class Simulation:
             if (name, pattern) not in taken or random.random() < 0.1:
                 taken.add((name, pattern))
                 self.listening[name].append(self.draw_consumer(pattern))
+
+    def _draw_queue_users(self, names: list[str]) -> None:
+        random = self.queue_random
+        if random.random() < WITHOUT_QUEUES:
+            return
+        for _ in range(random.choice((1, 1, 2, 3))):
+            name, spec = random.choice(names), draw_pusher(random)
+            if all(other.queue != spec.queue for other in self.pushing[name]):
+                self.pushing[name].append(spec)
+        queues = sorted({spec.queue for specs in self.pushing.values() for spec in specs})
+        for _ in range(random.choice((1, 2, 3, 5))):
+            self.pulling[random.choice(names)].append(draw_puller(random, random.choice(queues)))
+        if random.random() < 0.5:
+            self.pulling[random.choice(names)].append(draw_puller(random, DEAD_PREFIX + random.choice(queues)))
 
     def _draw_publisher(self, topic: str) -> PublisherSpec:
         random = self.random
@@ -182,10 +211,36 @@ class Simulation:
             call(spec)
         for publisher in party.publishers:
             self._publish_soon(party, publisher)
+        self._boot_queue_users(party)
         for other in self.living():
             if other is not party and self.random.random() < 0.8:
                 self.agenda.after(self.random.uniform(0, 0.3), self.introduce, party, other)
         return party
+
+    def _boot_queue_users(self, party: Party) -> None:
+        users = party.queue_users = QueueUsers(party, self.jobs, self.queue_random)
+        for pusher_spec in self.pushing[party.name]:
+            self._push_soon(party, users.pusher(pusher_spec))
+        for puller_spec in self.pulling[party.name]:
+            users.puller(puller_spec)
+        party.pump()
+
+    def _push_soon(self, party: Party, pusher: SimPusher) -> None:
+        pause = pusher.spec.pause * self.queue_random.uniform(0.3, 1.7)
+        self.agenda.after(pause, party.when_running, self._push, party, pusher)
+
+    def _push(self, party: Party, pusher: SimPusher) -> None:
+        if not self.calm:
+            pusher.push(self.queue_random.choice((1, 1, 3, 10)))
+            self._push_soon(party, pusher)
+
+    def _send_helpers(self) -> None:
+        """In calm, somebody does what nobody else wants: a worker for each queue, without faults."""
+        helper = self.living()[0] if self.living() else None
+        if helper is not None and helper.queue_users is not None:
+            for queue in sorted({truth.dispatcher.queue for truth in self.jobs.queues.values() if truth.alive}):
+                helper.queue_users.puller(PullerSpec(queue, 1, None, 0.001, 0.0, 3.0, 2.0))
+            helper.pump()
 
     def living(self) -> list[Party]:
         """Nodes that run."""
@@ -254,10 +309,11 @@ class Simulation:
         self.network.faults = Faults()
         self.nemesis.end()
         self.agenda.run(self.agenda.now + LAST_FAULT_S)
+        self._send_helpers()
         agenda, deadline = self.agenda, self.agenda.now + CALM_MAX_S
         before, since = None, agenda.now
         while (left := self._unfinished()) is not None:
-            progress = tuple(self.oracle.positions())
+            progress = *self.oracle.positions(), self.jobs.done, self.jobs.dead, self.jobs.expired
             if progress != before:
                 before, since = progress, agenda.now
             if agenda.now - since > PATIENCE_S or agenda.now > deadline:
@@ -278,7 +334,7 @@ class Simulation:
             for consumer in party.consumers:
                 if consumer.nbytes:
                     return "stuck-delivery", f"{consumer.truth} has {consumer.nbytes} bytes to read"
-        return None
+        return self.jobs.left(self.living())
 
     def _quiet(self) -> None:
         """When all is said, nodes send heartbeats and little else."""
@@ -304,7 +360,10 @@ class Simulation:
             )
             for lane in oracle.lanes.values()
         ]
-        digest = hashlib.sha256(repr((ends, self.agenda.steps, round(self.agenda.now, 6))).encode()).hexdigest()[:16]
+        jobs = [[job.state.value for job in truth.jobs] for truth in self.jobs.queues.values()]
+        digest = hashlib.sha256(repr((ends, jobs, self.agenda.steps, round(self.agenda.now, 6))).encode()).hexdigest()[
+            :16
+        ]
         return Outcome(
             seed=self.seed,
             violation=violation,
@@ -314,6 +373,11 @@ class Simulation:
             delivered=oracle.delivered,
             announced=oracle.announced,
             confirmed=oracle.confirmed,
+            jobs=self.jobs.pushed,
+            jobs_done=self.jobs.done,
+            jobs_dead=self.jobs.dead,
+            jobs_redelivered=self.jobs.redelivered,
+            acks_refused=self.jobs.refused,
             lost_batches=self.network.lost_batches,
             frames=self._frames(),
             faults=self.nemesis.counts,

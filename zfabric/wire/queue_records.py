@@ -18,6 +18,7 @@ __all__ = [
     "AckRefused",
     "Backlog",
     "Credit",
+    "CreditRecall",
     "CreditReturned",
     "JobMeta",
     "Jobs",
@@ -57,6 +58,8 @@ class Pull(msgspec.Struct, array_like=True, tag=33, frozen=True):
     queue: Name
     lease_ms: Count
     "Its leases end this long after its last RENEW."
+    nbytes: Count
+    "Bytes of jobs that the receiver may lease to it and are not settled, about: one lease may go beyond."
     selector: Annotated[str, msgspec.Meta(max_length=65_536)] = ""
 
 
@@ -67,14 +70,12 @@ class PullEnd(msgspec.Struct, array_like=True, tag=34, frozen=True):
 
 
 class Credit(msgspec.Struct, array_like=True, tag=35, frozen=True):
-    """The receiver may lease that many jobs and bytes more to this puller."""
+    """The receiver may lease that many jobs more to this puller."""
 
     puller: Count
     jobs: Count
-    nbytes: Count
-    keep_jobs: Count
+    keep: Count
     "What of its credit the receiver may keep while it has no jobs; it returns what is more."
-    keep_bytes: Count
 
 
 class JobMeta(msgspec.Struct, array_like=True, frozen=True):
@@ -135,11 +136,10 @@ class Backlog(msgspec.Struct, array_like=True, tag=39, frozen=True):
 
 
 class CreditReturned(msgspec.Struct, array_like=True, tag=40, frozen=True):
-    """The sender has no jobs, and gives credit back that others may use."""
+    """The sender does not need this credit, which others may use: it has no jobs, or was asked for it."""
 
     puller: Count
     jobs: Count
-    nbytes: Count
 
 
 class Recall(msgspec.Struct, array_like=True, tag=41, frozen=True):
@@ -147,6 +147,12 @@ class Recall(msgspec.Struct, array_like=True, tag=41, frozen=True):
 
     puller: Count
     jobs: Count
+
+
+class CreditRecall(msgspec.Struct, array_like=True, tag=44, frozen=True):
+    """Give all credit of this puller back: nobody is there to take jobs."""
+
+    puller: Count
 
 
 class Renew(msgspec.Struct, array_like=True, tag=42, frozen=True):
@@ -169,6 +175,7 @@ QueueRecord: TypeAlias = (
     | Pull
     | PullEnd
     | Credit
+    | CreditRecall
     | Jobs
     | JobsDone
     | JobsUndone
