@@ -27,6 +27,8 @@ __all__ = [
 
 T = TypeVar("T")
 
+STORE_ID_BYTES = 16
+
 
 class Delivery(StrEnum):
     """What a publisher promises, and what a subscription asks for."""
@@ -98,13 +100,29 @@ class Settlement(Protocol):
 
 
 class Position(msgspec.Struct, frozen=True, order=True):
-    """The place of a message in a store's log, to be kept with what the message has caused."""
+    """The place of a message in a store's log, to be kept with what the message has caused.
+
+    `start=position` goes on with the message after it. Keep it as it is, or as text: `str(position)`.
+    """
 
     topic: str
     partition: int
     "Of the group that it was read in, else -1. Within a partition offsets only rise."
     offset: int
     "Its number among all messages of the topic in the log."
+    store: str
+    "The log's id, 32 hexadecimal digits: offsets mean nothing in another one."
+
+    def __str__(self) -> str:
+        return f"{self.topic}:{self.partition}:{self.offset}:{self.store}"
+
+    @classmethod
+    def parse(cls, text: str) -> Position:
+        """What `str` gave. Raises ValueError for anything else."""
+        topic, *rest = text.split(":")
+        if not topic or len(rest) != 3 or len(bytes.fromhex(rest[2])) != STORE_ID_BYTES:
+            raise ValueError(f"{text!r} is no position")
+        return cls(topic, int(rest[0]), int(rest[1]), rest[2])
 
 
 class Message(msgspec.Struct, gc=False):
@@ -122,11 +140,12 @@ class Message(msgspec.Struct, gc=False):
     headers: dict[str, Any] | None = None
     _settlement: Settlement | None = None
     _place: tuple[int, int] | None = None
+    _store: bytes = b""
 
     @property
     def position(self) -> Position | None:
         """Where a store's log has it; None if it did not come from a store."""
-        return None if self._place is None else Position(self.topic, *self._place)
+        return None if self._place is None else Position(self.topic, *self._place, self._store.hex())
 
     async def ack(self) -> None:
         """Dealt with: it will not come again. Needs `ack="manual"`."""

@@ -27,13 +27,27 @@ def decode_batch(batch: Batch, source: Source, codec: Codec, now: float, bad: Ba
         values = codec.decode_many(batch.body, batch.buffers)
         if len(values) != batch.count:
             raise DecodeFailed(f"batch of {len(values)} values says that it has {batch.count}")
-        messages = list(map(Message, values, count(batch.base), repeat(batch.topic), repeat(timestamp), repeat(source)))
+        heads = values, count(batch.base), repeat(batch.topic), repeat(timestamp), repeat(source)
+        if batch.stored is None:
+            messages = list(map(Message, *heads))
+        else:
+            nothing, place = repeat(None), batch.stored
+            messages = list(
+                map(
+                    Message,
+                    *heads,
+                    nothing,
+                    nothing,
+                    nothing,
+                    zip(repeat(-1), count(place.offset)),
+                    repeat(place.store),
+                )
+            )
     except DecodeFailed:
         messages = list(_salvage(batch, source, codec, timestamp, bad))
-    if batch.stored is not None:
-        shift = batch.stored.offset - batch.base
-        for message in messages:
-            message._place = -1, message.seq + shift  # noqa: SLF001 - hidden from users, not from us
+    if batch.stored is not None and batch.stored.dropped:
+        dropped = {batch.base + place for start, stop in batch.stored.dropped for place in range(start, stop)}
+        messages = [message for message in messages if message.seq not in dropped]
     if batch.skip:
         first = batch.base + batch.skip
         messages = [message for message in messages if message.seq >= first]
@@ -69,7 +83,11 @@ def _salvage(batch: Batch, source: Source, codec: Codec, timestamp: float, bad: 
         return
     for seq, (_, value) in enumerate(each, batch.base):
         if not isinstance(value, DecodeFailed):
-            yield Message(value, seq, batch.topic, timestamp, source)
+            message = Message(value, seq, batch.topic, timestamp, source)
+            if batch.stored is not None:
+                message._place = -1, batch.stored.offset + seq - batch.base  # noqa: SLF001 - hidden from users, not from us
+                message._store = batch.stored.store  # noqa: SLF001 - hidden from users, not from us
+            yield message
         elif seq >= first:
             bad(source, batch.topic, seq, value.reason)
 
@@ -102,7 +120,10 @@ class BatchQueue:
         decode: Callable[[Batch, Source], list[Message]],
         lost: Lost,
         droppable: Callable[[Batch], bool],
+        gone: Callable[[Batch], None],
     ) -> None:
+        """`gone` is called with each batch that leaves, read or dropped."""
+        self._gone = gone
         self._bytes_max = bytes_max
         self._decode = decode
         self._lost = lost
@@ -147,6 +168,7 @@ class BatchQueue:
     def _account(self, batch: Batch) -> None:
         self.nbytes -= batch.nbytes
         self._pending -= batch.count - batch.skip
+        self._gone(batch)
         if batch.reliable:
             self.taken[batch.producer, batch.topic] = batch
 
@@ -154,7 +176,14 @@ class BatchQueue:
 class LatestSlots:
     """One slot for each topic and key, holding the newest message; older ones are replaced."""
 
-    def __init__(self, bytes_max: int, decode: Callable[[Batch, Source], list[Message]], lost: Lost) -> None:
+    def __init__(
+        self,
+        bytes_max: int,
+        decode: Callable[[Batch, Source], list[Message]],
+        lost: Lost,
+        gone: Callable[[Batch], None],
+    ) -> None:
+        self._gone = gone
         self.taken: dict[tuple[bytes, str], Batch] = {}
         self._bytes_max = bytes_max
         self._decode = decode
@@ -170,6 +199,7 @@ class LatestSlots:
     def push(self, batch: Batch, source: Source) -> None:
         """Decode at once: keys decide."""
         messages = self._decode(batch, source)
+        self._gone(batch)
         if batch.reliable:
             self.taken[batch.producer, batch.topic] = batch
         size = batch.nbytes // max(1, len(messages)) + 1

@@ -51,6 +51,11 @@ class ManualAcks:
             stream.done.add(stream.stop, first)
         self.unsettled += batch.end - first
         stream.stop = batch.end
+        for start, stop in () if batch.stored is None else batch.stored.dropped:
+            start, stop = max(first, batch.base + start), batch.base + stop  # noqa: PLW2901 - places become numbers
+            if start < stop:
+                stream.done.add(start, stop)
+                self.unsettled -= stop - start
 
     def ack(self, message: Message) -> None:
         """Settle a message; settling it again changes nothing."""

@@ -8,10 +8,9 @@ import os
 import random
 import socket
 import sys
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -23,6 +22,7 @@ from zfabric.model import Delivery, Overflow, Peer, Statistics, Topic, TopicStat
 from zfabric.node.driver import Driver
 from zfabric.node.environment import Environment, Machine
 from zfabric.node.eventhub import EventStream
+from zfabric.node.forking import open_drivers
 from zfabric.node.handlers import Handlers
 from zfabric.node.publisher import Publisher
 from zfabric.node.queues import NodeQueues, QueueMethods
@@ -31,6 +31,7 @@ from zfabric.node.rights import Rights
 from zfabric.node.servicemethods import ServiceMethods
 from zfabric.node.services import Services
 from zfabric.node.shared import SharedSubscription
+from zfabric.node.starts import Beginning, StartLike
 from zfabric.node.subscription import Subscription
 from zfabric.protocol.core import Core
 from zfabric.protocol.keeping import Keeping
@@ -38,7 +39,7 @@ from zfabric.protocol.outbox import Outbox
 from zfabric.security.finding import find_credentials
 from zfabric.security.identities import Identities
 from zfabric.wire.codec import Codec
-from zfabric.wire.records import Identity, Start
+from zfabric.wire.records import Identity
 from zfabric.wire.topics import Pattern, check_topic
 
 __all__ = ["Node"]
@@ -144,7 +145,7 @@ class Node(QueueMethods, ServiceMethods):
         self._handlers = Handlers(driver, config.handler_threads_max)
         self._services, self._requests = Services(driver, config), Requests(driver, config)
         self._queues = NodeQueues(driver, self._handlers, config)
-        _open_nodes.add(self)
+        open_drivers.add(driver)
         if not scope.loopback:
             self._watches.append(loop.create_task(self._watch_addresses(scope), name="zfabric-addresses"))
         if authority is not None:
@@ -183,7 +184,7 @@ class Node(QueueMethods, ServiceMethods):
         await driver.close(max(0.05, deadline - driver.loop.time()))
         for subscription in list(self._subscriptions):
             subscription.end()
-        _open_nodes.discard(self)
+        open_drivers.discard(driver)
 
     async def _confirm_all(self, driver: Driver, timeout: float) -> None:
         """Reliable topics: wait for what subscribers have not confirmed yet, for at most `timeout` seconds."""
@@ -373,7 +374,8 @@ class Node(QueueMethods, ServiceMethods):
         pattern: str | Topic[Any],
         *,
         delivery: str | None = None,
-        start: str | int | datetime | timedelta = "latest",
+        start: StartLike = "latest",
+        replay_rate: float | None = None,
         group: str | None = None,
         member: str = "",
         ack: str = "auto",
@@ -386,7 +388,10 @@ class Node(QueueMethods, ServiceMethods):
         `delivery`: what publishers must offer at least; a mismatch is an IncompatibleDelivery event on both sides.
         Default: whatever they offer. `"at-most-once"` takes a reliable topic without acknowledging it.
         `start`: `"latest"`, `"earliest"`, a sequence number (negative: that many last messages), a datetime or a
-        timedelta into the past; older messages come from the publisher's window and `history`.
+        timedelta into the past; older messages come from the publisher's window and `history`. Those of durable topics
+        come from a store, which also knows offsets and `"last-per-key"`; a message's `position`, or several of
+        different topics, go on from there, with whatever the store has and gets.
+        `replay_rate`: read the store's log at the pace at which it was published, this much faster.
         `group`: take part in a group at the store: each message goes to one member, equal keys to the same one in
         order; `start` says where a group begins that is new. `delivery="exactly-once"` is for `transaction()`.
         `member`: a name within the group that keeps its partitions over a quick restart.
@@ -397,53 +402,46 @@ class Node(QueueMethods, ServiceMethods):
         Raises TopicError, LimitExceeded, ValueError, or TypeError for a type that msgspec does not know.
         """
         driver = self._opened()
+        beginning = Beginning(start, replay_rate)
         name, value_type = (pattern.name, pattern.type) if isinstance(pattern, Topic) else (pattern, None)
         compiled = Pattern(name, bytes_max=self._config.topic_bytes_max)
         driver.rights.check_subscribe(compiled)
         codec = Codec(type if type is not None else value_type, inline_bytes=self._config.inline_bytes)
         size = self._config.buffer_bytes if buffer_bytes is None else buffer_bytes
-        if size <= 0:
-            raise ValueError(f"buffer_bytes must be above 0, not {size}")
-        if ack not in ("auto", "manual"):
-            raise ValueError(f"ack must be 'auto' or 'manual', not {ack!r}")
+        _check_reading(size, ack, overflow, delivery, group, member)
         if group is not None:
-            if overflow is not None or delivery == Delivery.AT_MOST_ONCE:
-                raise ValueError("groups lose nothing: leave out overflow=, and delivery= or ask for more")
             return self._share(
                 compiled,
                 codec,
                 size,
                 group=check_topic(group),
                 member=member,
-                start=_start(start),
+                start=beginning.of_group(),
                 manual=ack == "manual",
                 transactional=delivery == Delivery.EXACTLY_ONCE,
             )
-        if member:
-            raise ValueError("member= names a member of a group: give group= too")
-
-        def closed(subscription: Subscription) -> None:
-            del self._subscriptions[subscription]
-            if driver.open_state == "open":
-                driver.core.interests.unsubscribe(subscription.lane)
-                driver.core.streams.forget()
-                driver.schedule_pump()
-
         subscription = Subscription(
             driver,
             compiled,
             codec,
             None if overflow is None else Overflow(overflow),
             size,
-            closed,
+            partial(self._forget, beginning),
             manual=ack == "manual",
             unsettled_max=self._config.unsettled_max,
         )
-        asked = "" if delivery is None else Delivery(delivery)
-        subscription.lane = driver.core.interests.subscribe(compiled, asked, _start(start), subscription)
+        beginning.listen(driver, subscription, compiled, "" if delivery is None else Delivery(delivery), size)
         self._subscriptions[subscription] = None
         driver.schedule_pump()
         return subscription
+
+    def _forget(self, beginning: Beginning, subscription: Subscription) -> None:
+        """A subscription was closed."""
+        del self._subscriptions[subscription]
+        driver = self._driver
+        if driver is not None and driver.open_state == "open":
+            beginning.end(driver, subscription)
+            driver.schedule_pump()
 
     def _share(self, pattern: Pattern, codec: Codec, size: int, **options: Any) -> Subscription:
         """Subscribe as a member of a group."""
@@ -487,31 +485,14 @@ def _check_reliability(delivery: Delivery, *, durable: bool, history: int, confi
         raise ValueError("history= and confirm= need delivery='at-least-once': at-most-once keeps nothing")
 
 
-def _start(start: str | int | datetime | timedelta) -> Start:
-    """`start=` as it travels."""
-    if isinstance(start, datetime):
-        start = datetime.now(UTC) - start.astimezone(UTC)
-    if isinstance(start, timedelta):
-        return Start("since", max(0.0, start.total_seconds()))
-    if isinstance(start, bool) or not isinstance(start, int):
-        if start in ("latest", "earliest"):
-            return Start(start)  # type: ignore[arg-type] # one of the two
-        raise ValueError(f"start must be 'latest', 'earliest', a number, datetime or timedelta, not {start!r}")
-    return Start("seq", start) if start >= 0 else Start("last", -start)
-
-
-_open_nodes: weakref.WeakSet[Node] = weakref.WeakSet()
-
-
-def _forked() -> None:
-    """A child of fork() has the parent's sockets but not its threads: make every use an error, not a hang."""
-    for node in list(_open_nodes):
-        driver = node._driver  # noqa: SLF001 - our own
-        if driver is not None and driver.open_state == "open":
-            driver.open_state = "forked"
-            for shared in node._topics.values():  # noqa: SLF001 - our own
-                shared.outbox.ready = False
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+def _check_reading(
+    size: int, ack: str, overflow: str | None, delivery: str | None, group: str | None, member: str
+) -> None:
+    if size <= 0:
+        raise ValueError(f"buffer_bytes must be above 0, not {size}")
+    if ack not in ("auto", "manual"):
+        raise ValueError(f"ack must be 'auto' or 'manual', not {ack!r}")
+    if group is not None and (overflow is not None or delivery == Delivery.AT_MOST_ONCE):
+        raise ValueError("groups lose nothing: leave out overflow=, and delivery= or ask for more")
+    if group is None and member:
+        raise ValueError("member= names a member of a group: give group= too")

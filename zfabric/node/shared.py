@@ -144,6 +144,8 @@ class SharedSubscription(Subscription):
             wanted = set(places)
             messages = [message for message in messages if message.seq - base in wanted]
         shift = parcel.offset - base
+        for message in messages:
+            message._store = self._share.log  # noqa: SLF001 - hidden from users, not from us
         if len(messages) == len(places):
             partitions = iter(parcel.partitions)
             for message in messages:

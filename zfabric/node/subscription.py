@@ -14,6 +14,7 @@ from zfabric.model import Message, Overflow, Source
 from zfabric.node.buffer import BatchQueue, LatestSlots, MessageBuffer, decode_batch
 from zfabric.node.driver import Driver
 from zfabric.node.manualacks import ManualAcks
+from zfabric.protocol.history import History
 from zfabric.protocol.lanes import Lane
 from zfabric.wire.batch import Batch
 from zfabric.wire.codec import Codec
@@ -51,13 +52,14 @@ class Subscription:
         self._codec = codec
         self._overflow = overflow
         self.lane: Lane
+        self.history: History | None = None
         self._buffer_bytes = buffer_bytes
         self._on_close = closed
         self._buffer: MessageBuffer
         if overflow is Overflow.LATEST:
-            self._buffer = LatestSlots(buffer_bytes, self._decode, self._lost)
+            self._buffer = LatestSlots(buffer_bytes, self._decode, self._lost, self._gone)
         else:
-            self._buffer = BatchQueue(buffer_bytes, self._decode, self._lost, self._may_drop)
+            self._buffer = BatchQueue(buffer_bytes, self._decode, self._lost, self._may_drop, self._gone)
         self._manual = ManualAcks(self._redeliver, self._processed, self._reject) if manual else None
         self._unsettled_max = unsettled_max
         self._again: list[Message] = []
@@ -255,6 +257,11 @@ class Subscription:
         if expired:
             self._driver.expired[batch.topic] += expired
         return messages
+
+    def _gone(self, batch: Batch) -> None:
+        if batch.stored is not None and self.history is not None and self._driver.open_state == "open":
+            self.history.consumed(batch)
+            self._driver.schedule_pump()
 
     def _bad(self, source: Source, topic: str, seq: int, reason: str) -> None:
         self._driver.undecodable[topic] += 1

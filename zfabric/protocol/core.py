@@ -20,6 +20,7 @@ from zfabric.protocol.authority import Authority, Everybody
 from zfabric.protocol.calls import Calls
 from zfabric.protocol.channels import Channels
 from zfabric.protocol.effects import Action, Effects, Route
+from zfabric.protocol.histories import Histories
 from zfabric.protocol.inbox import Jitter
 from zfabric.protocol.interests import Interests
 from zfabric.protocol.loopback import Loopback
@@ -109,7 +110,8 @@ class Core:
         self.channels.register(self.stores)
         self.shares = Shares(config, self._loopback, self._parse, self.not_protocol, self.stores.home)
         self._loopback.register(self.shares)
-        self.stores.watch(lambda: self.shares.stores_changed(self._now))
+        self.stores.watch(self.shares.stores_changed)
+        self.histories = Histories(config, self.peers, self.streams, self.stores)
         self._dispatch: dict[type[Record], Callable[[PeerRecord, Any, float], None]] = {
             Ack: self._on_ack,
             Attached: self._on_attached,
@@ -437,7 +439,9 @@ class Core:
 
     def timer(self) -> float:
         """When `handle_timer` has something to do; infinity if never."""
-        above = min(self.queues.timer(), self.calls.timer(), self.serving.timer(), self.shares.timer())
+        above = min(
+            self.queues.timer(), self.calls.timer(), self.serving.timer(), self.shares.timer(), self.histories.timer()
+        )
         return min(self.peers.timer(), self.streams.timer(), self.channels.timer(), above)
 
     def handle_timer(self, now: float) -> None:
@@ -450,6 +454,7 @@ class Core:
         self.serving.handle_timer(now)
         self.queues.handle_timer(now)
         self.shares.handle_timer(now)
+        self.histories.handle_timer(now)
 
     def actions(self, now: float) -> list[Action]:
         """What the driver must do now, in order. Call it after every other verb."""

@@ -41,22 +41,22 @@ Answered = Callable[[Answer | None], None]
 class LogReader(Protocol):
     """Who reads a stream of a log; called in the order of offsets."""
 
-    def stored(self, batch: Batch) -> None:
+    def stored(self, batch: Batch, now: float) -> None:
         """A batch; `batch.stored` says where it stands. `Stores.more` gives its `nbytes` back to the store."""
 
-    def indexed(self, entries: list[tuple[int, int, bytes, int, int]]) -> None:
+    def indexed(self, entries: list[tuple[int, int, bytes, int, int]], now: float) -> None:
         """(offset, count, producer, epoch, base) of batches, when it reads without bodies."""
 
-    def unreadable(self, offset: int, end: int, reason: str) -> None:
+    def unreadable(self, offset: int, end: int, reason: str, now: float) -> None:
         """Offsets before `end` that cannot be read."""
 
-    def ended(self, end: int) -> None:
+    def ended(self, end: int, now: float) -> None:
         """Everything before `end` was handed over, and there is no more now."""
 
-    def streams(self, streams: list[StreamTold]) -> None:
+    def streams(self, streams: list[StreamTold], now: float) -> None:
         """Streams that exist, when it watches them."""
 
-    def lost(self) -> None:
+    def lost(self, now: float) -> None:
         """The store left, and the reading is over."""
 
 
@@ -110,7 +110,7 @@ class Stores:
         self._asked: dict[int, tuple[KnownStore, Answered]] = {}
         self._readings: dict[int, tuple[KnownStore, LogReader]] = {}
         self._numbers = 0
-        self._watchers: dict[Callable[[], None], None] = {}
+        self._watchers: dict[Callable[[float], None], None] = {}
 
     # -- who is there --------------------------------------------------------------------------
 
@@ -140,11 +140,11 @@ class Stores:
         store = self._known.get(peer_id)
         return () if store is None else tuple(pattern.text for pattern in store.patterns)
 
-    def watch(self, changed: Callable[[], None]) -> None:
+    def watch(self, changed: Callable[[float], None]) -> None:
         """Call `changed` whenever a store comes or goes."""
         self._watchers[changed] = None
 
-    def unwatch(self, changed: Callable[[], None]) -> None:
+    def unwatch(self, changed: Callable[[float], None]) -> None:
         """No more."""
         self._watchers.pop(changed, None)
 
@@ -158,8 +158,8 @@ class Stores:
         for number in [number for number, (store, _) in self._asked.items() if store.peer.id == peer.id]:
             self._asked.pop(number)[1](None)
         for number in [number for number, (store, _) in self._readings.items() if store.peer.id == peer.id]:
-            self._readings.pop(number)[1].lost()
-        self._changed()
+            self._readings.pop(number)[1].lost(now)
+        self._changed(now)
 
     def has_room(self, peer: PeerRecord, now: float) -> None:
         """What is said to stores is bounded by who says it."""
@@ -170,11 +170,11 @@ class Stores:
         except TopicError as error:
             self._damaged(peer.address, RemoteProtocolError(str(error)))
             return
-        self._changed()
+        self._changed(now)
 
-    def _changed(self) -> None:
+    def _changed(self, now: float) -> None:
         for changed in list(self._watchers):
-            changed()
+            changed(now)
 
     def _storing(self, peer: PeerRecord, storing: Storing, now: float) -> None:
         outbox = self._interests.outboxes.get(storing.topic)
@@ -259,25 +259,25 @@ class Stores:
         except RemoteProtocolError as error:
             self._damaged(peer.address, error)
             return
-        batch.stored = StoredAt(store.id, record.offset, tuple(record.dropped))
-        reader.stored(batch)
+        batch.stored = StoredAt(store.id, record.offset, tuple(record.dropped), record.reading)
+        reader.stored(batch, now)
 
     def _unreadable(self, peer: PeerRecord, record: Unreadable, now: float) -> None:
         _, reader = self._reader(peer, record.reading)
         if reader is not None:
-            reader.unreadable(record.offset, record.next, record.reason)
+            reader.unreadable(record.offset, record.next, record.reason, now)
 
     def _ended(self, peer: PeerRecord, record: ReadEnd, now: float) -> None:
         _, reader = self._reader(peer, record.reading)
         if reader is not None:
-            reader.ended(record.next)
+            reader.ended(record.next, now)
 
     def _indexed(self, peer: PeerRecord, record: Indexed, now: float) -> None:
         _, reader = self._reader(peer, record.reading)
         if reader is not None:
-            reader.indexed(record.entries)
+            reader.indexed(record.entries, now)
 
     def _told_streams(self, peer: PeerRecord, record: ToldStreams, now: float) -> None:
         _, reader = self._reader(peer, record.reading)
         if reader is not None:
-            reader.streams(record.streams)
+            reader.streams(record.streams, now)

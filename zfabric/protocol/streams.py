@@ -74,7 +74,7 @@ class Streams(Sending):
                 inbox = self._reliable_inbox(lane, peer.id, batch.topic, batch.epoch)
                 self._report_late(peer, inbox, batch)
                 if batch.epoch >= inbox.epoch:
-                    self._renew(peer, inbox, batch.epoch)
+                    self._renew(lane, peer, inbox, batch.epoch, now)
                     self._accept(lane, peer, inbox, batch, now)
 
     def _report_late(self, peer: PeerRecord, inbox: Inbox | ReliableInbox, batch: Batch) -> None:
@@ -91,7 +91,7 @@ class Streams(Sending):
         if gap is not None:
             self.count_lost(Gap(peer.source, batch.topic, *gap, cause="overflow"))
         if new:
-            self._count(batch, 0)
+            self.count(batch)
             for lane in lanes:
                 lane.sink.deliver(batch, peer.source)
         else:
@@ -106,14 +106,13 @@ class Streams(Sending):
     def _drain(self, lane: Lane, peer: PeerRecord, inbox: ReliableInbox, now: float, *, wait: bool = True) -> None:
         """Hand on what is in order, as long as there is room."""
         progressed = False
-        while not (wait and lane.sink.full):
+        while not (wait and lane.full):
             gap = inbox.next_gap()
             if gap is not None:
                 first, stop, reason = gap
-                self.count_lost(Gap(peer.source, inbox.topic, first, stop - 1, cause=reason))
+                self._missed(lane, inbox.epoch, Gap(peer.source, inbox.topic, first, stop - 1, cause=reason), now)
             elif (batch := inbox.next_batch()) is not None:
-                self._count(batch, batch.skip)
-                lane.sink.deliver(batch, peer.source)
+                self._deliver(lane, batch, peer.source, now)
             else:
                 break
             progressed = True
@@ -121,13 +120,28 @@ class Streams(Sending):
             inbox.delivered(now)
         self._watch(lane, peer.id, inbox)
 
+    def _deliver(self, lane: Lane, batch: Batch, source: Source, now: float) -> None:
+        if lane.history is None:
+            self.count(batch)
+            lane.sink.deliver(batch, source)
+        else:
+            lane.history.take(batch, source, now)
+
+    def _missed(self, lane: Lane, epoch: int, gap: Gap, now: float) -> None:
+        if lane.history is None or not lane.history.missed(epoch, gap, now):
+            self.count_lost(gap)
+
     def deliver_local(self, outbox: Outbox, batch: Batch, source: Source, now: float) -> None:
         """A batch of this node's own for its own subscriptions."""
-        self._count(batch, 0)
+        if outbox.local and not all(lane.history for lane in outbox.local):
+            self.count(batch)
         for lane in outbox.local:
-            lane.sink.deliver(batch, source)
+            if lane.history is None:
+                lane.sink.deliver(batch, source)
+            else:
+                lane.history.take(batch, source, now)
         if outbox.reliable:
-            outbox.set_local_full(any(lane.sink.full for lane in outbox.local), now)
+            outbox.set_local_full(any(lane.full for lane in outbox.local), now)
 
     def has_room(self, lane: Lane, now: float) -> None:
         """A full subscription was read: go on where its streams stopped, or were stopped."""
@@ -138,11 +152,11 @@ class Streams(Sending):
                 self._drain(lane, departed.peer, inbox, now)
             elif peer is not None:
                 self._drain(lane, peer, inbox, now)
-                if inbox.ended and not lane.sink.full:
+                if inbox.ended and not lane.full:
                     self._peers.tell(peer, Resume(lane.request.lane, topic), now=now)
         for outbox in self._interests.outboxes.values():
             if outbox.local_full:
-                outbox.set_local_full(any(other.sink.full for other in outbox.local), now)
+                outbox.set_local_full(any(other.full for other in outbox.local), now)
 
     def processed(self, lane: Lane, producer: bytes, topic: str, epoch: int, before: int, now: float) -> None:
         """A subscription is done with all messages of a stream before `before`."""
@@ -156,11 +170,12 @@ class Streams(Sending):
 
     def _resume(self, lane: Lane, peer: PeerRecord, inbox: ReliableInbox, now: float) -> None:
         """Ask to go on after an eviction, once all that had arrived is dealt with: a stuck reader has to move first."""
-        if not lane.sink.full and inbox.idle:
+        if not lane.full and inbox.idle:
             self._peers.tell(peer, Resume(lane.request.lane, inbox.topic), now=now)
 
-    def _count(self, batch: Batch, skipped: int) -> None:
-        self.received[batch.topic] = self.received.get(batch.topic, 0) + batch.count - skipped
+    def count(self, batch: Batch) -> None:
+        """A batch was handed on."""
+        self.received[batch.topic] = self.received.get(batch.topic, 0) + batch.count - batch.skip
 
     def count_lost(self, gap: Gap) -> None:
         """Count and report messages that will not arrive."""
@@ -189,7 +204,7 @@ class Streams(Sending):
             return
         inbox = self._reliable_inbox(lane, peer.id, position.topic, position.epoch)
         if position.epoch >= inbox.epoch:
-            self._renew(peer, inbox, position.epoch)
+            self._renew(lane, peer, inbox, position.epoch, now)
             inbox.ended = False
             inbox.anchor(position.next_seq, now)
             self._drain(lane, peer, inbox, now)
@@ -244,7 +259,7 @@ class Streams(Sending):
         inbox = self._reliable_inbox(lane, peer.id, record.topic, record.epoch)
         if record.epoch < inbox.epoch:
             return
-        self._renew(peer, inbox, record.epoch)
+        self._renew(lane, peer, inbox, record.epoch, now)
         inbox.ended = True
         lane.attached.discard((peer.id, record.topic))
         self._effects.emit(Evicted(record.topic, peer.source, record.reason, here=True))
@@ -281,11 +296,11 @@ class Streams(Sending):
             raise LimitExceeded("inboxes_max", len(inboxes) + 1, self._config.inboxes_max)
         del inboxes[departed]
 
-    def _renew(self, peer: PeerRecord, inbox: ReliableInbox, epoch: int) -> None:
+    def _renew(self, lane: Lane, peer: PeerRecord, inbox: ReliableInbox, epoch: int, now: float) -> None:
         if epoch > inbox.epoch:
-            missing = inbox.renew(epoch)
+            before, missing = inbox.epoch, inbox.renew(epoch)
             if missing is not None:
-                self.count_lost(Gap(peer.source, inbox.topic, *missing, cause="epoch"))
+                self._missed(lane, before, Gap(peer.source, inbox.topic, *missing, cause="epoch"), now)
 
     def peer_joined(self, peer_id: bytes) -> None:
         """A producer is there, perhaps again: its streams go on where they stopped."""
@@ -389,7 +404,7 @@ class Streams(Sending):
         ack = inbox.take_ack(now)
         if ack is not None:
             self._peers.tell(peer, ack, now=now)
-        repair = inbox.take_repair(now, has_room=not lane.sink.full)
+        repair = inbox.take_repair(now, has_room=not lane.full)
         if repair is not None and inbox.give_up(now):
             self._drain(lane, peer, inbox, now)
         elif repair is not None:

@@ -93,6 +93,8 @@ class StoredAt(msgspec.Struct, frozen=True, gc=False):
     "Of the first message."
     dropped: Sequence[tuple[int, int]] = ()
     "Places in the batch that are not to be delivered."
+    reading: int = 0
+    "The reading that it came by."
 
 
 class Batch(msgspec.Struct, gc=False):
