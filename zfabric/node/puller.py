@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from itertools import count, repeat
 from types import TracebackType
 from typing import Any
@@ -12,6 +12,7 @@ from zfabric.errors import DecodeFailed, LocalProtocolError, NodeClosed
 from zfabric.events import DecodeError
 from zfabric.model import Job
 from zfabric.node.driver import Driver
+from zfabric.protocol.jobs import PRIORITY_DEFAULT
 from zfabric.protocol.pulls import Delivery, Pull
 from zfabric.wire.codec import Codec
 from zfabric.wire.queue_records import JobMeta, Jobs, Undone
@@ -214,13 +215,18 @@ class Puller:
         except DecodeFailed:
             values, bad = _salvage(codec, record)
         source = self._driver.core.queues.source(delivery.source.peer_id)
-        numbers = record.ids or count(record.first)
-        jobs: list[Any] = list(
-            map(
-                Job, values, numbers, repeat(self.queue), repeat(record.pushed_ns / 1e9), repeat(source),
-                repeat(None), repeat(None), repeat(settlement), repeat(1), repeat(4), count(),
-            )
-        )  # fmt: skip
+        columns: dict[str, Iterable[Any]] = {
+            "value": values,
+            "seq": record.ids or count(record.first),
+            "topic": repeat(self.queue),
+            "timestamp": repeat(record.pushed_ns / 1e9),
+            "source": repeat(source),
+            "_settlement": repeat(settlement),
+            "attempt": repeat(1),
+            "priority": repeat(PRIORITY_DEFAULT),
+            "_position": count(),
+        }
+        jobs: list[Any] = list(map(Job, *(columns.get(name, repeat(None)) for name in Job.__struct_fields__)))
         if record.meta is not None:
             _annotate(jobs, record.meta)
         if bad:
