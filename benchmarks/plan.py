@@ -4,8 +4,10 @@ from __future__ import annotations
 
 __all__ = ["PLANS"]
 
-_CORE = "pyzmq P,libzmq,Zenoh,NATS,zfabric publish_many -> b,zfabric publish_many -> a"
-_BYTES = ["throughput", "--payload", "bytes", "--repeat", "2"]
+_CORE = "PUB/SUB,Zenoh,NATS,zfabric publish_many"
+_BYTES = ["throughput", "--payload", "bytes"]
+_ONCE = ["--repeat", "1"]
+_LINE = "pyzmq PUB,Zenoh,zfabric publish_many -> batches"
 
 PLANS: dict[str, list[list[str]]] = {
     "tiny": [
@@ -24,23 +26,27 @@ PLANS: dict[str, list[list[str]]] = {
         ["cost", "--peers", "zfabric"],
     ],
     "full": [
-        ["throughput", "--payload", "bytes"],
+        [*_BYTES, "--repeat", "3"],
         ["throughput", "--payload", "dict,struct,numpy", "--repeat", "3"],
-        [*_BYTES, "--size", "16,1000,10000,100000,1000000", "--peers", "pyzmq PUB,Zenoh,zfabric publish_many -> b"],
-        [*_BYTES, "--growing", "10000,100000,1000000", "--peers", "pyzmq PUB,zfabric publish_many -> b"],
-        ["fanout", "--subscribers", "1,8", "--repeat", "3"],
-        ["fanout", "--subscribers", "32,100", "--repeat", "1", "--peers", "pyzmq,NATS,zfabric"],
-        ["topics", "--topics", "1,100,10000", "--repeat", "3", "--peers", "pyzmq,Zenoh,zfabric"],
-        ["latency", "--load", "10,50,90", "--repeat", "3", "--peers", "pyzmq PUB,Zenoh,zfabric"],
-        ["requests", "--in-flight", "1,10,100,1000", "--repeat", "3"],
-        ["queue", "--workers", "1,4,16", "--repeat", "2"],
+        [*_BYTES, *_ONCE, "--size", "16,1000,10000,100000,1000000", "--peers", _LINE],
+        [*_BYTES, *_ONCE, "--growing", "10000,100000,1000000", "--peers", _LINE],
+        ["fanout", "--subscribers", "1", *_ONCE],
+        ["fanout", "--subscribers", "8", "--repeat", "3", "--peers", "pyzmq,Zenoh,NATS,zfabric"],
+        ["fanout", "--subscribers", "32,100", *_ONCE, "--peers", "pyzmq,zfabric"],
+        ["topics", "--topics", "1,100", *_ONCE],
+        ["topics", "--topics", "10000", "--repeat", "3", "--peers", "pyzmq,zfabric"],
+        ["latency", "--load", "10,90", *_ONCE, "--peers", "pyzmq PUB,Zenoh,zfabric"],
+        ["latency", "--load", "50", "--repeat", "3", "--peers", "pyzmq PUB,zfabric"],
+        ["requests", "--in-flight", "1,1000", "--repeat", "3", "--peers", "pyzmq ROUTER,NATS,Zenoh,zfabric"],
+        ["requests", "--in-flight", "10,100", *_ONCE],
+        ["queue", "--workers", "1,4,16", *_ONCE],
         ["frames", "--transport", "ipc", "--repeat", "3"],
-        ["frames", "--transport", "tcp", "--repeat", "2"],
+        ["frames", "--transport", "tcp", *_ONCE],
         ["durable", "--repeat", "3"],
         ["cost", "--repeat", "3"],
         ["startup", "--repeat", "5"],
         ["discovery", "--case", "pair,idle", "--repeat", "3", "--seconds", "3"],
-        ["discovery", "--case", "mesh", "--nodes", "2,10,50,100", "--repeat", "1"],
+        ["discovery", "--case", "mesh", "--nodes", "2,10,50,100", *_ONCE],
     ],
 }
 """Arguments of `python -m benchmarks`, one line for each run; a later line may repeat a workload with other options."""

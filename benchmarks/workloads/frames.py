@@ -15,7 +15,7 @@ class Frames(Rates):
 
     name = "frames"
     summary = "gigabytes per second between two processes as large numpy arrays"
-    messages: Mapping[str, int] = {"full": 2_000, "quick": 1_000, "tiny": 20}
+    messages: Mapping[str, int] = {"full": 2_000, "quick": 500, "tiny": 20}
     bytes_max = 2_000_000_000
     payloads = "numpy"
     size = "1000000,8000000"

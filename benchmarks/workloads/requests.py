@@ -12,7 +12,7 @@ from benchmarks.workloads.rates import numbers
 
 __all__ = ["WORKLOAD"]
 
-MESSAGES = {"full": 40_000, "quick": 20_000, "tiny": 200}
+MESSAGES = {"full": 40_000, "quick": 10_000, "tiny": 200}
 ALONE = 4
 "Requests that wait for each other are slower: one in flight gets that much fewer of them."
 BASELINES = {"x ROUTER/DEALER": "pyzmq ROUTER/DEALER", "x NATS": "NATS request"}
