@@ -53,7 +53,8 @@ class _JumpingSelector(selectors.BaseSelector):
 
     def _wait_for_threads(self) -> list[tuple[selectors.SelectorKey, int]]:
         """Nothing can happen any more, unless a thread that this loop started reports its result."""
-        ready = self._real.select(_THREADS_S) if set(threading.enumerate()) - self._threads else []
+        # Even if there is none any more: one may have reported and ended since the last look.
+        ready = self._real.select(_THREADS_S if set(threading.enumerate()) - self._threads else 0)
         if not ready:
             raise self._deadlock()
         return ready
