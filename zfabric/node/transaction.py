@@ -76,6 +76,7 @@ class Transaction:
         name, value_type = (topic.name, topic.type) if isinstance(topic, Topic) else (topic, None)
         writer = self._writers.get(name)
         if writer is None:
+            self._driver.rights.check("publish", name)
             writer = self._writers[name] = BatchWriter(check_topic(name), self._producer(), 1)
         codec = self._subscription.codec_for(value_type)
         length, large = len(writer.buffer), len(writer.buffers)

@@ -34,6 +34,7 @@ from zfabric.protocol.shares import Shares
 from zfabric.protocol.stores import Stores
 from zfabric.protocol.streams import Streams
 from zfabric.wire.batch import Batch, Buffer, parse_batch
+from zfabric.wire.group_records import Join
 from zfabric.wire.letters import Broken, Letter, LetterAck, LetterRecord
 from zfabric.wire.queue_records import Pull, QueueOffers
 from zfabric.wire.records import (
@@ -316,6 +317,8 @@ class Core:
             return record if self.may(peer, "request", record.service) else None
         if isinstance(record, Pull):
             return record if self.may(peer, "pull", record.queue) else None
+        if isinstance(record, Join):
+            return record if self._may_subscribe(peer, record.pattern) else None
         if isinstance(record, ServiceOffers):
             return ServiceOffers([each for each in record.offers if self.may(peer, "serve", each.service)])
         if isinstance(record, QueueOffers):

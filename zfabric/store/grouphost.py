@@ -46,13 +46,16 @@ class GroupHost:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
         self._reads: set[asyncio.Task[None]] = set()
-        self.groups = Groups(log, config, self, self._commit, self._wake, lambda: int(driver.utc() * 1e9))
+        self.groups = Groups(log, config, self, self._commit, self._wake, self._clock_ns, driver.core.may)
         driver.core.channels.register(self.groups)
 
     def appended(self, append: Append, appended: Appended) -> None:
         """Something is safe: groups may have readers for it."""
         if appended.offset is not None:
             self.groups.appended(append.stream, appended.offset + appended.count)
+
+    def _clock_ns(self) -> int:
+        return int(self._driver.utc() * 1e9)
 
     async def close(self) -> None:
         """Send nothing any more."""

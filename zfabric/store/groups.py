@@ -89,14 +89,19 @@ class Groups:
         commit: Callable[[Commit, Done], None],
         wake: Callable[[], None],
         clock_ns: Callable[[], int],
+        may: Callable[[PeerRecord, str, str], bool] = lambda *_: True,
     ) -> None:
-        """`commit` writes to the log in order; `wake` is called when `flush` or `reads` have something."""
+        """`commit` writes to the log in order; `wake` is called when `flush` or `reads` have something.
+
+        `may` tells whether a peer may do something (`publish`) with a name.
+        """
         self._log = log
         self._config = config
         self._voice = voice
         self._commit = commit
         self._wake = wake
         self._clock_ns = clock_ns
+        self._may = may
         self._groups: dict[str, Group] = {}
         self._waiting: dict[str, list[_Waiting]] = {}
         self._streams: dict[str, list[Group]] = {}
@@ -286,6 +291,8 @@ class Groups:
                 appends = [self._append(frames) for frames in transact.outputs]
             except (RemoteProtocolError, LocalProtocolError) as malformed:
                 error = str(malformed)
+            denied = [append.stream for append in appends if not self._may(peer, "publish", append.stream)]
+            error = error or (f"it may not publish {denied[0]!r}" if denied else "")
         if error:
             self._answer(group, seat, transact.number, error)
             return
