@@ -63,6 +63,7 @@ from zfabric.events import (
     SubscriberLeft,
     Undelivered,
 )
+from zfabric.inbox import Inbox
 from zfabric.model import (
     Delivery,
     Job,
@@ -109,6 +110,7 @@ __all__ = [
     "Gap",
     "GroupRefused",
     "HandlerError",
+    "Inbox",
     "IncompatibleDelivery",
     "InsecureInterface",
     "InterfaceNotFound",

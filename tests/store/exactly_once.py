@@ -211,9 +211,7 @@ def main() -> int:
     parser.add_argument("--fabric", default="")
     parser.add_argument("--messages", type=int, default=1_000_000)
     parser.add_argument("--kill-every", type=float, default=3.0, help="seconds; 0 for never")
-    parser.add_argument(
-        "--kills", type=int, default=0, help="so many, by progress, the store and the processor in turn"
-    )
+    parser.add_argument("--kills", type=int, default=0, help="so many, by progress, in turn")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--timeout", type=float, default=240.0)
     parser.add_argument("--without-transactions", action="store_true")

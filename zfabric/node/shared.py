@@ -143,7 +143,9 @@ class SharedSubscription(Subscription):
         if len(places) < batch.count:
             wanted = set(places)
             messages = [message for message in messages if message.seq - base in wanted]
-        shift = parcel.offset - base
+        shift, store = parcel.offset - base, self._share.log
+        for message in messages:
+            message._store = store  # noqa: SLF001 - hidden from users, not from us
         for message in messages:
             message._store = self._share.log  # noqa: SLF001 - hidden from users, not from us
         if len(messages) == len(places):
