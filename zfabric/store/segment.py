@@ -25,7 +25,7 @@ _LIGHT = COLUMNS.replace("sizes, body", "sizes, NULL")
 _KEYED = f"SELECT {_LIGHT} FROM batches WHERE stream = ? AND offset >= ? AND keys IS NOT NULL ORDER BY offset DESC"
 _SIZES = (
     "SELECT offset + count, coalesce(length(body), 0) + coalesce(length(keys), 0), stored_ns FROM batches"
-    " WHERE stream = ? AND offset >= ? ORDER BY offset"
+    " WHERE stream = ? AND offset >= ? ORDER BY offset LIMIT 500"
 )
 
 
@@ -149,7 +149,7 @@ class Segment:
         return high
 
     def sizes(self, stream: int, offset: int) -> list[tuple[int, int, int]]:
-        """(end, bytes, stored_ns) of each batch from `offset` on; what is damaged is left out."""
+        """(end, bytes, stored_ns) of the next few hundred batches from `offset` on; what is damaged is left out."""
         with self._lock:
             found: list[tuple[int, int, int]] = []
             try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from zlib import crc32
 
@@ -303,14 +303,18 @@ class SqliteLog(TendedLog):
             if known is None:
                 return 0
             self._trim({known: before})
-            self._reclaim()
-            return self._catalog.streams[stream].first
+            first = self._catalog.streams[stream].first
+            dead = self._reclaim()
+        self._discard(dead)
+        return first
 
-    def _trim(self, cuts: dict[Stream, int]) -> None:
+    def _trim(self, cuts: Mapping[Stream, int]) -> None:
         self._writer.check_writable()
-        trimmed = [
-            stream.without_expired(min(before, stream.next)) for stream, before in cuts.items() if before > stream.first
-        ]
+        trimmed = []
+        for stream, before in cuts.items():
+            now = self._catalog.streams.get(stream.name)
+            if now is not None and now.id == stream.id and before > now.first:
+                trimmed.append(now.without_expired(min(before, now.next)))
         if not trimmed:
             return
 
@@ -325,9 +329,8 @@ class SqliteLog(TendedLog):
 
     def purge(self, stream: str) -> int:
         """See `Log.purge`."""
-        with self._writing:
-            known = self._catalog.streams.get(stream)
-            return 0 if known is None else self.trim(stream, known.next)
+        known = self._catalog.streams.get(stream)
+        return 0 if known is None else self.trim(stream, known.next)
 
     def delete(self, stream: str) -> None:
         """See `Log.delete`."""
@@ -343,7 +346,8 @@ class SqliteLog(TendedLog):
 
             self._writer.transact_small(work)
             del self._catalog.streams[stream]
-            self._reclaim()
+            dead = self._reclaim()
+        self._discard(dead)
 
     def skip(self, stream: str, to: int) -> None:
         """See `Log.skip`."""

@@ -116,9 +116,10 @@ def retained_from(stream: Stream, now_ns: int) -> int:
 
     for held in stream.ranges:
         if not goes(held.next, held.bytes, held.last_ns):
-            for end, nbytes, stored_ns in held.segment.sizes(stream.id, max(first, held.first)):
-                if not goes(end, nbytes, stored_ns):
-                    return first
+            while sizes := held.segment.sizes(stream.id, max(first, held.first)):
+                for end, nbytes, stored_ns in sizes:
+                    if not goes(end, nbytes, stored_ns):
+                        return first
     return first
 
 

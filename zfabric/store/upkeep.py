@@ -44,7 +44,7 @@ class TendedLog(ReadableLog):
         """A file of this log."""
 
     @abstractmethod
-    def _trim(self, cuts: dict[Stream, int]) -> None:
+    def _trim(self, cuts: Mapping[Stream, int]) -> None:
         """Forget what is before an offset of each stream. The caller holds `_writing`."""
 
     # -- files ---------------------------------------------------------------------------------
@@ -64,10 +64,13 @@ class TendedLog(ReadableLog):
             self._catalog.files[sealed.name] = sealed
             self._catalog.rolled()
 
-    def _reclaim(self) -> None:
-        """Remove the files that no stream needs any more; when the head is one of them, seal it first."""
+    def _reclaim(self) -> list[Segment]:
+        """Take the files that no stream needs any more out of the manifest; when the head is one, seal it first.
+
+        Holds `_writing`. The caller gives them to `_discard` when it has let go of that: unlinking takes its time.
+        """
         if not self._layout.acquire(blocking=False):
-            return
+            return []
         try:
             live = self._catalog.live()
             if self._head.name not in live and (
@@ -79,18 +82,24 @@ class TendedLog(ReadableLog):
             if dead:
                 sql = "DELETE FROM files WHERE name = ?"
                 self._writer.transact_small(lambda connection: connection.executemany(sql, [(name,) for name in dead]))
-            for name in dead:
-                self._pool.forget(self._catalog.files.pop(name))
-                self._directory.remove(name)
+            return [self._catalog.files.pop(name) for name in dead]
         finally:
             self._layout.release()
 
+    def _discard(self, segments: Sequence[Segment]) -> None:
+        """Remove files that are in the manifest no more."""
+        for segment in segments:
+            self._pool.forget(segment)
+            self._directory.remove(segment.name)
+
     def enforce(self) -> None:
         """See `Log.enforce`."""
+        now = self._clock()
+        cuts = {stream: retained_from(stream, now) for stream in self._catalog}
         with self._writing:
-            now = self._clock()
-            self._trim({stream: retained_from(stream, now) for stream in self._catalog})
-            self._reclaim()
+            self._trim(cuts)
+            dead = self._reclaim()
+        self._discard(dead)
         with self._layout:
             for stream in self._catalog:
                 if stream.retention.compact and _is_worth_compacting(stream):
@@ -176,9 +185,9 @@ class TendedLog(ReadableLog):
             self._catalog.files[name] = pack
             for stream in changed:
                 self._catalog.put(stream)
-        for old in segments:
-            self._pool.forget(self._catalog.files.pop(old.name))
-            self._directory.remove(old.name)
+            for old in segments:
+                del self._catalog.files[old.name]
+        self._discard(segments)
 
     def _with_pack(
         self, replaced: set[str], pack: Segment, ranges: Sequence[tuple[Stream, int, int, int, int, int]]
