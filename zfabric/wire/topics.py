@@ -198,7 +198,7 @@ class TopicTable(Generic[V]):
 
     __slots__ = ("_bytes_max", "_cache", "_cache_max", "_literals", "_root", "_size")
 
-    def __init__(self, *, cache_max: int = 4096, bytes_max: int = TOPIC_BYTES_MAX) -> None:
+    def __init__(self, *, cache_max: int = 32_768, bytes_max: int = TOPIC_BYTES_MAX) -> None:
         self._literals: dict[str, dict[V, None]] = {}
         self._root: _TrieNode[V] = _TrieNode()
         self._cache: dict[str, tuple[V, ...]] = {}
