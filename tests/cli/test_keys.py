@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,3 +79,28 @@ async def test_verbs_use_the_key_and_the_doctor_explains(cli: Commands, tmp_path
     assert {made["fingerprint"] in record["detail"] for record in doctor.records if record["check"] == "key"} == {True}
     found = {record["check"]: record for record in ill.records}
     assert (found["key"]["status"], "chmod 600" in found["key"]["detail"]) == ("failed", True)
+
+
+@pytest.mark.slow
+async def test_identities_from_the_shell(cli: Commands, tmp_path: Path) -> None:
+    """New, invite, join, list, revoke and rotate, as on two machines."""
+    home: dict[str, Any] = {"XDG_CONFIG_HOME": str(tmp_path / "two")}
+    assert (await cli.run("keys", "new", "plant", "ada")).code == 0
+    invited = await cli.run("keys", "invite", "plant", "bob")
+    assert invited.code == 0, invited.err
+    joined = await cli.run(*invited.out.split()[1:], **home)
+    assert joined.code == 0, joined.err
+    assert (await cli.run(*invited.out.split()[1:], **home)).code == 1
+    listed = await cli.run("keys", "list", "plant", "--json", **home)
+    assert {(record["identity"], record["own"]) for record in listed.records} == {("ada", False), ("bob", True)}
+
+    listening = await cli.start("sub", "a", "--fabric", "plant", **home)
+    await listening.note("listening")
+    assert (await cli.run("pub", "a", "1", "--fabric", "plant", "--wait", "1")).code == 0
+    assert "1" in await listening.line()
+    assert (await cli.run("keys", "rotate", "plant", **home)).code == 0
+    assert (await cli.run("keys", "revoke", "plant", "bob")).code == 0
+    assert (await cli.run("keys", "revoke", "plant", "bob")).code == 1
+    alone = await cli.run("pub", "a", "2", "--fabric", "plant", "--require-match")
+    assert alone.code == 69
+    assert (await cli.run("keys", "list", "--json")).records[0]["fabric"] == "plant"

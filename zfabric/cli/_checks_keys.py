@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from zfabric.cli.checks import Check, Situation, failed, ok, warned
 from zfabric.errors import InvalidKey
@@ -39,7 +38,10 @@ def key_files_of_user(_: Situation) -> Iterator[Check]:
     """Can all of this user's key files be used?"""
     for path in key_files():
         try:
-            read_key(Path(path))
+            if path.is_dir():
+                Identities(path)
+            else:
+                read_key(path)
         except (InvalidKey, OSError) as error:
             yield warned("key files", str(error), "mend it, or remove it")
 

@@ -1,4 +1,4 @@
-"""`zfabric keys`: make the key of a fabric, and take it to other machines."""
+"""`zfabric keys`: make the key of a fabric, or identities for its nodes, and take them to other machines."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ __all__ = ["command"]
 
 @click.group()
 def command() -> None:
-    """Make the key of a fabric, and take it to other machines.
+    """Make the key of a fabric, or identities for its nodes, and take them to other machines.
 
-    A fabric whose key this user has is encrypted, and only who has the same key gets in.
+    `init` makes one key for all: who has it gets in. `new` begins a fabric in which each node has a key of its own and
+    rights of its own; `invite` lets others join.
     """
 
 
@@ -99,6 +100,8 @@ def _join(output: Output, token: str | None) -> int:
     if token in (None, "-"):
         token = click.prompt("token", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
     assert token is not None
+    if token.strip().startswith("zfi1:"):
+        return _join_as_identity(output, token)
     key = FabricKey.parse(token) if token.strip().startswith("zfk1:") else read_key(Path(token))
     path = key_path(key.fabric)
     try:
@@ -112,24 +115,168 @@ def _join(output: Output, token: str | None) -> int:
     return 0
 
 
+def _join_as_identity(output: Output, token: str) -> int:
+    from zfabric.security.identities import accept, unpack
+    from zfabric.security.keyfiles import identities_path
+
+    fabric, name, files, secret = accept(token)
+    directory = identities_path(fabric)
+    try:
+        unpack(directory, files, secret)
+    except FileExistsError:
+        raise Stop(Exit.FAILED, f"{directory} has an identity already; remove it to join as {name!r}") from None
+    output.note(f"this user's nodes of fabric {fabric!r} are {name!r} and trust {directory / 'trusted'}")
+    if output.json:
+        output.record({"fabric": fabric, "identity": name, "path": str(directory)})
+    return 0
+
+
+_role = click.option("--role", "roles", multiple=True, default=("member",), help="Of roles.toml; repeat it. [member]")
+
+
+@command.command()
+@click.argument("fabric", envvar="ZFABRIC_FABRIC")
+@click.argument("name")
+@_role
+@output_options
+def new(options: Options, roles: tuple[str, ...]) -> int:
+    """Begin FABRIC with identities: this user's nodes are NAME."""
+    output = Output(options)
+    return guard(options, output, lambda: _new(output, options.fabric, options.name or "", roles))
+
+
+def _new(output: Output, fabric: str, name: str, roles: tuple[str, ...]) -> int:
+    from zfabric.security.identities import create
+    from zfabric.security.keyfiles import identities_path, key_path
+
+    directory = identities_path(fabric)
+    if key_path(fabric).exists():
+        raise Stop(Exit.FAILED, f"fabric {fabric!r} has one key for all: remove {key_path(fabric)} first")
+    try:
+        create(directory, fabric, name, roles)
+    except FileExistsError:
+        raise Stop(Exit.FAILED, f"{directory} has an identity already") from None
+    output.note(f"made identity {name!r} of fabric {fabric!r}: {directory}")
+    output.note("let others join with `zfabric keys invite`")
+    if output.json:
+        output.record({"fabric": fabric, "identity": name, "path": str(directory)})
+    return 0
+
+
+@command.command()
+@click.argument("fabric", envvar="ZFABRIC_FABRIC")
+@click.argument("name")
+@_role
+@output_options
+def invite(options: Options, roles: tuple[str, ...]) -> int:
+    """Make an identity NAME for another machine, trust it, and print the line that makes it join.
+
+    The line holds its secret, which is kept nowhere else: use it once. Other machines trust the newcomer when
+    trusted/NAME.toml is copied to them.
+    """
+    output = Output(options)
+    return guard(options, output, lambda: _invite(output, options.fabric, options.name or "", roles))
+
+
+def _invite(output: Output, fabric: str, name: str, roles: tuple[str, ...]) -> int:
+    from zfabric.security import identities
+    from zfabric.security.keyfiles import identities_path
+
+    directory = identities_path(fabric)
+    if not (directory / "self.key").exists():
+        raise Stop(Exit.FAILED, f"fabric {fabric!r} has no identities here: `zfabric keys new` makes the first")
+    token = identities.invite(directory, fabric, name, roles)
+    if output.json:
+        output.record({"fabric": fabric, "identity": name, "roles": list(roles), "token": token})
+        return 0
+    output.note(f"on the machine of {name!r}, once (whoever sees this line can take its place):")
+    output.line(f"zfabric keys join {token}")
+    return 0
+
+
+@command.command()
+@click.argument("fabric", envvar="ZFABRIC_FABRIC")
+@click.argument("name")
+@output_options
+def revoke(options: Options) -> int:
+    """Trust NAME no longer on this machine: its links end within a second. Repeat it on the others."""
+    output = Output(options)
+    return guard(options, output, lambda: _revoke(output, options.fabric, options.name or ""))
+
+
+def _revoke(output: Output, fabric: str, name: str) -> int:
+    from zfabric.security import identities
+    from zfabric.security.keyfiles import identities_path
+
+    try:
+        identities.revoke(identities_path(fabric), name)
+    except FileNotFoundError:
+        raise Stop(Exit.FAILED, f"there is no identity {name!r} in fabric {fabric!r}: `zfabric keys list`") from None
+    output.note(f"{name!r} is not trusted here any more; do the same on the other machines")
+    return 0
+
+
+@command.command()
+@click.argument("fabric", envvar="ZFABRIC_FABRIC")
+@click.option("--finish", is_flag=True, help="Trust the old key no longer.")
+@output_options
+def rotate(options: Options, finish: bool) -> int:
+    """Give this user's identity in FABRIC a new key; nodes that start from now on use it.
+
+    Until `--finish` the old one is trusted, too. Each time copy trusted/NAME.toml to the other machines.
+    """
+    output = Output(options)
+    return guard(options, output, lambda: _rotate(output, options.fabric, finish=finish))
+
+
+def _rotate(output: Output, fabric: str, *, finish: bool) -> int:
+    from zfabric.security import identities
+    from zfabric.security.keyfiles import identities_path
+
+    directory = identities_path(fabric)
+    identities.rotate(directory, fabric, finish=finish)
+    output.note(f"copy {directory / 'trusted'} to the other machines{'' if finish else '; then `--finish`'}")
+    return 0
+
+
 @command.command("list")
+@click.argument("fabric", required=False, default="")
 @output_options
 def list_(options: Options) -> int:
-    """Show which fabrics this user has a key of. Exits 69 if there is none."""
+    """Show which fabrics this user has a key of, or the identities of FABRIC. Exits 69 if there is none."""
     output = Output(options)
-    return guard(options, output, lambda: _list(output))
+    return guard(options, output, lambda: _identities(output, options.fabric) if options.fabric else _list(output))
+
+
+def _identities(output: Output, fabric: str) -> int:
+    from zfabric.security.identities import Identities
+    from zfabric.security.keyfiles import identities_path
+    from zfabric.security.keys import fingerprint
+
+    try:
+        known = Identities(identities_path(fabric), fabric)
+    except FileNotFoundError:
+        raise Stop(Exit.NOBODY, f"fabric {fabric!r} has no identities here") from None
+    rows = [(name, ", ".join(each.roles), fingerprint(each.public[0])) for name, each in sorted(known.trusted.items())]
+    if output.json:
+        for name, roles, key in rows:
+            output.record({"identity": name, "roles": roles.split(", "), "fingerprint": key, "own": name == known.name})
+    else:
+        output.table(("IDENTITY", "ROLES", "FINGERPRINT"), rows)
+    return Exit.OK
 
 
 def _list(output: Output) -> int:
     from zfabric.errors import InvalidKey
+    from zfabric.security.identities import Identities
     from zfabric.security.keyfiles import key_files, read_key
 
     rows = []
     for path in key_files():
         try:
-            key = read_key(path)
+            key = read_key(path) if path.is_file() else Identities(path)
             rows.append((key.fabric, key.fingerprint, str(path)))
-        except InvalidKey as error:
+        except (InvalidKey, OSError) as error:
             output.warn(str(error))
     if output.json:
         for fabric, fingerprint, path_ in rows:

@@ -65,12 +65,12 @@ class Identities:
 
     distinguishes = True
 
-    def __init__(self, directory: Path, fabric: str) -> None:
-        """Raises InvalidKey, or OSError when the directory cannot be read."""
+    def __init__(self, directory: Path, fabric: str | None = None) -> None:
+        """`fabric` is what it must belong to. Raises InvalidKey, or OSError when the directory cannot be read."""
         self.directory = directory
-        own_fabric, self.name, secret = _parse_secret(read_private(directory / "self.key"))
-        if own_fabric != fabric:
-            raise InvalidKey(f"{directory} belongs to fabric {own_fabric!r}, not to {fabric!r}")
+        self.fabric, self.name, secret = _parse_secret(read_private(directory / "self.key"))
+        if fabric not in (None, self.fabric):
+            raise InvalidKey(f"{directory} belongs to fabric {self.fabric!r}, not to {fabric!r}")
         self.secret, self.public = _pair(secret)
         self.fingerprint = fingerprint(self.public)
         self.trusted: dict[str, Identity] = {}

@@ -50,8 +50,8 @@ def key_path(fabric: str) -> Path:
 
 
 def key_files() -> list[Path]:
-    """Every key file of this user."""
-    return sorted((config_dir() / "keys").glob("*.key"))
+    """Every key file, and every directory of identities, of this user."""
+    return sorted(path for pattern in ("*.key", "*.d") for path in (config_dir() / "keys").glob(pattern))
 
 
 def identities_path(fabric: str) -> Path:
