@@ -15,6 +15,8 @@ import zmq
 
 from tests.waiting import wait_until_async
 from zfabric import Node
+from zfabric.security.keys import FabricKey
+from zfabric.transport.handshakes import be_client, be_server
 from zfabric.wire.batch import BatchWriter, Buffer
 from zfabric.wire.records import (
     Hello,
@@ -124,25 +126,44 @@ def raws(endpoint: str, count: int) -> Iterator[list[Raw]]:
 class Impostor:
     """Speaks our protocol to a node's inbox, from a DEALER of its own, and says what it likes.
 
-    With `outlet` it is a publisher, too: nodes on this host follow it by ipc.
+    With `outlet` it is a publisher, too: nodes on this host follow it by ipc. With `key` it is a member.
     """
 
-    def __init__(self, fabric: str, *, node_id: bytes | None = None, outlet: Path | None = None) -> None:
+    def __init__(
+        self,
+        fabric: str,
+        *,
+        node_id: bytes | None = None,
+        outlet: Path | None = None,
+        key: FabricKey | None = None,
+        routing_id: bytes | None = None,
+    ) -> None:
         self.id = node_id or os.urandom(16)
+        self._key = key
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.context.set(zmq.BLOCKY, False)
         self.dealer = self.context.socket(zmq.DEALER)
         self.dealer.set(zmq.SNDHWM, 0)
         self._serial = 0
         self.dealer.set(zmq.RCVHWM, 0)
+        be_client(self.dealer, key, "")
+        if routing_id is not None:
+            self.dealer.set(zmq.ROUTING_ID, routing_id)
         self.heard: list[Record] = []
         outlets: tuple[str, ...] = ()
         if outlet is not None:
             self.outlet = self.context.socket(zmq.XPUB)
             self.outlet.set(zmq.SNDHWM, 0)
+            be_server(self.outlet, key)
             self.outlet.bind(f"ipc://{outlet}")
             outlets = (f"ipc://{outlet}",)
         self.identity = Identity(os.urandom(16), fabric, "impostor", "host", 1, (), outlets)
+
+    def client(self, kind: int) -> zmq.Socket[bytes]:
+        """Another socket of the same context, with the same key."""
+        socket = self.context.socket(kind)
+        be_client(socket, self._key, "")
+        return socket
 
     def dial(self, endpoint: str) -> None:
         """Connect to an inbox."""

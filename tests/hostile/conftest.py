@@ -15,8 +15,9 @@ import pytest
 
 from tests.hostile.attackers import Impostor
 from tests.waiting import wait_until_async
-from zfabric import Config, Event, Node, ProtocolError, Statistics
+from zfabric import Config, Event, Node, ProtocolError, Statistics, new_key
 from zfabric.node.eventhub import EventStream
+from zfabric.security.keys import FabricKey
 from zfabric.testing import RealFabric
 
 QUICK = Config(mdns=False, handshake_timeout_s=0.4, reconnect_interval_s=0.02, gap_settle_s=0.1)
@@ -29,8 +30,9 @@ ATTACKER_DESCRIPTORS = 30
 class Arena:
     """The victim, its good friend, and the messages that run between them all the time."""
 
-    def __init__(self, fabric: RealFabric, victim: Node, friend: Node) -> None:
+    def __init__(self, fabric: RealFabric, victim: Node, friend: Node, key: FabricKey | None) -> None:
         self.fabric = fabric
+        self.key = key
         self.victim = victim
         self.friend = friend
         self.events = victim.events()
@@ -126,6 +128,12 @@ async def next_event(events: EventStream, kind: type[Any], accept: Callable[[Any
     raise AssertionError(f"no such {kind.__name__}, only {seen}")
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Whatever an impostor does it does as a stranger in a plain fabric, and as a member of an encrypted one."""
+    if "impostor" in metafunc.fixturenames:
+        metafunc.parametrize("keyed", [False, True], ids=["plain", "encrypted"])
+
+
 @pytest.fixture
 def limits() -> dict[str, Any]:
     """Fields of the victim's Config; tests override it with `@pytest.mark.parametrize("limits", ...)`."""
@@ -133,14 +141,22 @@ def limits() -> dict[str, Any]:
 
 
 @pytest.fixture
-async def arena(limits: dict[str, Any]) -> AsyncIterator[Arena]:
+def keyed() -> bool:
+    """Whether the arena's fabric has a key."""
+    return False
+
+
+@pytest.fixture
+async def arena(limits: dict[str, Any], keyed: bool) -> AsyncIterator[Arena]:
     """Two good nodes with messages between them; the first, with `limits`, is the victim."""
     fabric = RealFabric(QUICK)
-    victim = await fabric.open("victim", config=replace(QUICK, **limits))
-    friend = await fabric.open("friend")
+    key = FabricKey.parse(new_key(fabric.name)) if keyed else None
+    text = None if key is None else key.text
+    victim = await fabric.open("victim", config=replace(QUICK, **limits), key=text)
+    friend = await fabric.open("friend", key=text)
     await victim.wait_for_peers(1, timeout=10)
     await friend.wait_for_peers(1, timeout=10)
-    arena = Arena(fabric, victim, friend)
+    arena = Arena(fabric, victim, friend, key)
     try:
         await arena.start()
         yield arena
@@ -159,6 +175,7 @@ def impostor(arena: Arena, runtime_dir: Path) -> Iterator[Callable[..., Impostor
     def make(*, outlet: bool = False, **options: Any) -> Impostor:
         path = runtime_dir / f"evil{len(made)}.{os.getpid()}" if outlet else None
         arena.attackers += 1
+        options = {"key": arena.key, **options}
         made.append(Impostor(options.pop("fabric", arena.fabric.name), outlet=path, **options))
         return made[-1]
 

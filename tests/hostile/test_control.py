@@ -377,8 +377,7 @@ async def test_impossible_starts_and_positions_break_nothing(arena: Arena, impos
     """Numbers that no honest peer sends, NaN among them, are taken for something harmless."""
     attacker = impostor()
     await attacker.join(port(arena.victim, "inbox-tcp"))
-    context = attacker.context
-    with context.socket(zmq.SUB) as feed:
+    with attacker.client(zmq.SUB) as feed:
         feed.connect(port(arena.victim, "outlet-tcp"))
         feed.subscribe(b"\xff" + attacker.id + (1).to_bytes(4, "big"))
         values = (float("nan"), float("inf"), -1.0, 1e300, -5, 2**63)
@@ -401,7 +400,7 @@ async def test_impossible_acks_are_counted(arena: Arena, impostor: MakeImpostor)
     """An ack of what was never sent, or never received, is an error; one for nobody's stream is nothing."""
     attacker = impostor()
     await attacker.join(port(arena.victim, "inbox-tcp"))
-    with attacker.context.socket(zmq.SUB) as feed:
+    with attacker.client(zmq.SUB) as feed:
         feed.connect(port(arena.victim, "outlet-tcp"))
         feed.subscribe(b"\xff" + attacker.id + (1).to_bytes(4, "big"))
         attacker.say(Interest(False, False, 1, 0, patterns=[PatternRequest(3, "good.a", "at-least-once")]))
@@ -427,7 +426,7 @@ async def test_repair_floods_get_a_bounded_answer(arena: Arena, impostor: MakeIm
         await source.flush()
     attacker = impostor()
     await attacker.join(port(arena.victim, "inbox-tcp"))
-    with attacker.context.socket(zmq.SUB) as feed:
+    with attacker.client(zmq.SUB) as feed:
         feed.connect(port(arena.victim, "outlet-tcp"))
         feed.subscribe(b"\xff" + attacker.id + (1).to_bytes(4, "big"))
         earliest = PatternRequest(3, "history", "at-least-once", Start("earliest"))
@@ -505,12 +504,12 @@ async def test_forged_addresses_cannot_flood_the_network(
                 ]
             )
         )
-    while len(dials) < 60:
+    while len(dials) < (60 if arena.key is None else 12):
         await arena.lives()
         most = max(most, len(dialler._by_route))
 
     assert len(dials) <= 40 + 40 * (time.monotonic() - begin) + 2
-    assert (most, len(dialler._targets) <= 200) == (10, True)
+    assert (most, len(dialler._targets) <= 200) == (10 if arena.key is None else 1, True)
     assert {endpoint.split(":")[1].rpartition(".")[2] for endpoint in dials} <= {"1", "2"}
     await arena.lives()
 

@@ -311,7 +311,7 @@ async def test_marker_floods_do_not_keep_real_subscribers_out(
     """Markers of nobody are bounded by Config.peers_max and make room for those of peers."""
     interests = arena.victim._driver.core.interests  # type: ignore[union-attr]
     honest = impostor()
-    with honest.context.socket(zmq.SUB) as flood, honest.context.socket(zmq.SUB) as feed:
+    with honest.client(zmq.SUB) as flood, honest.client(zmq.SUB) as feed:
         flood.set(zmq.SNDHWM, 0)
         flood.connect(port(arena.victim, name))
         for _ in range(3000):
@@ -341,7 +341,7 @@ async def test_messages_to_an_outlet_and_strange_filters_are_ignored(
     attacker = impostor()
     noise = random.Random(3)
     before = dict(interests._markers)
-    with attacker.context.socket(zmq.XSUB) as xsub:
+    with attacker.client(zmq.XSUB) as xsub:
         xsub.set(zmq.SNDHWM, 0)
         xsub.connect(port(arena.victim, name))
         for _ in range(500):
