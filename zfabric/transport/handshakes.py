@@ -127,6 +127,6 @@ def explain(event: int, value: int, *, keyed: bool, dialled: bool) -> str | None
         if value == _MECHANISM_MISMATCH:
             return "it has no key, and this node has one" if keyed else "it has a key, and this node has none"
         return "it has another key" if keyed and value == _CRYPTOGRAPHIC else None
-    if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and dialled:
-        return "it ended the handshake: it has " + ("another key, or none" if keyed else "a key, or is no node")
-    return None
+    if keyed:
+        return "it ended the handshake: it has another key, or none"
+    return "it ended the handshake: it has a key, or is no node" if dialled else None
