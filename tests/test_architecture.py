@@ -144,6 +144,7 @@ sys.exit(1 if failed else 0)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks one warm interpreter per module")
 def test_every_module_imports_alone() -> None:
     """Each module imports first in an interpreter that knows no other module of zfabric: there are no cycles."""
