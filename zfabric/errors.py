@@ -313,10 +313,10 @@ class TransactionFailed(FabricError):
 
 
 class GroupRefused(LocalProtocolError):
-    """The store does not let this subscription take part: the group reads something else, or its name was taken."""
+    """The store does not do that: no such group, or it reads another pattern, or the member's name was taken."""
 
     def __init__(self, group: str, reason: str) -> None:
-        super().__init__(f"no part in group {group!r}: {reason}")
+        super().__init__(f"group {group!r}: {reason}")
         self.group = group
         self.reason = reason
 

@@ -15,6 +15,7 @@ from zfabric.cli._options import Options, PatternParameter, networked
 from zfabric.cli._output import Output
 from zfabric.cli._running import run as run_verb
 from zfabric.cli._store_files import VERBS
+from zfabric.cli._store_groups import groups
 from zfabric.config import Config
 
 __all__ = ["command"]
@@ -86,5 +87,6 @@ async def _until_told(waiting: Coroutine[Any, Any, None], timeout: float | None)
         failure.result()
 
 
+command.add_command(groups)
 for _verb in VERBS:
     command.add_command(_verb)

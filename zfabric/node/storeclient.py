@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
 
-from zfabric.errors import NotStored, OutOfSequence, PositionFenced, ProducerFenced, StoreFailed, StoreLost
+from zfabric.errors import (
+    GroupRefused,
+    NotStored,
+    OutOfSequence,
+    PositionFenced,
+    ProducerFenced,
+    StoreFailed,
+    StoreLost,
+)
 from zfabric.node.driver import Driver
 from zfabric.protocol.stores import Answer, KnownStore
+from zfabric.wire.fields import Start
+from zfabric.wire.group_records import AskGroups, GroupTold, ToldGroups
 from zfabric.wire.letters import LetterRecord
 from zfabric.wire.store_records import (
     AskPositions,
@@ -21,6 +32,8 @@ from zfabric.wire.store_records import (
 __all__ = ["StoreClient"]
 
 RECORD_BYTES = 256
+LATEST = Start()
+Verb: TypeAlias = Literal["list", "seek", "pause", "resume"]
 
 
 class StoreClient:
@@ -57,6 +70,25 @@ class StoreClient:
         answer = await self._ask(store, lambda number: AskPositions(number, prefix), RECORD_BYTES)
         assert isinstance(answer, ToldPositions)
         return {position.name: position for position in answer.positions}
+
+    async def groups(
+        self,
+        store: KnownStore,
+        verb: Verb = "list",
+        group: str = "",
+        start: Start = LATEST,
+        streams: Sequence[str] = (),
+    ) -> list[GroupTold]:
+        """The groups of a store, or the one that the verb was about. Raises StoreLost, GroupRefused."""
+        answer = await self._ask(
+            store,
+            lambda number: AskGroups(number, verb, group, start, list(streams)),
+            RECORD_BYTES * (1 + len(streams)),
+        )
+        assert isinstance(answer, ToldGroups)
+        if answer.error:
+            raise GroupRefused(group, answer.error)
+        return answer.groups
 
     async def _ask(self, store: KnownStore, make: Callable[[int], LetterRecord], nbytes: int) -> Answer:
         self._driver.check_open()

@@ -11,6 +11,7 @@ from zfabric.protocol.channels import Channels
 from zfabric.protocol.interests import Interests
 from zfabric.protocol.peers import PeerRecord
 from zfabric.wire.batch import Batch, Buffer, StoredAt
+from zfabric.wire.group_records import ToldGroups
 from zfabric.wire.letters import LetterRecord
 from zfabric.wire.store_records import (
     AskStreams,
@@ -33,7 +34,7 @@ from zfabric.wire.topics import Pattern
 
 __all__ = ["Answer", "KnownStore", "LogReader", "Stores"]
 
-Answer: TypeAlias = Written | Unwritten | ToldPositions
+Answer: TypeAlias = Written | Unwritten | ToldPositions | ToldGroups
 Answered = Callable[[Answer | None], None]
 """Called with the answer, or None when the store left first: then it may have done what it was asked, or not."""
 
@@ -95,6 +96,7 @@ class Stores:
             Written: self._answered,
             Unwritten: self._answered,
             ToldPositions: self._answered,
+            ToldGroups: self._answered,
             ToldStreams: self._told_streams,
             Stored: self._stored,
             Unreadable: self._unreadable,

@@ -24,53 +24,25 @@ from zfabric.store.sharing import Sharing
 from zfabric.wire.batch import parse_batch
 from zfabric.wire.fields import Start
 from zfabric.wire.group_records import (
+    AskGroups,
     Fenced,
+    GroupTold,
     Join,
     Leave,
+    MemberTold,
     Progress,
+    ProgressTold,
     Released,
+    ToldGroups,
     Transact,
     Transacted,
 )
 from zfabric.wire.topics import Pattern, check_topic
 
-__all__ = ["Done", "GroupInfo", "Groups", "StreamProgress"]
+__all__ = ["Done", "Groups"]
 
 Done = Callable[[FabricError | None], None]
 """Called with None once a commit is safe, else with why nothing of it is."""
-
-
-class StreamProgress(msgspec.Struct, frozen=True):
-    """How far a group has come in one stream."""
-
-    position: int
-    "Everything before this offset is done with."
-    next: int
-    "The offset that the stream's next message gets."
-
-    @property
-    def lag(self) -> int:
-        """Messages from the oldest that is not done with to the newest."""
-        return max(0, self.next - self.position)
-
-
-class GroupInfo(msgspec.Struct, frozen=True):
-    """One group as it is now."""
-
-    name: str
-    pattern: str
-    partitions: int
-    paused: bool
-    members: tuple[tuple[str, str, int], ...]
-    "Each member's node, its name if it has one, and how many partitions it has."
-    streams: dict[str, StreamProgress]
-    refused: int
-    "Commits that came from members which had lost their epoch."
-
-    @property
-    def lag(self) -> int:
-        """The lags of all streams together."""
-        return sum(stream.lag for stream in self.streams.values())
 
 
 class _Waiting(msgspec.Struct, frozen=True):
@@ -113,6 +85,7 @@ class Groups:
             Released: self._on_released,
             Progress: self._on_progress,
             Transact: self._on_transact,
+            AskGroups: self._on_ask,
         }
         for name, position in log.positions(PREFIX).items():
             group = name.removeprefix(PREFIX)
@@ -360,28 +333,46 @@ class Groups:
 
     # -- operating -----------------------------------------------------------------------------
 
-    def describe(self) -> list[GroupInfo]:
+    def describe(self) -> list[GroupTold]:
         """Every group, by name."""
         return [self._describe(group) for _, group in sorted(self._groups.items())]
 
-    def _describe(self, group: Group) -> GroupInfo:
+    def _describe(self, group: Group) -> GroupTold:
         partitions = range(group.state.partitions)
         members = [
-            (
-                seat.peer.identity.name if (seat := group.seats.get(member.epoch)) is not None else "",
+            MemberTold(
+                group.seats[member.epoch].peer.identity.name if member.epoch in group.seats else "",
                 member.name,
                 len(member.owned),
             )
             for member in group.sharing.members.values()
         ]
         streams = {
-            stream: StreamProgress(min(map(cursor.position, partitions)), group.ends.get(stream, 0))
+            stream: ProgressTold(min(map(cursor.position, partitions)), group.ends.get(stream, 0))
             for stream, cursor in sorted(group.cursors.items())
         }
         state = group.state
-        return GroupInfo(
-            group.name, state.pattern, state.partitions, state.paused, tuple(members), streams, group.refused
-        )
+        return GroupTold(group.name, state.pattern, state.partitions, state.paused, members, streams, group.refused)
+
+    def _on_ask(self, peer: PeerRecord, ask: AskGroups, now: float) -> None:
+        self._now = now
+
+        def done(error: FabricError | None) -> None:
+            groups = self.describe() if not ask.group else [g for g in self.describe() if g.name == ask.group]
+            told = ToldGroups(ask.request, groups, "" if error is None else str(error)[:1000])
+            self._voice.tell(peer, told, 256 * (1 + sum(1 + len(group.streams) for group in groups)), self._now)
+
+        try:
+            if ask.group and not self._may(peer, "subscribe", self._known(ask.group).state.pattern):
+                raise LocalProtocolError(f"it may not read {ask.group!r}")
+            if ask.verb == "seek":
+                self.seek(ask.group, ask.start, ask.streams, done, now)
+            elif ask.verb in ("pause", "resume"):
+                self.pause(ask.group, done, paused=ask.verb == "pause")
+            else:
+                done(None)
+        except LocalProtocolError as error:
+            done(error)
 
     def _known(self, name: str) -> Group:
         group = self._groups.get(name)

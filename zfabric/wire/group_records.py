@@ -7,7 +7,7 @@ epoch that has ended.
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
@@ -16,18 +16,23 @@ from zfabric.wire.fields import Count, Name, Start
 __all__ = [
     "APPENDS_MAX",
     "PARTITIONS_MAX",
+    "AskGroups",
     "Assigned",
     "Delivered",
     "Fenced",
     "GroupRecord",
+    "GroupTold",
     "Join",
     "Joined",
     "Leave",
+    "MemberTold",
     "Move",
     "Progress",
+    "ProgressTold",
     "Released",
     "Revoked",
     "Skipped",
+    "ToldGroups",
     "Transact",
     "Transacted",
     "delivered_bytes",
@@ -168,6 +173,67 @@ class Transacted(msgspec.Struct, array_like=True, tag=91, frozen=True):
     error: Text
 
 
+class AskGroups(msgspec.Struct, array_like=True, tag=92, frozen=True):
+    """Tell about the groups, after doing something with one of them."""
+
+    request: Count
+    verb: Literal["list", "seek", "pause", "resume"]
+    group: Name = ""
+    start: Start = Start()
+    "Where the group is to go on, with `seek`."
+    streams: list[Name] = []
+    "Of the group, with `seek`; all if empty."
+
+
+class MemberTold(msgspec.Struct, array_like=True, frozen=True):
+    """One member of a group."""
+
+    node: Name
+    "Empty while it is away."
+    member: Name
+    partitions: Count
+
+
+class ProgressTold(msgspec.Struct, array_like=True, frozen=True):
+    """How far a group has come in one stream."""
+
+    position: Count
+    "Everything before this offset is done with."
+    next: Count
+    "The offset that the stream's next message gets."
+
+    @property
+    def lag(self) -> int:
+        """Messages from the oldest that is not done with to the newest."""
+        return max(0, self.next - self.position)
+
+
+class GroupTold(msgspec.Struct, array_like=True, frozen=True):
+    """One group as it is now."""
+
+    name: Name
+    pattern: Name
+    partitions: Count
+    paused: bool
+    members: list[MemberTold]
+    streams: dict[str, ProgressTold]
+    refused: Count
+    "Commits that came from members which had lost their partitions."
+
+    @property
+    def lag(self) -> int:
+        """The lags of all streams together."""
+        return sum(stream.lag for stream in self.streams.values())
+
+
+class ToldGroups(msgspec.Struct, array_like=True, tag=93, frozen=True):
+    """The answer to ASK GROUPS: the group that it was about, or all; `error` says why nothing was done."""
+
+    request: Count
+    groups: list[GroupTold]
+    error: Text = ""
+
+
 GroupRecord: TypeAlias = (
     Join
     | Leave
@@ -181,6 +247,8 @@ GroupRecord: TypeAlias = (
     | Progress
     | Transact
     | Transacted
+    | AskGroups
+    | ToldGroups
 )
 
 DELIVERED_BYTES = 128
