@@ -17,6 +17,7 @@ __all__ = [
     "Peer",
     "Position",
     "ProviderReply",
+    "QueueState",
     "QueueStatistics",
     "ServiceOffer",
     "Source",
@@ -313,6 +314,15 @@ class QueueStatistics(msgspec.Struct, frozen=True):
     "Jobs that pullers of this node were handed."
     held: int = 0
     "Jobs that pullers of this node have now."
+
+
+class QueueState(msgspec.Struct, frozen=True):
+    """One queue of one node, as it answered."""
+
+    queue: str
+    source: Source
+    "The node that the jobs were pushed at."
+    statistics: QueueStatistics
 
 
 class Statistics(msgspec.Struct, frozen=True):

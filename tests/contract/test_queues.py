@@ -440,6 +440,21 @@ async def test_a_worker_that_closes_gives_back_what_it_has_not_begun(make_node: 
     assert ("b", 0, 1) in done
 
 
+async def test_what_is_in_hand_can_be_settled_after_the_puller_s_end(pair: Pair) -> None:
+    """Until its node closes, which gives the rest back at once."""
+    pusher, puller = await ends(pair, ack="manual")
+    await pusher.push_many(range(3))
+    jobs = [await puller.receive(TIMEOUT) for _ in range(2)]
+    await puller.close()
+    await jobs[0].ack()
+    await pair[1].close()
+    async with pair[0].puller("jobs") as again:
+        got = {(job.value, job.attempt) for job in [await again.receive(TIMEOUT) for _ in range(2)]}
+    await flush(pusher)
+
+    assert got == {(1, 2), (2, 1)}
+
+
 async def test_closing_with_unfinished_jobs_is_reported(make_node: MakeNode) -> None:
     """The event counts them, the flush fails, the worker's node tells of what it has in hand."""
     a, b = await make_node("a", close_timeout_s=0.4), await make_node("b")

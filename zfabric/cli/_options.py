@@ -11,7 +11,17 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["Options", "PatternParameter", "Seconds", "TopicParameter", "json_option", "networked", "output_options"]
+__all__ = [
+    "Options",
+    "PatternParameter",
+    "QueueParameter",
+    "Seconds",
+    "TopicParameter",
+    "header_pairs",
+    "json_option",
+    "networked",
+    "output_options",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -77,6 +87,17 @@ class TopicParameter(click.ParamType[str]):
         return check_topic(value)
 
 
+class QueueParameter(TopicParameter):
+    """A queue's name, also that of dead letters."""
+
+    name = "queue"
+
+    def _check(self, value: str) -> str:
+        from zfabric.wire.topics import check_topic
+
+        return check_topic(value, reserved=value.startswith("$dead."))
+
+
 class PatternParameter(TopicParameter):
     """A topic or a pattern."""
 
@@ -90,6 +111,14 @@ class PatternParameter(TopicParameter):
             return check_pattern(value)
         except TopicError as error:
             raise TopicError(error.topic, f"{error.reason} (`*` is one word, `#` any number of words)") from None
+
+
+def header_pairs(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]) -> dict[str, Any] | None:
+    """The callback of an option `NAME=VALUE` that can be repeated."""
+    for pair in pairs:
+        if not pair.partition("=")[0] or "=" not in pair:
+            raise click.BadParameter(f"{pair!r} is not NAME=VALUE")
+    return dict(pair.split("=", 1) for pair in pairs) or None
 
 
 def _split_seeds(_ctx: click.Context, _param: click.Parameter, seeds: tuple[str, ...]) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ SECTIONS = {
         "nodes": "Who is there.",
         "topics": "What is published, by whom and for whom.",
         "services": "What is provided, and by whom.",
+        "queues": "Which queues there are, and how they do.",
         "graph": "A picture of who talks to whom.",
         "hz": "How often messages come, topic by topic.",
         "bw": "How many bytes a second, topic by topic.",
@@ -28,6 +29,9 @@ SECTIONS = {
     "Send and receive": {
         "pub": "Publish on a topic.",
         "sub": "Show what is published.",
+        "push": "Push jobs, and wait until they are done.",
+        "pull": "Take jobs, to show them or to run a command for each.",
+        "dead": "Show, repeat or drop dead letters.",
         "request": "Call a service.",
         "serve": "Provide a service by a command.",
     },

@@ -16,7 +16,7 @@ import click
 from zfabric.cli import _input
 from zfabric.cli._exits import Exit, Stop
 from zfabric.cli._look import find_audience, nearest, open_node, poll
-from zfabric.cli._options import Options, TopicParameter, networked
+from zfabric.cli._options import Options, TopicParameter, header_pairs, networked
 from zfabric.cli._output import Output, count
 from zfabric.cli._running import run
 from zfabric.config import Config
@@ -58,13 +58,6 @@ class Job:
         return self.count if self.count is not None else None if self.rate_hz is not None else 1
 
 
-def _headers(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]) -> dict[str, Any] | None:
-    for pair in pairs:
-        if not pair.partition("=")[0] or "=" not in pair:
-            raise click.BadParameter(f"{pair!r} is not NAME=VALUE")
-    return dict(pair.split("=", 1) for pair in pairs) or None
-
-
 @click.command()
 @click.argument("topic", type=TopicParameter())
 @click.argument("value", required=False)
@@ -73,7 +66,9 @@ def _headers(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="Publish N times; with stdin, N lines at most.")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), metavar="HZ", help="Messages a second.")
 @click.option("--key", metavar="TEXT", help="What the value is about.")
-@click.option("-H", "--header", "headers", multiple=True, callback=_headers, metavar="NAME=VALUE", help="Repeatable.")
+@click.option(
+    "-H", "--header", "headers", multiple=True, callback=header_pairs, metavar="NAME=VALUE", help="Repeatable."
+)
 @click.option(
     "--delivery",
     type=click.Choice([delivery.value for delivery in Delivery]),

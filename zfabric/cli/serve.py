@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shlex
-import shutil
 import time
 from typing import Any
 
@@ -18,16 +16,11 @@ from zfabric.cli._look import open_node
 from zfabric.cli._options import Options, TopicParameter, networked
 from zfabric.cli._output import Output
 from zfabric.cli._running import run
+from zfabric.cli._subprocess import CommandFailed, run_program, split
 from zfabric.cli._values import plain
 from zfabric.node.services import current_request
 
 __all__ = ["command"]
-
-STDERR_CHARACTERS_MAX = 2000
-
-
-class CommandFailed(Exception):
-    """The command exited with an error; the client sees its code and the end of its stderr."""
 
 
 @click.command()
@@ -43,12 +36,7 @@ def command(options: Options, service: str, line: str, concurrency: int | None, 
     The time that is left is in $ZFABRIC_TIMEOUT_S. When it exits with an error, the request fails.
     No shell is involved.
     """
-    try:
-        words = shlex.split(line)
-    except ValueError as error:
-        raise click.BadParameter(f"{line!r}: {error}", param_hint="--command") from None
-    if not words or shutil.which(words[0]) is None:
-        raise click.BadParameter(f"there is no program {words[0] if words else ''!r}", param_hint="--command")
+    words = split(line)
     count = concurrency or os.cpu_count() or 1
     return run(options, lambda output: _serve(options, output, service, words, count, version))
 
@@ -84,26 +72,8 @@ async def _serve(
 
 async def _run(words: list[str], arguments: tuple[Any, ...]) -> Any:
     """Run the command once; a request that is cancelled kills it."""
-    remaining = current_request().remaining
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *words,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, "ZFABRIC_TIMEOUT_S": f"{remaining:.3f}"},
-        )
-    except OSError as error:
-        raise CommandFailed(f"{words[0]} cannot be run: {error}") from None
-    try:
-        out, err = await process.communicate(msgspec.json.encode(plain(arguments)) + b"\n")
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode:
-        told = err.decode(errors="replace").strip()[-STDERR_CHARACTERS_MAX:]
-        raise CommandFailed(f"{words[0]} exited with {process.returncode}{': ' if told else ''}{told}")
+    environment = {"ZFABRIC_TIMEOUT_S": f"{current_request().remaining:.3f}"}
+    out = await run_program(words, msgspec.json.encode(plain(arguments)) + b"\n", environment)
     try:
         return _input.parse(out.rstrip(b"\r\n"), _input.Form.AUTO) if out.strip() else None
     except Stop:

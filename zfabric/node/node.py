@@ -179,6 +179,7 @@ class Node(QueueMethods, ServiceMethods):
             await self._services.close(timeout / 2)
             self._requests.close()
         await handlers.close((deadline - driver.loop.time()) / 2)
+        queues.give_up()
         await self._confirm_all(driver, (deadline - driver.loop.time()) / 2)
         await queues.finish((deadline - driver.loop.time()) / 2)
         await driver.close(max(0.05, deadline - driver.loop.time()))

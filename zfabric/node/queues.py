@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from zfabric.config import Config
 from zfabric.errors import LocalProtocolError
 from zfabric.events import JobsUnfinished
-from zfabric.model import Delivery, QueueStatistics, Topic
+from zfabric.model import Delivery, QueueState, QueueStatistics, Topic
 from zfabric.node.driver import Driver
 from zfabric.node.handlers import Handlers
 from zfabric.node.puller import Puller
@@ -17,6 +18,7 @@ from zfabric.node.pusher import OpenJobs, Pusher
 from zfabric.protocol.jobs import QueuePolicy
 from zfabric.protocol.queues import DEAD_PREFIX
 from zfabric.wire.codec import Codec
+from zfabric.wire.queue_records import QueueFigures
 from zfabric.wire.selectors import Selector
 from zfabric.wire.topics import check_topic
 
@@ -84,8 +86,6 @@ class NodeQueues:
     def _closed(self, puller: Puller) -> None:
         del self._pullers[puller]
         self._pulled[puller.queue] = self._pulled.get(puller.queue, 0) + puller.handed
-        if self._driver.open_state == "open":
-            self._driver.core.queues.drop_pull(puller.pull)
 
     def work(self, puller: Puller, handler: Callable[..., Any], concurrency: int) -> None:
         """Call a handler with every job."""
@@ -95,6 +95,11 @@ class NodeQueues:
         """The node closes: handlers finish what they have."""
         for puller in list(self._pullers):
             puller.end()
+
+    def give_up(self) -> None:
+        """Handlers have had their time: what they did not finish goes back."""
+        self._driver.core.queues.give_up()
+        self._driver.pump()
 
     async def finish(self, timeout: float) -> None:
         """Wait for jobs of this node that are not done, then report them."""
@@ -114,6 +119,20 @@ class NodeQueues:
         dispatchers = self._driver.core.queues.dispatchers.values()
         return {d.queue: d.depth for d in dispatchers if d.depth and not d.queue.startswith(DEAD_PREFIX)}
 
+    async def ask(self, timeout: float | None) -> list[QueueState]:
+        """What all nodes say of their queues."""
+        queues = self._driver.core.queues
+        queues.ask()
+        self._driver.schedule_pump()
+        with suppress(TimeoutError):
+            await self._driver.wait_until(lambda: not queues.unanswered, timeout)
+        states = [
+            QueueState(name, queues.source(peer_id), QueueStatistics(**_counters(figures)))
+            for peer_id, told in queues.reports.items()
+            for name, figures in told.items()
+        ]
+        return sorted(states, key=lambda state: (state.queue, state.source.name, state.source.id))
+
     def statistics(self) -> dict[str, QueueStatistics]:
         """Counters of every queue."""
         queues = self._driver.core.queues
@@ -132,6 +151,10 @@ class NodeQueues:
                 known["workers"] = len(dispatcher.workers.all)
             told[name] = QueueStatistics(**known, pulled=pulled.get(name, 0), held=held.get(name, 0))
         return told
+
+
+def _counters(figures: QueueFigures) -> dict[str, int]:
+    return {field: getattr(figures, field) for field in figures.__struct_fields__ if field != "queue"}
 
 
 class QueueMethods:
@@ -231,6 +254,10 @@ class QueueMethods:
             lease_s=lease_s,
             handler_timeout_s=handler_timeout_s,
         )
+
+    async def queues(self, timeout: float | None = 1.0) -> list[QueueState]:
+        """Every queue of every node that answers within `timeout` seconds, this one included."""
+        return await self._opened_queues().ask(timeout)
 
     def worker(
         self,

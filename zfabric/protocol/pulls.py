@@ -319,9 +319,17 @@ class Pull:
         """Take no more, and give back what nobody has begun with. What is in hand can still be settled."""
         if not self.closed:
             self.closed = True
+            self.changed = True
             self.return_all()
             for peer_id in self.sources:
                 self._tell(peer_id, PullEnd(self.number))
+
+    def give_up(self, reason: str) -> None:
+        """Give back what is in hand: nobody will settle it."""
+        for source in self.sources.values():
+            for delivery in list(source.deliveries.values()):
+                for start, (stop, _) in list(delivery.hands.items()):
+                    self.undone(delivery, start, stop, "nack", delay_s=0.0, reason=reason)
 
     def return_all(self) -> None:
         """Give back what nobody has begun with."""

@@ -29,8 +29,11 @@ from zfabric.wire.queue_records import (
     JobsDone,
     JobsUndone,
     PullEnd,
+    QueueFigures,
     QueueOffers,
+    QueueQuestion,
     QueueRecord,
+    QueueReport,
     Recall,
     Renew,
 )
@@ -64,6 +67,10 @@ class Queues:
         self._not_protocol = not_protocol
         self._peers: dict[bytes, PeerRecord] = {loopback.own.id: loopback.own}
         self._workers: dict[tuple[bytes, int], Dispatcher] = {}
+        self.reports: dict[bytes, dict[str, QueueFigures]] = {}
+        "What nodes answered to the last question."
+        self.unanswered: set[bytes] = set()
+        "Those that have not."
         self._pull_numbers = 0
         self._now = 0.0
         self._hear: dict[type[Any], Callable[[bytes, Any, float], None]] = {
@@ -80,6 +87,8 @@ class Queues:
             Recall: self._on_recall,
             Renew: self._on_renew,
             queue_records.AckRefused: self._on_refused,
+            QueueQuestion: self._on_question,
+            QueueReport: self._on_report,
         }
         self.records: dict[type[LetterRecord], Callable[[PeerRecord, Any, float], None]]
         self.records = dict.fromkeys(self._hear, self._from_peer)
@@ -109,10 +118,11 @@ class Queues:
                 pull.offered(peer_id, self._now)
         return pull
 
-    def drop_pull(self, pull: Pull) -> None:
-        """A closed puller that has nothing in hand any more."""
-        pull.flush()
-        self.pulls.pop(pull.number, None)
+    def give_up(self) -> None:
+        """This node closes: what is in hand goes back."""
+        for pull in self.pulls.values():
+            pull.close()
+            pull.give_up("its worker's node closed")
 
     # -- peers ---------------------------------------------------------------------------------
 
@@ -129,6 +139,7 @@ class Queues:
         """Its leases are free; what it leased to us is nobody's any more."""
         self._now = now
         del self._peers[peer.id], self.offers[peer.id]
+        self.unanswered.discard(peer.id)
         for key in [key for key in self._workers if key[0] == peer.id]:
             self._workers.pop(key).leave(key, f"{peer.source.name} was lost", now)
         for pull in self.pulls.values():
@@ -257,6 +268,28 @@ class Queues:
         if (peer_id, record.puller) in self._workers:
             self._workers[peer_id, record.puller].renew((peer_id, record.puller), now)
 
+    # -- questions -----------------------------------------------------------------------------
+
+    def ask(self) -> None:
+        """Ask all peers, and this node, about their queues."""
+        self.reports = {peer_id: {} for peer_id in self._peers}
+        self.unanswered = set(self._peers)
+        for peer_id in list(self._peers):
+            self._tell(peer_id, QueueQuestion())
+
+    def _on_question(self, peer_id: bytes, _record: QueueQuestion, now: float) -> None:
+        figures = [dispatcher.figures() for dispatcher in self.dispatchers.values()]
+        for first in range(0, max(1, len(figures)), QUEUES_PER_RECORD_MAX):
+            some, left = figures[first : first + QUEUES_PER_RECORD_MAX], figures[first + QUEUES_PER_RECORD_MAX :]
+            self._tell(peer_id, QueueReport(some, bool(left)), 64 * (1 + len(some)))
+
+    def _on_report(self, peer_id: bytes, record: QueueReport, now: float) -> None:
+        if peer_id in self.unanswered:
+            known = self.reports[peer_id]
+            known.update({figures.queue: figures for figures in record.queues})
+            if not record.more or len(known) > self._config.queues_max:
+                self.unanswered.discard(peer_id)
+
     # -- dead letters --------------------------------------------------------------------------
 
     def _bury(self, dispatcher: Dispatcher, job: Job, reason: str, now: float) -> None:
@@ -311,6 +344,8 @@ class Queues:
                 if pull.changed:
                     pull.flush()
                     more = True
+                    if pull.closed and not pull.held:
+                        del self.pulls[pull.number]
                 while pull.refused:
                     peer_id, count = pull.refused.pop()
                     self._effects.emit(AckRefused(pull.queue, self.source(peer_id), count, here=True))

@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakSet
 
 from zfabric.errors import FabricError, LocalProtocolError
-from zfabric.model import Peer, Statistics, Topic
+from zfabric.model import Peer, QueueState, Statistics, Topic
 from zfabric.node import node as asynchronous
 from zfabric.sync.engine import Engine
 from zfabric.sync.loop import LoopThread, refuse_in_loop
@@ -221,6 +221,10 @@ class Node(ServiceMethods):
         """Take jobs of a queue. Options and errors as for zfabric.Node.puller."""
         thread = self._opened()
         return Puller(thread, thread.call(lambda: self._engine.puller(*arguments, **options)))
+
+    def queues(self, timeout: float | None = 1.0) -> list[QueueState]:
+        """Every queue of every node that answers within `timeout` seconds, this one included."""
+        return self._opened().run(self._engine.queues, timeout)
 
     def worker(self, queue: str | Topic[Any], **options: Any) -> Callable[[Handler], Handler]:
         """Decorator: call the function with every job; options as for zfabric.Node.worker.

@@ -27,8 +27,11 @@ __all__ = [
     "LeaseNumber",
     "Pull",
     "PullEnd",
+    "QueueFigures",
     "QueueOffers",
+    "QueueQuestion",
     "QueueRecord",
+    "QueueReport",
     "Recall",
     "Renew",
     "Undone",
@@ -170,6 +173,32 @@ class AckRefused(msgspec.Struct, array_like=True, tag=43, frozen=True):
     stop: Count
 
 
+class QueueFigures(msgspec.Struct, array_like=True, frozen=True):
+    """One queue of the sender, as of now."""
+
+    queue: Name
+    depth: Count
+    in_flight: Count
+    workers: Count
+    pushed: Count
+    done: Count
+    redelivered: Count
+    dead: Count
+    expired: Count
+
+
+class QueueQuestion(msgspec.Struct, array_like=True, tag=45, frozen=True):
+    """How are your queues?"""
+
+
+class QueueReport(msgspec.Struct, array_like=True, tag=46, frozen=True):
+    """The answer to a question, in one record or several."""
+
+    queues: Annotated[list[QueueFigures], msgspec.Meta(max_length=QUEUES_PER_RECORD_MAX)]
+    more: bool = False
+    "Others follow."
+
+
 QueueRecord: TypeAlias = (
     QueueOffers
     | Pull
@@ -184,4 +213,6 @@ QueueRecord: TypeAlias = (
     | Recall
     | Renew
     | AckRefused
+    | QueueQuestion
+    | QueueReport
 )

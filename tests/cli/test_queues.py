@@ -1,0 +1,120 @@
+"""`zfabric push`, `pull`, `queues` and `dead`."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import sys
+
+import zfabric
+from tests.cli.processes import Commands
+from tests.waiting import wait_until_async
+
+
+def script(code: str) -> str:
+    """A command line that runs some Python."""
+    return f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
+
+
+async def test_jobs_are_pushed_shown_and_done(cli: Commands) -> None:
+    """Lines of stdin become jobs; `pull` shows them, `push` ends when they are done."""
+    pull = await cli.start("pull", "jobs", "--count", "3")
+    pushed = await cli.run("push", "jobs", "-H", "colour=red", "--json", "--timeout", "20", stdin=b'1\n{"a": 2}\nx\n')
+    pulled = await pull.end()
+
+    assert (pushed.code, pulled.code) == (0, 0), pushed.err + pulled.err
+    assert pushed.records == [{"queue": "jobs", "pushed": 3, "done": 3, "dead": 0, "expired": 0, "redelivered": 0}]
+    assert [record["value"] for record in pulled.records] == [1, {"a": 2}, "x"]
+    assert {(record["queue"], record["attempt"], record["headers"]["colour"]) for record in pulled.records} == {
+        ("jobs", 1, "red")
+    }
+
+
+async def test_a_command_is_run_for_each_job(cli: Commands, node: zfabric.Node) -> None:
+    """Its stdout is passed on; a failing one makes a dead letter with its stderr."""
+    pusher = node.pusher("jobs", max_attempts=2, backoff_s=0.01)
+    await pusher.push_many([1, 2, "bad"])
+    code = (
+        "import json, os, sys\n"
+        "value = json.loads(input())\n"
+        "print(value * 2, os.environ['ZFABRIC_QUEUE'], os.environ['ZFABRIC_ATTEMPT'])"
+    )
+    pulled = await cli.run("pull", "jobs", "--count", "4", "--command", script(code), "--timeout", "20")
+
+    assert sorted(pulled.out.splitlines()) == ["2 jobs 1", "4 jobs 1"]
+    await asyncio.wait_for(pusher.flush(), 10)
+    assert node.statistics().queues["jobs"].dead == 1
+    listed = await cli.run("dead", "list", "jobs")
+    assert (listed.code, [record["value"] for record in listed.records]) == (0, ["bad"])
+    assert "exited with 1" in listed.records[0]["headers"]["dead.reason"]
+    assert "JSONDecodeError" in listed.records[0]["headers"]["dead.reason"]
+
+
+async def test_dead_letters_are_done_again_or_dropped(cli: Commands, node: zfabric.Node) -> None:
+    """`requeue` waits until they are done; `purge` drops; both leave none behind."""
+    pusher = node.pusher("jobs", max_attempts=1)
+    mended = False
+    done = []
+
+    @node.worker("jobs")
+    async def work(job: zfabric.Job) -> None:
+        if not mended:
+            raise ValueError("not yet")
+        done.append((job.value, job.headers))
+
+    await pusher.push("one", headers={"a": 1})
+    await pusher.push("two")
+    await asyncio.wait_for(pusher.flush(), 10)
+    await wait_until_async(lambda: node.statistics().queues["$dead.jobs"].depth == 2)
+    failed = await cli.run("dead", "requeue", "jobs", "--timeout", "20")
+    mended = True
+    again = await cli.run("dead", "requeue", "jobs")
+
+    assert (failed.code, again.code) == (1, 0), failed.err + again.err
+    assert sorted(value for value, _ in done)[-2:] in (["one", "two"], ["two", "two"], ["one", "one"])
+    assert {"a": 1} in [headers for _, headers in done]
+    await wait_until_async(lambda: node.statistics().queues["$dead.jobs"].depth == 0)
+    nothing = await cli.run("dead", "list", "jobs", "--timeout", "1")
+    assert nothing.code == 69
+
+    mended = False
+    await pusher.push("three")
+    await asyncio.wait_for(pusher.flush(), 10)
+    purged = await cli.run("dead", "purge", "jobs")
+    assert purged.code == 0, purged.err
+    await wait_until_async(lambda: node.statistics().queues["$dead.jobs"].depth == 0)
+
+
+async def test_queues_shows_what_there_is(cli: Commands, node: zfabric.Node) -> None:
+    """As a table and as JSON; 69 without any."""
+    assert (await cli.run("queues", "--timeout", "1")).code == 69
+    await node.pusher("jobs").push_many(range(7))
+    table, listed = await asyncio.gather(cli.run("queues"), cli.run("queues", "--json"))
+
+    assert listed.records == [
+        {
+            "queue": "jobs", "node": "friend", "depth": 7, "in_flight": 0, "workers": 0, "done": 0, "redelivered": 0,
+            "dead": 0, "expired": 0,
+        }
+    ]  # fmt: skip
+    assert table.out.split()[:2] == ["QUEUE", "NODE"]
+    assert "friend" in table.out
+
+
+async def test_the_exit_code_tells_what_went_wrong(cli: Commands, node: zfabric.Node) -> None:
+    """75 for jobs that nobody does and for jobs that do not come, 1 for dead ones, 2 for the command line."""
+
+    @node.worker("failing")
+    async def fail(job: zfabric.Job) -> None:
+        await job.reject("no")
+
+    late, none, dead, usage, program = await asyncio.gather(
+        cli.run("push", "jobs", "1", "--timeout", "1"),
+        cli.run("pull", "jobs.none", "--timeout", "1"),
+        cli.run("push", "failing", "1", "--timeout", "20"),
+        cli.run("push", "bad..name", "1"),
+        cli.run("pull", "jobs", "--command", "no-such-program"),
+    )
+
+    assert [outcome.code for outcome in (late, none, dead, usage, program)] == [75, 75, 1, 2, 2]
+    assert "nobody pulls 'jobs'" in late.err

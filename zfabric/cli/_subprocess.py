@@ -1,0 +1,53 @@
+"""Programs that verbs run for others: found before, fed on stdin, killed when nobody wants their answer any more."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import shutil
+
+import click
+
+__all__ = ["CommandFailed", "run_program", "split"]
+
+STDERR_CHARACTERS_MAX = 2000
+
+
+class CommandFailed(Exception):
+    """The program exited with an error: its code, and the end of its stderr."""
+
+
+def split(line: str) -> list[str]:
+    """The words of a command line, whose program must exist. No shell is involved."""
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise click.BadParameter(f"{line!r}: {error}", param_hint="--command") from None
+    if not words or shutil.which(words[0]) is None:
+        raise click.BadParameter(f"there is no program {words[0] if words else ''!r}", param_hint="--command")
+    return words
+
+
+async def run_program(words: list[str], stdin: bytes, environment: dict[str, str]) -> bytes:
+    """Run it to its end and return its stdout. Raises CommandFailed; kills it when cancelled."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *words,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, **environment},
+        )
+    except OSError as error:
+        raise CommandFailed(f"{words[0]} cannot be run: {error}") from None
+    try:
+        out, err = await process.communicate(stdin)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        told = err.decode(errors="replace").strip()[-STDERR_CHARACTERS_MAX:]
+        raise CommandFailed(f"{words[0]} exited with {process.returncode}{': ' if told else ''}{told}")
+    return out

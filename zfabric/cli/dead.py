@@ -1,0 +1,124 @@
+"""`zfabric dead`: dead letters, which failed too often or were rejected."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import click
+
+from zfabric.cli._exits import Exit, Stop
+from zfabric.cli._look import open_node, settle
+from zfabric.cli._options import Options, TopicParameter, networked
+from zfabric.cli._output import Output, count
+from zfabric.cli._running import run
+from zfabric.cli._values import short
+from zfabric.cli.pull import job_record
+from zfabric.model import Job
+from zfabric.node.node import Node
+from zfabric.node.puller import Puller
+from zfabric.protocol.queues import DEAD_PREFIX
+
+__all__ = ["command"]
+
+QUIET_S = 0.5
+"After this long without another dead letter, those are all."
+
+
+@click.group()
+def command() -> None:
+    """Show, repeat or drop the dead letters of a queue. Those that others are just looking at are left out."""
+
+
+@command.command("list")
+@click.argument("queue", type=TopicParameter())
+@networked(timeout="How long to look for nodes at most. [3]")
+def list_them(options: Options, queue: str) -> int:
+    """Show the dead letters of QUEUE and why they died. They stay where they are. Exits 69 when there is none."""
+
+    async def show(output: Output) -> int:
+        async with open_node(options, "dead") as node:
+            puller, jobs = await _collect(options, node, queue)
+            await puller.close()
+        for job in jobs:
+            reason = (job.headers or {}).get("dead.reason", "")
+            if output.json or not output.on_terminal:
+                output.record(job_record(job))
+            else:
+                output.line(f"{job.source.name} #{job.seq}  {reason}  {short(job.value)}")
+        return Exit.OK
+
+    return run(options, show)
+
+
+@command.command()
+@click.argument("queue", type=TopicParameter())
+@networked(timeout="How long to wait until all is done; then exit with 75, and the rest stays dead. [60]")
+def requeue(options: Options, queue: str) -> int:
+    """Push the dead letters of QUEUE again, and wait until they are done. If one dies again, all stay dead."""
+
+    async def push(output: Output) -> int:
+        async with open_node(options, "dead") as node:
+            puller, jobs = await _collect(options, node, queue)
+            pusher = node.pusher(queue)
+            for job in jobs:
+                await pusher.push(job.value, key=job.key, headers=_own(job), priority=job.priority)
+            try:
+                async with asyncio.timeout(options.timeout or 60.0):
+                    await pusher.flush()
+            except TimeoutError:
+                raise Stop(Exit.TIMED_OUT, f"{count(pusher.depth, 'job')} not done in time: all stay dead") from None
+            again = node.statistics().queues[queue].dead
+            if not again:
+                await _settle(puller, jobs)
+            else:
+                await puller.close()
+        if again:
+            raise Stop(Exit.FAILED, f"{again} of {count(len(jobs), 'job')} failed again: all stay dead")
+        output.note(f"{count(len(jobs), 'dead letter')} of {queue!r} done")
+        return Exit.OK
+
+    return run(options, push)
+
+
+@command.command()
+@click.argument("queue", type=TopicParameter())
+@networked(timeout="How long to look for nodes at most. [3]")
+def purge(options: Options, queue: str) -> int:
+    """Drop the dead letters of QUEUE."""
+
+    async def drop(output: Output) -> int:
+        async with open_node(options, "dead") as node:
+            puller, jobs = await _collect(options, node, queue)
+            await _settle(puller, jobs)
+        output.note(f"{count(len(jobs), 'dead letter')} of {queue!r} dropped")
+        return Exit.OK
+
+    return run(options, drop)
+
+
+def _own(job: Job) -> dict[str, Any] | None:
+    """The headers that it was pushed with."""
+    return {name: value for name, value in (job.headers or {}).items() if not name.startswith("dead.")} or None
+
+
+async def _collect(options: Options, node: Node, queue: str) -> tuple[Puller, list[Job]]:
+    """All dead letters of a queue, in hand."""
+    puller = node.puller(DEAD_PREFIX + queue, ack="manual")
+    least_s = 0.3 if not options.mdns else 0.8 if options.interface == "loopback" else 1.5
+    await settle(node, quiet_s=0.25, least_s=least_s, most_s=options.timeout or 3.0)
+    jobs: list[Job] = []
+    while True:
+        try:
+            jobs.append(await puller.receive(QUIET_S))
+        except TimeoutError:
+            break
+    if not jobs:
+        raise Stop(Exit.NOBODY, f"there are no dead letters of {queue!r}")
+    return puller, jobs
+
+
+async def _settle(puller: Puller, jobs: list[Job]) -> None:
+    for job in jobs:
+        await job.ack()
+    await puller.close()

@@ -1,0 +1,121 @@
+"""`zfabric push`: push jobs, and wait until they are done."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from zfabric.cli import _input
+from zfabric.cli._exits import Exit, Stop
+from zfabric.cli._look import open_node
+from zfabric.cli._options import Options, Seconds, TopicParameter, header_pairs, networked
+from zfabric.cli._output import Output, count
+from zfabric.cli._running import run
+from zfabric.cli._warnings import Warnings
+from zfabric.config import Config
+from zfabric.model import QueueStatistics
+from zfabric.protocol.jobs import PRIORITIES
+
+__all__ = ["command"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Push:
+    """What the command line asks for."""
+
+    queue: str
+    value: str | None
+    form: str
+    options: dict[str, Any]
+    attempts: int
+
+
+@click.command()
+@click.argument("queue", type=TopicParameter())
+@click.argument("value", required=False)
+@click.option("--text", is_flag=True, help="VALUE is text, even where it looks like JSON.")
+@click.option("--raw", is_flag=True, help="VALUE is bytes; all of stdin is one job.")
+@click.option("--key", metavar="TEXT", help="Jobs of one key are done one after the other.")
+@click.option(
+    "-H", "--header", "headers", multiple=True, callback=header_pairs, metavar="NAME=VALUE", help="Repeatable."
+)
+@click.option("--priority", type=click.IntRange(0, PRIORITIES - 1), default=4, help="0 to 9, higher ones first. [4]")
+@click.option("--ttl", type=Seconds(), help="Give a job up that nobody began with in this time.")
+@click.option("--delay", type=Seconds(), help="Nobody gets a job before this time has passed.")
+@click.option("--attempts", type=click.IntRange(min=0), default=5, help="Failures after which a job is dead. [5]")
+@networked(timeout="How long to wait until all is done; then exit with 75, and what is left is lost. [for ever]")
+def command(
+    options: Options,
+    queue: str,
+    value: str | None,
+    text: bool,
+    raw: bool,
+    key: str | None,
+    headers: dict[str, Any] | None,
+    priority: int,
+    ttl: float | None,
+    delay: float | None,
+    attempts: int,
+) -> int:
+    """Push VALUE to QUEUE as a job: JSON if it is JSON, else text. Ends when it is done.
+
+    Without VALUE, or with `-`, every line of stdin is a job. The jobs are in this command until somebody has done them;
+    exits with 1 if some are dead: `zfabric pull` with `$dead.QUEUE` shows them while another node keeps them.
+    """
+    if text and raw:
+        raise click.UsageError("--text and --raw exclude each other")
+    if value is None and sys.stdin.isatty():
+        raise click.UsageError("VALUE is missing: give it, or pipe lines into stdin")
+    form = _input.Form.RAW if raw else _input.Form.TEXT if text else _input.Form.AUTO
+    how = {"key": key, "headers": headers, "priority": priority, "ttl": ttl, "delay": delay or 0.0}
+    job = Push(queue=queue, value=value, form=form, options=how, attempts=attempts)
+    return run(options, lambda output: _push(options, output, job))
+
+
+async def _push(options: Options, output: Output, job: Push) -> int:
+    async with open_node(options, "push") as node, Warnings(output, node):
+        pusher = node.pusher(job.queue, max_attempts=job.attempts)
+        pushed = 0
+        async with aclosing(_values(job)) as values:
+            async for value in values:
+                await pusher.push(value, **job.options)
+                pushed += 1
+        output.note(f"pushed {count(pushed, 'job')} to {job.queue!r}; {count(pusher.workers, 'worker')}", verbose=1)
+        try:
+            async with asyncio.timeout(options.timeout):
+                await pusher.flush()
+        except TimeoutError:
+            left = count(pusher.depth, "job")
+            hint = "" if pusher.workers else f"; nobody pulls {job.queue!r}"
+            raise Stop(Exit.TIMED_OUT, f"{left} not done within {options.timeout:g} s, and lost{hint}") from None
+        return _tell(output, job, pushed, node.statistics().queues[job.queue])
+
+
+def _tell(output: Output, job: Push, pushed: int, statistics: QueueStatistics) -> int:
+    figures = {"done": statistics.done, "dead": statistics.dead, "expired": statistics.expired}
+    if output.json:
+        output.record({"queue": job.queue, "pushed": pushed, **figures, "redelivered": statistics.redelivered})
+    told = ", ".join(f"{number:,} {name}" for name, number in figures.items() if number or name == "done")
+    output.note(f"pushed {pushed:,}: {told}")
+    return Exit.FAILED if statistics.dead else Exit.OK
+
+
+async def _values(job: Push) -> AsyncGenerator[Any, None]:
+    """The value of each job."""
+    if job.value not in (None, "-"):
+        yield _input.parse(os.fsencode(job.value or ""), job.form)
+    elif job.form == _input.Form.RAW:
+        yield await _input.whole(Config().frame_bytes_max // 2)
+    else:
+        number = 0
+        async with aclosing(_input.lines()) as lines:
+            async for line in lines:
+                number += 1
+                yield _input.parse(line, job.form, f"line {number} of stdin")

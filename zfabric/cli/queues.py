@@ -1,0 +1,53 @@
+"""`zfabric queues`: which queues there are, and how they do."""
+
+from __future__ import annotations
+
+import click
+
+from zfabric.cli._exits import Exit, Stop
+from zfabric.cli._look import nobody, open_node, settle
+from zfabric.cli._options import Options, networked
+from zfabric.cli._output import Output, count
+from zfabric.cli._running import run
+from zfabric.protocol.queues import DEAD_PREFIX
+
+__all__ = ["command"]
+
+
+@click.command()
+@click.option("--dead", is_flag=True, help="Show the dead-letter queues, too.")
+@networked(timeout="How long to look and ask at most. [3]")
+def command(options: Options, dead: bool) -> int:
+    """Show every queue: the node that keeps its jobs, how many there are, and what became of the others.
+
+    Exits 69 when there is none.
+    """
+    return run(options, lambda output: _show(options, output, dead=dead))
+
+
+async def _show(options: Options, output: Output, *, dead: bool) -> int:
+    async with open_node(options, "queues") as node:
+        least_s = 0.3 if not options.mdns else 0.8 if options.interface == "loopback" else 1.5
+        peers = await settle(node, quiet_s=0.25, least_s=least_s, most_s=options.timeout or 3.0)
+        if not peers:
+            raise Stop(Exit.NOBODY, nobody(options))
+        states = await node.queues(options.timeout or 3.0)
+    states = [state for state in states if dead or not state.queue.startswith(DEAD_PREFIX)]
+    if output.json:
+        for state in states:
+            figures = {name: getattr(state.statistics, name) for name in _FIGURES}
+            output.record({"queue": state.queue, "node": state.source.name, **figures})
+    elif states:
+        output.table(
+            ("QUEUE", "NODE", *(name.upper().replace("_", " ") for name in _FIGURES)),
+            [
+                (state.queue, state.source.name, *(f"{getattr(state.statistics, name):,}" for name in _FIGURES))
+                for state in states
+            ],
+        )
+    if not states:
+        raise Stop(Exit.NOBODY, f"nobody has a queue; {count(len(peers), 'node')} on fabric {options.fabric!r}")
+    return Exit.OK
+
+
+_FIGURES = ("depth", "in_flight", "workers", "done", "redelivered", "dead", "expired")
