@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from math import inf
+from typing import Protocol
 
 import msgspec
 
@@ -42,6 +43,19 @@ from zfabric.wire.records import Identity
 __all__ = ["Driver"]
 
 log = logging.getLogger("zfabric")
+
+
+class Kept(Protocol):
+    """A publisher's own file of what is not stored."""
+
+    failure: str
+    "Why it cannot be written any more."
+
+    def keep(self, epoch: int, base: int, end: int, frames: Sequence[Buffer]) -> None:
+        """A batch is about to be sent."""
+
+    def forget(self, epoch: int, before: int) -> None:
+        """A store has all messages before this one."""
 
 
 class Driver:
@@ -75,6 +89,8 @@ class Driver:
         self._confirming: dict[tuple[Outbox, str], list[tuple[int, int, asyncio.Future[None]]]] = {}
         "Heaps of (message after the one that is waited for, a number, who waits), by level."
         self._waits = 0
+        self.files: dict[Outbox, Kept] = {}
+        "Where publishers keep what is not stored."
         self._tasks: set[asyncio.Task[None]] = set()
         self._source = Source(core.me.hex(), "")
         self.rights = Rights(None)
@@ -211,13 +227,24 @@ class Driver:
         if self._pump_soon:
             self.pump()  # who listens may be about to change
         now = self.loop.time()
+        count = outbox.writer.count
         frames = self.core.seal(outbox, int(self.utc() * 1e9), now)
+        if outbox in self.files:
+            self._keep(outbox, count, frames)
         self.batches_sent += 1
         self.bytes_sent += sum(map(len, frames))
         if outbox.remote:
             self._transport.publish(frames)
         if outbox.local:
             self.core.loop_back(outbox, frames, self._source, now)
+
+    def _keep(self, outbox: Outbox, count: int, frames: Sequence[Buffer]) -> None:
+        """Write a batch to the publisher's own file before it leaves."""
+        file, keeping = self.files[outbox], outbox.keeping
+        file.keep(outbox.epoch, outbox.base - count, outbox.base, frames)
+        if file.failure and keeping is not None:
+            keeping.broken = file.failure
+            outbox.judge()
 
     # -- what the transport calls --------------------------------------------------------------
 
@@ -282,6 +309,8 @@ class Driver:
                 job()
                 again = True
         self._rearm()
+        for outbox, file in self.files.items():
+            file.forget(outbox.epoch, outbox.confirmed("stored"))
         if self._confirming:
             self._confirm()
         self._wake()
@@ -370,7 +399,7 @@ class Driver:
             while waiting:
                 _, _, waiter = waiting.pop()
                 if not waiter.done():
-                    waiter.set_exception(NotStored(keeping.trouble, outbox.topic))
+                    waiter.set_exception(NotStored(keeping.reason, outbox.topic))
 
     # -- waiting -------------------------------------------------------------------------------
 

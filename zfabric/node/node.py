@@ -24,6 +24,7 @@ from zfabric.node.environment import Environment, Machine
 from zfabric.node.eventhub import EventStream
 from zfabric.node.forking import open_drivers
 from zfabric.node.handlers import Handlers
+from zfabric.node.opentopics import OpenTopic, TopicOptions
 from zfabric.node.publisher import Publisher
 from zfabric.node.queues import NodeQueues, QueueMethods
 from zfabric.node.requests import Requests
@@ -34,8 +35,6 @@ from zfabric.node.shared import SharedSubscription
 from zfabric.node.starts import Beginning, StartLike
 from zfabric.node.subscription import Subscription
 from zfabric.protocol.core import Core
-from zfabric.protocol.keeping import Keeping
-from zfabric.protocol.outbox import Outbox
 from zfabric.security.finding import find_credentials
 from zfabric.security.identities import Identities
 from zfabric.wire.codec import Codec
@@ -47,16 +46,6 @@ __all__ = ["Node"]
 log = logging.getLogger("zfabric")
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
-
-
-class _OpenTopic:
-    """What the publishers of one topic share."""
-
-    def __init__(self, outbox: Outbox, codec: Codec, options: tuple[object, ...]) -> None:
-        self.outbox = outbox
-        self.codec = codec
-        self.options = options
-        self.publishers = 0
 
 
 class Node(QueueMethods, ServiceMethods):
@@ -97,7 +86,7 @@ class Node(QueueMethods, ServiceMethods):
         self._driver: Driver | None = None
         self._handlers: Handlers | None = None
         self._queues: NodeQueues | None = None
-        self._topics: dict[str, _OpenTopic] = {}
+        self._topics: dict[str, OpenTopic] = {}
         self._subscriptions: dict[Subscription, None] = {}
         self._ended: dict[str, tuple[int, int]] = {}
         self._extensions: list[Callable[[Driver], object]] = []
@@ -183,6 +172,8 @@ class Node(QueueMethods, ServiceMethods):
         await self._confirm_all(driver, (deadline - driver.loop.time()) / 2)
         await queues.finish((deadline - driver.loop.time()) / 2)
         await driver.close(max(0.05, deadline - driver.loop.time()))
+        for topic in self._topics.values():
+            topic.close()
         for subscription in list(self._subscriptions):
             subscription.end()
         open_drivers.discard(driver)
@@ -300,6 +291,7 @@ class Node(QueueMethods, ServiceMethods):
         confirm: str | None = None,
         mandatory: bool = False,
         without_store: str = "raise",
+        outbox: str | Path | None = None,
     ) -> Publisher:
         """Publish on a topic; publishers of the same topic share one sequence of messages.
 
@@ -313,35 +305,29 @@ class Node(QueueMethods, ServiceMethods):
         node, `"processed"` by its reader, or `"stored"`: safe on the disk of a store.
         `without_store`: what publishing does where no store is in sight, or none stores: `"raise"` NotStored, or
         `"buffer"` in the window and wait when it is full. One that was here and left is waited for Config.grace_s.
+        `outbox`: a file that keeps what is not stored when this process dies; the next one with it resends that first.
         `mandatory`: a message that nobody subscribes to raises NoSubscribers.
         Raises TopicError, LimitExceeded, ValueError for options that do not go together, and LocalProtocolError
         if the topic is open with other options.
         """
         driver = self._opened()
-        if delivery is None:
-            delivery = Delivery.AT_LEAST_ONCE if durable else Delivery.AT_MOST_ONCE
-        delivery = Delivery(delivery)
-        _check_reliability(delivery, durable=durable, history=history, confirm=confirm)
-        if without_store not in ("raise", "buffer"):
-            raise ValueError(f"without_store must be 'raise' or 'buffer', not {without_store!r}")
-        options = delivery, history, window_bytes, durable, without_store
+        options = TopicOptions.check(
+            delivery=delivery,
+            durable=durable,
+            history=history,
+            window_bytes=window_bytes,
+            without_store=without_store,
+            outbox=outbox,
+            confirm=confirm,
+        )
         name, value_type = (topic.name, topic.type) if isinstance(topic, Topic) else (topic, None)
         check_topic(name, bytes_max=self._config.topic_bytes_max)
         driver.rights.check("publish", name)
         shared = self._topics.get(name)
         if shared is None:
             codec = Codec(value_type, inline_bytes=self._config.inline_bytes)
-            buffers = without_store == "buffer"
-            outbox = driver.core.interests.open_topic(
-                name,
-                delivery,
-                with_crc=self._with_crc,
-                window_bytes=window_bytes,
-                history=history,
-                keeping=Keeping(buffers=buffers, away_s=self._config.grace_s) if durable else None,
-            )
-            shared = self._topics[name] = _OpenTopic(outbox, codec, options)
-            driver.schedule_pump()
+            shared = OpenTopic(driver, name, codec, options, self._config, with_crc=self._with_crc)
+            self._topics[name] = shared
         elif shared.codec.type != Codec(value_type, inline_bytes=self._config.inline_bytes).type:
             raise LocalProtocolError(f"{name!r} is published with another type already: {shared.codec.type}")
         elif shared.options != options:
@@ -363,6 +349,7 @@ class Node(QueueMethods, ServiceMethods):
         shared.publishers -= 1
         if shared.publishers:
             return
+        shared.close()
         del self._topics[name]
         published, unmatched = self._ended.get(name, (0, 0))
         self._ended[name] = published + shared.outbox.next_seq, unmatched + shared.outbox.skipped
@@ -469,21 +456,6 @@ class Node(QueueMethods, ServiceMethods):
             return handler
 
         return register
-
-
-def _check_reliability(delivery: Delivery, *, durable: bool, history: int, confirm: str | None) -> None:
-    if confirm not in (None, "sent", "received", "processed", "stored"):
-        raise ValueError(f"confirm must be 'sent', 'received', 'processed' or 'stored', not {confirm!r}")
-    if confirm == "stored" and not durable:
-        raise ValueError("confirm='stored' needs durable=True: nobody stores this topic")
-    if durable and delivery is Delivery.AT_MOST_ONCE:
-        raise ValueError(
-            "durable=True needs delivery='at-least-once': at-most-once repairs nothing, for stores neither"
-        )
-    if history < 0:
-        raise ValueError(f"history must be 0 or more, not {history}")
-    if delivery is Delivery.AT_MOST_ONCE and (history or confirm in ("received", "processed")):
-        raise ValueError("history= and confirm= need delivery='at-least-once': at-most-once keeps nothing")
 
 
 def _check_reading(

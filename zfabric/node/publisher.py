@@ -302,7 +302,7 @@ class Publisher:
         if self._mandatory and not outbox.subscribers:
             raise NoSubscribers(self.topic)
         if outbox.keeping is not None and outbox.keeping.stops:
-            raise NotStored(outbox.keeping.trouble, self.topic)
+            raise NotStored(outbox.keeping.reason, self.topic)
         if outbox.full:
             raise WindowFull(self.topic, outbox.waiting_bytes, outbox.window_bytes)
         return None if outbox.listeners else outbox.skip()

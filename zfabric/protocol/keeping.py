@@ -12,7 +12,7 @@ NO_STORE = "no store is in sight: start one with `zfabric store run`, or wait fo
 class Keeping:
     """Which stores are attached to an outbox, what they confirmed, and whether they take more."""
 
-    __slots__ = ("_away_s", "_refusals", "alone_since", "buffers", "stored", "trouble")
+    __slots__ = ("_away_s", "_refusals", "alone_since", "broken", "buffers", "stored", "trouble")
 
     def __init__(self, *, buffers: bool, away_s: float) -> None:
         """`buffers`: without a store messages wait in the window. `away_s`: one that was here is waited for so long."""
@@ -23,6 +23,8 @@ class Keeping:
         "Why a message published now would not be stored; empty if it would."
         self.alone_since = inf
         "When the last store left, while it is waited for."
+        self.broken = ""
+        "Why nothing can be published any more."
         self._away_s = away_s
         self._refusals: dict[bytes, str] = {}
 
@@ -37,7 +39,12 @@ class Keeping:
     @property
     def stops(self) -> bool:
         """Whether publishers are to be told now that there is no storing."""
-        return bool(self.trouble) and not self.buffers
+        return bool(self.trouble and not self.buffers) or bool(self.broken)
+
+    @property
+    def reason(self) -> str:
+        """Why, if `stops`."""
+        return self.broken or self.trouble
 
     def attached(self, store: bytes) -> None:
         """A store gets everything from now on."""

@@ -73,10 +73,37 @@ class Outbox:
 
     # fmt: off
     __slots__ = (
-        "_config", "_failures", "_floor", "_history", "_history_bytes", "_history_max", "_unacked", "ack_now", "base",
-        "begun", "delivery", "epoch", "evicted", "full", "full_since", "keeping", "listeners", "local", "local_full",
-        "position_at", "position_pause", "readers", "ready", "reliable", "remote", "skipped", "topic",
-        "waiting_bytes", "window_bytes", "writer",
+        "_config",
+        "_failures",
+        "_floor",
+        "_history",
+        "_history_bytes",
+        "_history_max",
+        "_unacked",
+        "ack_now",
+        "base",
+        "begun",
+        "delivery",
+        "epoch",
+        "evicted",
+        "full",
+        "full_since",
+        "keeping",
+        "listeners",
+        "local",
+        "local_full",
+        "position_at",
+        "position_pause",
+        "readers",
+        "ready",
+        "reliable",
+        "remote",
+        "skipped",
+        "topic",
+        "waiting_bytes",
+        "waits",
+        "window_bytes",
+        "writer",
     )
     # fmt: on
 
@@ -115,6 +142,8 @@ class Outbox:
         self.ready = False
         "Somebody listens, and there is room: the one thing to look at before each message."
         self.local_full = False
+        self.waits = False
+        "Something else must be stored first."
         self._failures: deque[tuple[Reader, int, str]] = deque(maxlen=FAILURES_MAX)
         self.full_since = inf
         self.ack_now = False
@@ -302,7 +331,7 @@ class Outbox:
             self.full_since = min(self.full_since, now)
         elif not (self._config.evict_slow and self.waiting_bytes * 2 > self.window_bytes):
             self.full_since = inf  # a slow reader opens the window a little with each ack, and is slow all the same
-        full = held_up or self.local_full
+        full = held_up or self.local_full or self.waits
         if full != self.full:
             self.full = full
             self.judge()
@@ -312,6 +341,11 @@ class Outbox:
         if full != self.local_full:
             self.local_full = full
             self._settle(now)
+
+    def set_waiting(self, *, waiting: bool, now: float) -> None:
+        """Something else must be stored before anything is published here, or that is done."""
+        self.waits = waiting
+        self._settle(now)
 
     def restart_grace(self, since: float) -> None:
         """Somebody made progress, or was given up: who holds the window up now has the grace from its last progress."""

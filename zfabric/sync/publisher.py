@@ -56,12 +56,20 @@ class Publisher:
         """How many subscriptions are in place: peers that receive the topic, and this node's own."""
         return self._publisher.subscribers
 
-    def wait_for(self, subscribers: int = 1, timeout: float | None = None) -> None:
-        """Return once that many subscriptions are in place: the next message reaches them.
+    @property
+    def stores(self) -> int:
+        """How many stores keep what is published here."""
+        return self._publisher.stores
 
-        Raises TimeoutError after `timeout` seconds, NodeClosed if the node closes meanwhile.
+    def wait_for(
+        self, subscribers: int | None = None, timeout: float | None = None, *, stores: int | None = None
+    ) -> None:
+        """Return once that many subscriptions (default 1, if `stores` is not given), and stores, are in place.
+
+        The next message reaches them. Raises TimeoutError after `timeout` seconds, NodeClosed if the node closes
+        meanwhile.
         """
-        self._thread.run(self._publisher.wait_for, subscribers, timeout)
+        self._thread.run(lambda: self._publisher.wait_for(subscribers, timeout, stores=stores))
 
     def publish_nowait(
         self, value: Any, *, key: Any = None, headers: dict[str, Any] | None = None, ttl: float | None = None

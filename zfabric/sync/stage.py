@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zfabric.config import Config
-from zfabric.errors import EncodeFailed, LimitExceeded, WindowFull
+from zfabric.errors import EncodeFailed, LimitExceeded, NotStored, WindowFull
 from zfabric.node.driver import Driver
 from zfabric.protocol.outbox import Outbox
 from zfabric.wire.batch import BatchWriter, Buffer, Meta, frame_bytes, plain_metadata
@@ -176,6 +176,9 @@ class Stage:
 
     def _check_room(self) -> None:
         waiting = self._bytes_filled - self._bytes_drained + self.outbox.waiting_bytes
+        keeping = self.outbox.keeping
+        if keeping is not None and keeping.stops:
+            raise NotStored(keeping.reason, self.outbox.topic)
         if waiting >= self._waiting_max or self.outbox.full:
             raise WindowFull(self.outbox.topic, waiting, self._waiting_max)
 
@@ -245,4 +248,5 @@ class Stage:
     async def make_room(self) -> None:
         """Return once `put` can succeed again."""
         await self.drained()
-        await self.driver.wait_until(lambda: not self.outbox.full, None)
+        keeping = self.outbox.keeping
+        await self.driver.wait_until(lambda: not self.outbox.full or (keeping is not None and keeping.stops), None)
