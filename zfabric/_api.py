@@ -86,6 +86,7 @@ from zfabric.node.puller import Puller
 from zfabric.node.pusher import Pusher
 from zfabric.node.services import CurrentRequest, Service, current_request
 from zfabric.node.subscription import Subscription
+from zfabric.node.table import Change, Snapshot, Table
 from zfabric.node.transaction import Transaction
 from zfabric.security.keys import new_key
 from zfabric.wire.selectors import Selector
@@ -96,6 +97,7 @@ __all__ = [
     "AckRefused",
     "AuthenticationFailed",
     "CaptureError",
+    "Change",
     "Config",
     "CurrentRequest",
     "DecodeError",
@@ -159,6 +161,8 @@ __all__ = [
     "SelectorError",
     "Service",
     "ServiceOffer",
+    "Snapshot",
+    "Snapshot",
     "Source",
     "Statistics",
     "StoreDamaged",
@@ -169,6 +173,8 @@ __all__ = [
     "SubscriberJoined",
     "SubscriberLeft",
     "Subscription",
+    "Table",
+    "Table",
     "Topic",
     "TopicError",
     "TopicStatistics",

@@ -34,6 +34,7 @@ from zfabric.node.services import Services
 from zfabric.node.shared import SharedSubscription
 from zfabric.node.starts import Beginning, StartLike
 from zfabric.node.subscription import Subscription
+from zfabric.node.table import Snapshot, Table
 from zfabric.protocol.core import Core
 from zfabric.security.finding import find_credentials
 from zfabric.security.identities import Identities
@@ -440,6 +441,21 @@ class Node(QueueMethods, ServiceMethods):
         )
         self._subscriptions[subscription] = None
         return subscription
+
+    def table(
+        self, topic: str | Topic[Any], *, snapshot: Snapshot | None = None, timeout: float | None = None
+    ) -> Table:
+        """A durable topic as a mapping of keys to their last values: `async with node.table("config") as config:`.
+
+        It begins with what the store has, or with a `snapshot` and what came since, and follows the topic. `timeout`
+        in seconds bounds the wait for the store. Raises TopicError.
+        """
+        name = check_topic(topic.name if isinstance(topic, Topic) else topic, bytes_max=self._config.topic_bytes_max)
+        start: StartLike = "last-per-key"
+        if snapshot is not None and snapshot.position is not None:
+            start = snapshot.position
+        subscribe = partial(self.subscribe, topic, start=start)
+        return Table(self._opened(), subscribe, name, snapshot, timeout)
 
     def on(self, pattern: str | Topic[Any], **options: Any) -> Callable[[Handler], Handler]:
         """Decorator: call the function with every message that matches; options as for `subscribe`.

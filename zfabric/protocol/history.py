@@ -80,6 +80,8 @@ class Joint:
         self._next: dict[bytes, tuple[int, int]] = {}
         self._held: deque[tuple[Batch, Source]] = deque()
         self.held_bytes = 0
+        self.caught_up = False
+        "Whether everything was handed over that the log had when it was first read."
         self._entries: deque[tuple[int, int, bytes, int, int]] = deque()
         self._late_at = inf
         self._missing: dict[bytes, tuple[float, int, Gap]] = {}
@@ -167,6 +169,7 @@ class Joint:
 
     def ended(self, end: int, now: float) -> None:
         """The end of the log, for now."""
+        self.caught_up = True
         if self.phase is not Phase.REPLAYING:
             return
         self.offset = max(self.offset or 0, end)
@@ -328,6 +331,7 @@ class History:
         self._joints: dict[str, Joint] = {}
         self._watched: dict[bytes, tuple[KnownStore, int]] = {}
         self._spent: dict[int, int] = {}
+        self._told = False
         self.timed: dict[Joint, None] = {}
         "Those that have a deadline."
         stores.watch(self._stores_changed)
@@ -349,6 +353,11 @@ class History:
                 self._watched[peer_id] = store, self.stores.watch_streams(store, self, self._pattern)
         for joint in self._joints.values():
             joint.attach()
+
+    @property
+    def complete(self) -> bool:
+        """Whether a store was found, and all that it had then was handed over."""
+        return self._told and all(joint.caught_up for joint in self._joints.values())
 
     def begin(self, now: float) -> None:
         """Look for stores."""
@@ -401,6 +410,7 @@ class History:
 
     def streams(self, streams: list[StreamTold], now: float) -> None:
         """Topics that a store has."""
+        self._told = True
         for stream in streams:
             self._joint(stream.topic)
 
