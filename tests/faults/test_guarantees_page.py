@@ -51,7 +51,7 @@ def test_every_named_test_exists() -> None:
 def test_every_fault_test_is_named() -> None:
     """What is tested is promised somewhere."""
     named = {test for _, test in NAMED.findall(PAGE.read_text(encoding="utf-8"))}
-    files = ("crashes", "limits", "links", "partitions", "pauses", "slow", "topics")
+    files = ("crashes", "groups", "limits", "links", "partitions", "pauses", "slow", "topics")
     tests = {test for file in files for test in functions_of(f"test_{file}.py") if test.startswith("test_")}
 
     assert tests - named == set()

@@ -13,6 +13,26 @@ from msgspec import Raw
 from zfabric.wire import queue_records as queues
 from zfabric.wire.batch import FLAG_ACK_NOW, FLAG_DURABLE, FLAG_RELIABLE, BatchWriter, Buffer
 from zfabric.wire.codec import Codec
+from zfabric.wire.group_records import (
+    AskGroups,
+    Assigned,
+    Delivered,
+    Fenced,
+    GroupTold,
+    Join,
+    Joined,
+    Leave,
+    MemberTold,
+    Move,
+    Progress,
+    ProgressTold,
+    Released,
+    Revoked,
+    Skipped,
+    ToldGroups,
+    Transact,
+    Transacted,
+)
 from zfabric.wire.letters import Broken, Letter, LetterAck
 from zfabric.wire.records import (
     Ack,
@@ -201,6 +221,52 @@ CONTROL: dict[str, list[Record]] = {
                 Read(6, "orders", "offset", 1010, 6400, bodies=False),
                 ReadMore(5, 64_000),
                 ReadStop(5),
+            ],
+        )
+    ],
+    "letter-member": [
+        Letter(
+            2,
+            1,
+            9,
+            [
+                Join(1, "billing", "orders.#", "billing-1", Start("earliest"), 1_000_000),
+                Progress(1, 2**32 + 1, [Move("orders", {3: 1002})], 4096),
+                Released(1, 2**32 + 1, [3, 4]),
+                Transact(1, 2**32 + 1, 1, [Move("orders", {5: 1003})], [[b"the first frame", b"a buffer"]]),
+                Leave(1, 2**32 + 1),
+                AskGroups(7, "seek", "billing", Start("seq", 1000), ["orders"]),
+            ],
+        )
+    ],
+    "letter-groups": [
+        Letter(
+            1,
+            2,
+            9,
+            [
+                Joined(1, 2**32 + 1, 64),
+                Assigned(1, 2**32 + 1, [3, 4, 5]),
+                Delivered(1, 2**32 + 1, "orders", 1000, [1, 2], b"\x03\x05", [b"the first frame"]),
+                Delivered(1, 2**32 + 1, "orders", 1010, None, b"\x04", [b"another"]),
+                Skipped(1, 2**32 + 1, "orders", 1020, 1030, "expired"),
+                Revoked(1, 2**32 + 1, [3, 4]),
+                Transacted(1, 2**32 + 1, 1, ""),
+                Fenced(1, 2**32 + 1, "it did not let go of partitions in time"),
+                ToldGroups(
+                    7,
+                    [
+                        GroupTold(
+                            "billing",
+                            "orders.#",
+                            64,
+                            False,
+                            [MemberTold("a", "", 64)],
+                            {"orders": ProgressTold(9, 10)},
+                            0,
+                        )
+                    ],
+                ),
             ],
         )
     ],
