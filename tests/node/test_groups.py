@@ -159,6 +159,8 @@ async def test_transactions_by_batch_survive_a_change_of_members(fabric: dict[st
                                 await tx.publish("bills", message.value, key=message.key)
                     except zfabric.TransactionFailed:
                         continue
+                    assert batch
+                    batch.clear()  # it is the reader's own
                     batches -= 1
                     if not batches:
                         return

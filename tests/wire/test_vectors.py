@@ -128,7 +128,7 @@ DOCUMENTED: dict[str, list[list[Any]]] = {
         [84, 1, 2**32 + 1, [3, 4]],
         [91, 1, 2**32 + 1, 1, ""],
         [86, 1, 2**32 + 1, "it did not let go of partitions in time", False],
-        [93, 7, [["billing", "orders.#", 64, False, [["a", "", 64]], {"a": [9, 10]}, 0]], ""],
+        [93, 7, [["billing", "orders.#", 64, False, [["a", "", 64]], {"orders": [9, 10]}, 0]], ""],
     ]]],
     "letter-ack": [[19, 2, 3, 1001]],
     "broken": [[20, 3]],

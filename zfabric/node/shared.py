@@ -128,7 +128,7 @@ class SharedSubscription(Subscription):
             if self._settled_by_hand:
                 self._expect(parcel, messages)
             else:
-                self._parcel, self._messages = parcel, messages
+                self._parcel, self._messages = parcel, messages.copy()  # readers may change theirs
             if messages:
                 return messages
             self._acknowledge()
@@ -249,7 +249,7 @@ class SharedSubscription(Subscription):
             self._transaction = None
         if not error and parcel is not None and parcel is self._parcel:
             parcel.trim(count)
-            del self._messages[:handed]
+            self._messages = self._messages[handed:]
         return error
 
     def rewind(self) -> None:
