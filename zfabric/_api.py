@@ -80,6 +80,7 @@ from zfabric.model import (
     Topic,
     TopicStatistics,
 )
+from zfabric.node.bindings import Binding
 from zfabric.node.node import Node
 from zfabric.node.publisher import Publisher
 from zfabric.node.puller import Puller
@@ -96,6 +97,7 @@ __all__ = [
     "AccessDenied",
     "AckRefused",
     "AuthenticationFailed",
+    "Binding",
     "CaptureError",
     "Change",
     "Config",

@@ -7,20 +7,24 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
+import msgspec
+
 from zfabric.config import Config
 from zfabric.errors import LocalProtocolError
 from zfabric.events import JobsUnfinished
 from zfabric.model import Delivery, QueueState, QueueStatistics, Topic
+from zfabric.node.bindings import Binding
 from zfabric.node.driver import Driver
 from zfabric.node.handlers import Handlers
 from zfabric.node.puller import Puller
 from zfabric.node.pusher import OpenJobs, Pusher
+from zfabric.node.subscription import Subscription
 from zfabric.protocol.jobs import QueuePolicy
 from zfabric.protocol.queues import DEAD_PREFIX
 from zfabric.wire.codec import Codec
 from zfabric.wire.queue_records import QueueFigures
 from zfabric.wire.selectors import Selector
-from zfabric.wire.topics import check_topic
+from zfabric.wire.topics import check_pattern, check_topic
 
 __all__ = ["NodeQueues", "QueueMethods"]
 
@@ -165,6 +169,10 @@ class QueueMethods:
     def _opened_queues(self) -> NodeQueues:
         raise NotImplementedError
 
+    def subscribe(self, pattern: str, *, type: Any = None) -> Subscription:  # noqa: A002 - the public name
+        """See Node."""
+        raise NotImplementedError
+
     def pusher(
         self,
         queue: str | Topic[Any],
@@ -254,6 +262,21 @@ class QueueMethods:
             lease_s=lease_s,
             handler_timeout_s=handler_timeout_s,
         )
+
+    def bind(self, pattern: str, queue: str, *, selector: str = "", otherwise: str | None = None) -> Binding:
+        """Make every message that is published on `pattern` a job of `queue`, kept by this node.
+
+        One topic bound to several queues is a fan-out, several topics to one queue collect. The job has the message's
+        value, key and headers, and the header `topic`.
+        `selector`: only messages whose headers fulfil this condition; the others become jobs of `otherwise`, if given.
+        Peers see the binding as a subscription, so a publisher with `mandatory=True` knows whether there is any.
+        Raises TopicError, SelectorError and LimitExceeded.
+        """
+        check_pattern(pattern, bytes_max=self._config.topic_bytes_max)
+        condition = Selector(selector, self._config) if selector else None
+        target = self.pusher(queue)
+        rest = None if otherwise is None else self.pusher(otherwise)
+        return Binding(self.subscribe(pattern, type=msgspec.Raw), target, condition, rest)
 
     async def queues(self, timeout: float | None = 1.0) -> list[QueueState]:
         """Every queue of every node that answers within `timeout` seconds, this one included."""

@@ -39,7 +39,6 @@ from zfabric.wire.queue_records import (
     JobsDone,
     JobsUndone,
     Pull,
-    QueueFigures,
     QueueRecord,
     Recall,
 )
@@ -105,21 +104,6 @@ class Dispatcher:
     def full(self) -> bool:
         """Whether pushers must wait."""
         return self.nbytes >= self.policy.queue_bytes
-
-    def figures(self) -> QueueFigures:
-        """What others may want to know."""
-        counts = self.counters
-        return QueueFigures(
-            self.queue,
-            self.depth,
-            self.in_flight,
-            len(self.workers.all),
-            counts.pushed,
-            counts.done,
-            counts.redelivered,
-            counts.dead,
-            counts.expired,
-        )
 
     def finished(self, before: int) -> bool:
         """Whether all jobs before this one are done, dead or expired."""

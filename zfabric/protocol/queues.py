@@ -278,7 +278,7 @@ class Queues:
             self._tell(peer_id, QueueQuestion())
 
     def _on_question(self, peer_id: bytes, _record: QueueQuestion, now: float) -> None:
-        figures = [dispatcher.figures() for dispatcher in self.dispatchers.values()]
+        figures = [_figures(dispatcher) for dispatcher in self.dispatchers.values()]
         for first in range(0, max(1, len(figures)), QUEUES_PER_RECORD_MAX):
             some, left = figures[first : first + QUEUES_PER_RECORD_MAX], figures[first + QUEUES_PER_RECORD_MAX :]
             self._tell(peer_id, QueueReport(some, bool(left)), 64 * (1 + len(some)))
@@ -359,3 +359,12 @@ class Queues:
             self._tell(peer_id, record, nbytes)
         for job, reason in dispatcher.take_dead():
             self._bury(dispatcher, job, reason, now)
+
+
+def _figures(dispatcher: Dispatcher) -> QueueFigures:
+    """What others may want to know of a queue."""
+    counts, workers = dispatcher.counters, len(dispatcher.workers.all)
+    now = dispatcher.depth, dispatcher.in_flight, workers
+    return QueueFigures(
+        dispatcher.queue, *now, counts.pushed, counts.done, counts.redelivered, counts.dead, counts.expired
+    )

@@ -1,0 +1,95 @@
+"""Bindings: what is published on topics becomes jobs of queues."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from types import TracebackType
+
+from zfabric.errors import FabricError, NodeClosed
+from zfabric.model import Message
+from zfabric.node.pusher import Pusher
+from zfabric.node.subscription import Subscription
+from zfabric.wire.selectors import Selector
+
+__all__ = ["Binding"]
+
+log = logging.getLogger("zfabric")
+
+
+class Binding:
+    """Pushes every message that matches; `node.bind(pattern, queue)` makes it. It lives until it or its node closes.
+
+    A message of a reliable topic counts as processed when its job has been pushed here.
+    """
+
+    def __init__(
+        self, subscription: Subscription, queue: Pusher, selector: Selector | None, otherwise: Pusher | None
+    ) -> None:
+        self.routed = 0
+        "Messages that became jobs of the queue."
+        self.unrouted = 0
+        "Messages that the selector did not let through."
+        self._subscription = subscription
+        self._queue = queue
+        self._selector = selector
+        self._otherwise = otherwise
+        name = f"zfabric-binding-{subscription.pattern}-{queue.queue}"
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=name)
+
+    def __repr__(self) -> str:
+        return f"<Binding {self.pattern} -> {self.queue} [{self.routed} routed, {self.unrouted} unrouted]>"
+
+    async def __aenter__(self) -> Binding:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def pattern(self) -> str:
+        """The topics."""
+        return self._subscription.pattern
+
+    @property
+    def queue(self) -> str:
+        """The queue."""
+        return self._queue.queue
+
+    async def wait_for(self, publishers: int = 1, timeout: float | None = None) -> None:
+        """Return once that many publishers have this binding in place: their next message is routed."""
+        await self._subscription.wait_for(publishers, timeout)
+
+    async def _run(self) -> None:
+        with suppress(NodeClosed):
+            async for batch in self._subscription.batches():
+                for message in batch:
+                    await self._route(message)
+
+    async def _route(self, message: Message) -> None:
+        selector, pusher = self._selector, self._queue
+        if selector is None or selector.matches(message.headers, key=message.key, topic=message.topic):
+            self.routed += 1
+        else:
+            self.unrouted += 1
+            if self._otherwise is None:
+                return
+            pusher = self._otherwise
+        headers = {**(message.headers or {}), "topic": message.topic}
+        try:
+            await pusher.push(message.value, key=message.key, headers=headers)
+        except NodeClosed:
+            raise
+        except FabricError as error:
+            log.warning("a message on %r could not be pushed to %r: %s", message.topic, pusher.queue, error)
+
+    async def close(self) -> None:
+        """Route what has arrived, and no more."""
+        await self._subscription.close()
+        await asyncio.wait((self._task,))
+        for pusher in (self._queue, self._otherwise):
+            if pusher is not None:
+                await pusher.close()
