@@ -31,7 +31,10 @@ def test_groups_keep_their_promises_under_faults(mode: str, seed: int) -> None:
 
 
 def test_nothing_comes_twice_when_members_only_come_and_go_in_order() -> None:
-    """Cooperative hand-over: members that join while others work repeat nothing."""
+    """Cooperative hand-over: members that join while others work repeat nothing.
+
+    Positions are committed `Config.group_commit_s` after they were reached.
+    """
     for seed in range(5):
         world = GroupWorld(seed, calm_only=True)
         for step in range(3):
@@ -158,7 +161,7 @@ def test_partitions_move_only_as_far_as_they_must() -> None:
 
 
 def test_a_partition_that_is_not_let_go_in_time_costs_the_membership() -> None:
-    """The owner is fenced after `release_s`, and only then others get what it had."""
+    """The owner is fenced after `Config.group_release_s`, and only then others get what it had."""
     group = sharing()
     slow = group.join("slow", "", 0.0)
     quick = group.join("quick", "", 1.0)
@@ -191,7 +194,7 @@ def test_a_member_with_a_name_keeps_its_partitions_over_a_quick_restart() -> Non
 
 
 def test_a_member_with_a_name_that_stays_away_is_given_up() -> None:
-    """After `return_s` the others take over."""
+    """After `Config.group_return_s` the others take over."""
     group = sharing()
     old = group.join("node1", "billing-1", 0.0)
     other = group.join("node2", "", 0.0)
@@ -218,7 +221,7 @@ def test_two_members_with_one_name_do_not_fight_for_it() -> None:
 
 
 def test_more_members_than_partitions_wait_their_turn() -> None:
-    """Who has none gets one as soon as one is free."""
+    """Of `Config.group_partitions`; who has none gets one as soon as one is free."""
     group = sharing(1)
     first = group.join("1", "", 0.0)
     second = group.join("2", "", 0.0)
