@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.durable.program import TOPIC
+from tests.faults.children import hold
 from tests.waiting import wait_until
 from zfabric.store import StoredBatch, open_log
 from zfabric.wire.batch import parse_batch
@@ -60,6 +61,12 @@ class Process:
         self.process.kill()
         self.process.wait()
         self.start()
+
+    def pause(self) -> None:
+        """SIGSTOP, for longer than the others wait for a sign of life."""
+        self.process.send_signal(signal.SIGSTOP)
+        hold(1.5, "a stopped process")
+        self.process.send_signal(signal.SIGCONT)
 
     def end(self) -> None:
         """SIGTERM; it must end well."""
@@ -151,8 +158,10 @@ def check_log(publishers: list[Process], stored: list[Message]) -> int:
     return confirmed
 
 
-def run_with_kills(crew: Crew, kills: int, seed: int) -> tuple[list[Process], Process, Process, list[Message]]:
-    """A store, two publishers with outboxes and two readers; returns publishers, readers and what is stored."""
+def run(
+    crew: Crew, count: int, seed: int, strike: Callable[[Process], None] = Process.kill
+) -> tuple[list[Process], Process, Process, list[Message]]:
+    """Strike a store, two publishers with outboxes and two readers; returns publishers, readers and what is stored."""
     directory = crew.path / "data"
     store = crew.start("store", "store", str(directory))
     publishers = [crew.start("publish", name, f"{name}:{crew.path}/{name}.outbox") for name in ("ada", "bob")]
@@ -161,12 +170,12 @@ def run_with_kills(crew: Crew, kills: int, seed: int) -> tuple[list[Process], Pr
         process.ready()
     choice = random.Random(seed)
     victims = [store, store, *publishers, hasty]
-    for _ in range(kills):
+    for _ in range(count):
         victim = choice.choice(victims)
         before = sum(len(publisher.lines()) for publisher in publishers)
         wanted = before + choice.randrange(20, 400)
         wait_until(lambda wanted=wanted: sum(len(p.lines()) for p in publishers) >= wanted, TIMEOUT)  # type: ignore[misc]
-        victim.kill()
+        strike(victim)
         victim.ready()
     for publisher in publishers:
         publisher.end()
@@ -185,11 +194,22 @@ def run_with_kills(crew: Crew, kills: int, seed: int) -> tuple[list[Process], Pr
 
 def test_everybody_is_killed_again_and_again(crew: Crew) -> None:
     """24 kills of the store, publishers with outboxes and a reader, at random times."""
-    publishers, steady, hasty, stored = run_with_kills(crew, KILLS, seed=7)
+    publishers, steady, hasty, stored = run(crew, KILLS, seed=7)
 
     assert check_log(publishers, stored) > KILLS * 20
     for number in range(len(hasty.histories)):
         check_order(heard(hasty.lines(number)), f"hasty {number}")
+    for reader in (steady, hasty):
+        messages = heard(reader.lines())
+        check_order(messages, reader.name)
+        assert set(messages) == set(stored), reader.name
+
+
+def test_everybody_is_stopped_for_a_while(crew: Crew) -> None:
+    """SIGSTOP of the store, publishers and readers: the others go on or wait, and nothing is lost or doubled."""
+    publishers, steady, hasty, stored = run(crew, 4, seed=5, strike=Process.pause)
+
+    assert check_log(publishers, stored) > 100
     for reader in (steady, hasty):
         messages = heard(reader.lines())
         check_order(messages, reader.name)
@@ -202,7 +222,7 @@ def test_everybody_is_killed_again_and_again(crew: Crew) -> None:
 def test_without_the_mechanism_it_is_caught(crew: Crew, handicap: str, complaint: str) -> None:
     """Confirming before the flush loses what was confirmed; a log without marks stores what is resent twice."""
     crew.handicap = handicap
-    publishers, _, _, stored = run_with_kills(crew, 8, seed=3)
+    publishers, _, _, stored = run(crew, 8, seed=3)
 
     with pytest.raises(AssertionError, match=complaint):
         check_log(publishers, stored)

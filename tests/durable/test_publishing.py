@@ -174,6 +174,26 @@ async def test_two_stores(fabric: MemoryFabric, make_store: MakeStore) -> None:
     assert values_in(two, "orders") == 10_001
 
 
+async def test_a_store_that_joins_late_holds_nobody_up(fabric: MemoryFabric, make_store: MakeStore) -> None:
+    """It cannot know what came before, so it refuses publishers that have begun, and keeps those that begin."""
+    one = await make_store(name="one")
+    node = await fabric.open("shop")
+    orders = node.publisher("orders", durable=True, confirm="stored", window_bytes=50_000)
+    await orders.wait_for(stores=1, timeout=TIMEOUT)
+    await orders.publish(0)
+    two = await make_store(name="two")
+    await orders.wait_for(stores=2, timeout=TIMEOUT)
+    async with asyncio.timeout(TIMEOUT / 2):
+        for _ in range(100):
+            await orders.publish(bytes(1000))
+    late = node.publisher("invoices", durable=True, confirm="stored")
+    await late.wait_for(stores=2, timeout=TIMEOUT)
+    await late.publish(1)
+
+    assert (values_in(one, "orders"), values_in(two, "orders")) == (101, 0)
+    await until(lambda: values_in(one, "invoices") == values_in(two, "invoices") == 1)
+
+
 async def test_a_store_that_cannot_store_says_why(
     fabric: MemoryFabric, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

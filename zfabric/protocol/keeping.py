@@ -65,6 +65,10 @@ class Keeping:
             self._refusals[store] = reason
             self._judge()
 
+    def refuses(self, store: bytes) -> bool:
+        """Whether an attached store stores no more."""
+        return bool(self._refusals.get(store))
+
     def _judge(self) -> None:
         if self._refusals:
             self.trouble = "" if "" in self._refusals.values() else next(iter(self._refusals.values()))

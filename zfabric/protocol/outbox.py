@@ -312,7 +312,7 @@ class Outbox:
         # A subscriber that crashes and returns needs again what it had received and not processed.
         floor = self.received_by_all(processed=True)
         if self.keeping is not None:
-            floor = min(floor, self.keeping.stored, *(reader.processed for reader in self.readers.values()))
+            floor = min(floor, self.keeping.stored, *self._stores_processed(self.keeping))
         self._floor = floor
         unacked, history = self._unacked, self._history
         while unacked and unacked[0].end <= floor:
@@ -335,6 +335,12 @@ class Outbox:
         if full != self.full:
             self.full = full
             self.judge()
+
+    def _stores_processed(self, keeping: Keeping) -> Iterator[int]:
+        """How far each store has come, but for those that refuse what another one has."""
+        for reader in self.readers.values():
+            if reader.request.store and not keeping.refuses(reader.peer_id):
+                yield reader.processed
 
     def set_local_full(self, full: bool, now: float) -> None:
         """A subscription of this very node is full, or has room again."""
