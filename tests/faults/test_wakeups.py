@@ -33,6 +33,9 @@ class Receiver:
     def on_feed_broken(self, endpoint: str) -> None:
         """Never here."""
 
+    def on_outlet_flooded(self) -> None:
+        """Never here."""
+
     def on_handshake_failed(self, address: str, reason: str) -> None:
         """Never here."""
 

@@ -333,6 +333,27 @@ async def test_marker_floods_do_not_keep_real_subscribers_out(
 
 
 @pytest.mark.parametrize("name", ["outlet-tcp", "outlet-ipc"])
+@pytest.mark.parametrize("limits", [{"outlet_filter_bytes": 300_000}])
+async def test_a_flood_of_subscriptions_is_bounded(
+    arena: Arena, impostor: MakeImpostor, name: str, limits: dict[str, Any]
+) -> None:
+    """Beyond Config.outlet_filter_bytes the outlet hangs up on everybody; the flood is gone, good ones come back."""
+    attacker = impostor()
+    with attacker.client(zmq.SUB) as flood:
+        flood.set(zmq.SNDHWM, 0)
+        flood.set(zmq.RECONNECT_IVL, 10_000)
+        flood.connect(port(arena.victim, name))
+        for _ in range(3000):
+            flood.subscribe(os.urandom(200))
+        await arena.complaint("outlet_filter_bytes")
+        await arena.lives()
+        transport: Any = arena.victim._driver._transport  # type: ignore[union-attr]
+        await wait_until_async(lambda: transport._filter_bytes < 1000)
+    await arena.lives()
+    await arena.stays_small()
+
+
+@pytest.mark.parametrize("name", ["outlet-tcp", "outlet-ipc"])
 async def test_messages_to_an_outlet_and_strange_filters_are_ignored(
     arena: Arena, impostor: MakeImpostor, name: str
 ) -> None:

@@ -29,6 +29,7 @@ REACHED = {
     "buffers_per_batch_max": "hostile/test_data.py::test_batches_beyond_the_limits_are_refused",
     # publish and subscribe
     "outlet_queue_bytes": "transport/test_sockets.py::test_a_stuck_subscriber_costs_no_more_than_its_queue",
+    "outlet_filter_bytes": "hostile/test_data.py::test_a_flood_of_subscriptions_is_bounded",
     "buffer_bytes": "node/test_events.py::test_a_full_buffer_is_a_gap_of_the_right_size",
     "handler_threads_max": "node/test_events.py::test_handlers_use_a_bounded_number_of_threads",
     "topics_max": "hostile/test_control.py::test_topics_and_patterns_of_a_peer_are_bounded",

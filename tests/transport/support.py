@@ -29,6 +29,7 @@ class Recorder:
         self.filters: list[bytes] = []
         self.broken: list[str] = []
         self.refused: list[tuple[str, str]] = []
+        self.floods = 0
         self.bursts: list[int] = []
         self._burst = 0
 
@@ -50,6 +51,10 @@ class Recorder:
     def on_feed_broken(self, endpoint: str) -> None:
         """Remember an outlet that broke the rules."""
         self.broken.append(endpoint)
+
+    def on_outlet_flooded(self) -> None:
+        """Remember a flood."""
+        self.floods += 1
 
     def on_handshake_failed(self, address: str, reason: str) -> None:
         """Remember a handshake that failed."""

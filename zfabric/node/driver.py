@@ -262,6 +262,12 @@ class Driver:
         self.bytes_received += sum(map(len, frames))
         self.core.receive_batch(frames, self.loop.time(), user)
 
+    def on_outlet_flooded(self) -> None:
+        """There were too many subscriptions."""
+        reason = "it subscribed beyond Config.outlet_filter_bytes; all connections to the outlet were ended"
+        self.core.not_protocol("somebody at the outlet", RemoteProtocolError(reason))
+        self.schedule_pump()
+
     def on_feed_broken(self, endpoint: str) -> None:
         """An outlet sent what the feed cannot take."""
         reason = "it sent no ZMTP, or a frame over this node's Config.frame_bytes_max; it is connected again"

@@ -45,6 +45,9 @@ class Receiver(Protocol):
     def on_filter(self, data: bytes, user: str = "") -> None:
         """A subscription (first byte 1) or its end (0) arrived at the outlet, from the identity `user`."""
 
+    def on_outlet_flooded(self) -> None:
+        """There were more subscriptions than Config.outlet_filter_bytes; the outlet's connections were ended."""
+
     def on_feed_broken(self, endpoint: str) -> None:
         """An outlet sent what the feed cannot take; the connection was ended and will be made again."""
 

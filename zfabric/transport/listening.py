@@ -155,13 +155,16 @@ class Listening:
         self._collect_endpoints()
 
     def drop_links(self) -> None:
-        """End every connection that others made to us: `unbind` does that, and the address is free a moment later."""
-        endpoints = [(self._inbox, without_key(each)) for each in self.inbox_endpoints]
-        endpoints += [(self._outlet, without_key(each)) for each in self.outlet_endpoints]
-        for socket, address in endpoints:
+        """End every connection that others made to us."""
+        self._drop_links(self._inbox, self.inbox_endpoints)
+        self._drop_links(self._outlet, self.outlet_endpoints)
+
+    def _drop_links(self, socket: zmq.Socket[bytes], endpoints: tuple[str, ...]) -> None:
+        """`unbind` ends the connections that came that way, and the address is free a moment later."""
+        for endpoint in endpoints:
             with suppress(zmq.ZMQError):
-                socket.unbind(address)
-            self._bind_again(socket, address, REBINDS_MAX)
+                socket.unbind(self._plain(endpoint))
+            self._bind_again(socket, self._plain(endpoint), REBINDS_MAX)
 
     def _bind_again(self, socket: zmq.Socket[bytes], address: str, tries: int) -> None:
         if socket.closed:

@@ -49,6 +49,8 @@ DIALLER_LINGER_S = 0.25
 "What was sent to peers that we dialled may take this long to leave when the node closes."
 BURST_BYTES = 256 * 1024
 "Read from the feed in one turn: more would leave the processor's cache before the reader gets to it."
+SUBSCRIPTION_BYTES = 32
+"What a subscription, or a marker, is longer than a topic, at most."
 MARKER = b"\xff"
 "First byte of subscriptions that filter nothing: nodes tell each other with them that all the others are in place."
 FEED_QUEUE = 64
@@ -81,6 +83,7 @@ class ZmqTransport(Listening):
         self._filters: Counter[bytes] = Counter()
         self._outlet_queue = OUTLET_QUEUE_MAX
         self._calm = 0
+        self._filter_bytes = 0
         self._paused = False
 
     # -- opening -------------------------------------------------------------------------------
@@ -101,6 +104,7 @@ class ZmqTransport(Listening):
             self._dialler.set(zmq.RCVHWM, 0)  # a full queue and a reconnection abort the process (libzmq #4767)
             self._outlet = self._socket(zmq.XPUB)
             self._outlet.set(zmq.SNDHWM, self._outlet_queue)
+            self._outlet.set(zmq.MAXMSGSIZE, self._config.topic_bytes_max + SUBSCRIPTION_BYTES)
             if self._distinguishes:
                 self._outlet.set(zmq.XPUB_MANUAL, 1)
             self._feed = self._feeds[""] = self._feed_socket()
@@ -280,15 +284,21 @@ class ZmqTransport(Listening):
     def _drain_outlet(self) -> None:
         for _ in range(self._config.frames_per_turn_max):
             try:
-                if self._distinguishes:
-                    frame = self._outlet.recv(_NOBLOCK, copy=False)
-                    self._take_filter(frame.bytes, _user(frame))
-                else:
-                    self._receiver.on_filter(self._outlet.recv(_NOBLOCK))
+                frame = self._outlet.recv(_NOBLOCK, copy=False)
             except zmq.ZMQError:
                 break
+            data = frame.bytes
+            self._filter_bytes = max(0, self._filter_bytes + (len(data) if data[:1] == b"\1" else -len(data)))
+            if self._distinguishes:
+                self._take_filter(data, _user(frame))
+            else:
+                self._receiver.on_filter(data)
         else:
             self._touch(self._outlet)
+        if self._filter_bytes > self._config.outlet_filter_bytes:
+            self._filter_bytes = 0
+            self._drop_links(self._outlet, self.outlet_endpoints)
+            self._receiver.on_outlet_flooded()
         self._receiver.on_burst_end()
 
     def _take_filter(self, data: bytes, user: str) -> None:
