@@ -1,0 +1,176 @@
+"""What can be fuzzed: every parser of bytes that come from outside, each with seeds and the errors that it documents.
+
+A target takes bytes and returns; it raises only if the parser did what it must not do. `split` cuts the bytes into
+frames, or feeds them in pieces, where a parser takes several.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.capture.files import batch as capture_batch
+from tests.capture.files import write
+from zfabric import CaptureError, Config, DecodeFailed, InvalidKey, RemoteProtocolError, SelectorError, TopicError
+from zfabric.capture.reader import CaptureReader
+from zfabric.discovery._endpoints import ipc_path, parse_tcp
+from zfabric.discovery._txt import MalformedRecord, decode, instance_name
+from zfabric.security.acl import Permissions, covers
+from zfabric.security.identities import accept
+from zfabric.security.keys import FabricKey
+from zfabric.wire.batch import parse_batch
+from zfabric.wire.codec import Codec
+from zfabric.wire.records import decode_envelope, encode_envelope
+from zfabric.wire.selectors import Selector
+from zfabric.wire.topics import Pattern, check_topic
+
+__all__ = ["TARGETS", "Target"]
+
+VECTORS = Path(__file__).parents[1] / "vectors"
+LIMITS = Config()
+NODE = bytes(range(16))
+
+
+@dataclass(frozen=True)
+class Target:
+    """A parser to be fuzzed."""
+
+    run: Callable[[bytes], None]
+    seeds: tuple[bytes, ...]
+
+
+def split(data: bytes) -> list[bytes]:
+    """The first byte says into how many pieces the rest is cut."""
+    if not data:
+        return []
+    count, rest = 1 + data[0] % 4, data[1:]
+    size = max(1, -(-len(rest) // count))
+    return [rest[start : start + size] for start in range(0, len(rest), size)]
+
+
+def frame(data: bytes) -> None:
+    """A control frame: what was decoded can be encoded, and stays what it is."""
+    try:
+        again = encode_envelope(*decode_envelope(data, 1000))
+    except RemoteProtocolError:
+        return
+    assert encode_envelope(*decode_envelope(again, 1000)) == again
+
+
+def batch(data: bytes) -> None:
+    """A batch, whole and in several frames, and the values in it."""
+    for frames in ([data], split(data)):
+        try:
+            found = parse_batch(frames, messages_max=1000, buffers_max=8, topic_bytes_max=255)
+            values(bytes(found.body))
+        except RemoteProtocolError:
+            continue
+
+
+def values(data: bytes) -> None:
+    """Payloads: all at once, one by one, and with frames beside them."""
+    codec = Codec(inline_bytes=LIMITS.inline_bytes)
+    first, *others = split(data) or [b""]
+    for body, buffers in ((data, []), (first, others)):
+        try:
+            codec.decode_many(body, buffers)
+        except DecodeFailed:
+            pass
+        try:
+            for _ in codec.decode_each(body, buffers):
+                continue
+        except DecodeFailed:
+            continue
+
+
+def topic(data: bytes) -> None:
+    """Topics and patterns; a pattern matches the topic that it is."""
+    text = data.decode("utf-8", "replace")
+    try:
+        check_topic(text)
+        assert Pattern(text).matches(text)
+        assert covers(text, text)
+    except TopicError:
+        pass
+    try:
+        pattern = Pattern(text)
+        pattern.matches("plant.line1.temp")
+        assert covers("#", text)
+        Permissions({"subscribe": [text]}).filters(pattern.prefix)
+    except TopicError:
+        return
+
+
+def txt(data: bytes) -> None:
+    """TXT records and endpoints."""
+    try:
+        found = decode(data, instance_name(NODE), endpoints_max=4, loopback=False, zones=("eth0",))
+        assert 0 < len(found.endpoints) <= 4
+    except MalformedRecord:
+        pass
+    text = data.decode("utf-8", "replace")
+    parse_tcp(text)
+    ipc_path(text)
+
+
+def key(data: bytes) -> None:
+    """Keys of fabrics, and tokens of identities."""
+    try:
+        assert FabricKey.parse(data).text.encode() == data.strip()
+    except InvalidKey:
+        pass
+    try:
+        accept(data.decode("utf-8", "replace"))
+    except InvalidKey:
+        return
+
+
+def selector(data: bytes) -> None:
+    """Selectors, and what they say about some headers."""
+    try:
+        found = Selector(data.decode("utf-8", "replace"))
+    except SelectorError:
+        return
+    found.matches({"a": 1, "b": "x", "c": None, "d": 1.5, "e": True}, key="k")
+
+
+_CAPTURE = Path(tempfile.gettempdir()) / "zfabric-fuzz.zfcap"
+
+
+def capture(data: bytes) -> None:
+    """Capture files: whatever is in them is read, or counted as a problem."""
+    _CAPTURE.write_bytes(data)
+    try:
+        for _ in CaptureReader(_CAPTURE).batches():
+            continue
+    except CaptureError:
+        return
+
+
+def _vectors(*names: str) -> Iterator[bytes]:
+    for path in sorted(VECTORS.glob("*.bin")):
+        if not names or path.name.startswith(names):
+            yield path.read_bytes()
+
+
+def _captures() -> Iterator[bytes]:
+    with tempfile.TemporaryDirectory() as directory:
+        for closed in (True, False):
+            path = Path(directory) / f"{closed}.zfcap"
+            write(path, capture_batch(1, "x", {"a": None}), capture_batch(2.5, base=3, at=1.0), closed=closed)
+            yield path.read_bytes()
+
+
+_KEY = b"zfk1:plant:" + FabricKey("plant", bytes(32)).text.rpartition(":")[2].encode()
+TARGETS = {
+    "frame": Target(frame, tuple(_vectors())),
+    "batch": Target(batch, tuple(_vectors("batch", "empty", "crc")) or tuple(_vectors())),
+    "values": Target(values, (b"\x93\x01\xa1a\xc0", b"\xdd\xff\xff\xff\xff", b"\x91" * 100, b"\xc7\x05\x01abcde")),
+    "topic": Target(topic, (b"plant.line1.temp", b"plant.*.temp", b"a.#.b.*", b"$sys.x")),
+    "txt": Target(txt, (b"\x03v=1\x23id=000102030405060708090a0b0c0d0e0f\x07f=plant\x18e0=tcp://192.168.1.5:7400",)),
+    "key": Target(key, (_KEY, _KEY.replace(b"zfk1", b"zfi1"))),
+    "selector": Target(selector, (b"a = 1 AND b LIKE 'x%' OR NOT c IS NULL", b"d BETWEEN 1 AND 2", b"e IN ('x', 'y')")),
+    "capture": Target(capture, tuple(_captures())),
+}
