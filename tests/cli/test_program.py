@@ -8,6 +8,7 @@ import pty
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -52,6 +53,15 @@ def test_help_lists_verbs_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> 
         assert f" {int(code)}  " in text
 
 
+def leaves(command: click.Command) -> Iterator[click.Command]:
+    """The commands of a group, and of groups in it."""
+    if isinstance(command, click.Group):
+        for each in command.commands.values():
+            yield from leaves(each)
+    else:
+        yield command
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_json(verb: str) -> None:
     """Each verb loads, explains itself and takes --json."""
@@ -59,7 +69,7 @@ def test_every_verb_has_json(verb: str) -> None:
 
     assert command is not None
     assert command.help
-    for each in command.commands.values() if isinstance(command, click.Group) else [command]:
+    for each in leaves(command):
         assert each.help
         names = {option for parameter in each.params for option in parameter.opts}
         assert "--json" in names or verb == "demo"  # whose options are those of the example

@@ -49,8 +49,8 @@ DIALLER_LINGER_S = 0.25
 "What was sent to peers that we dialled may take this long to leave when the node closes."
 BURST_BYTES = 256 * 1024
 "Read from the feed in one turn: more would leave the processor's cache before the reader gets to it."
-SUBSCRIPTION_BYTES = 32
-"What a subscription, or a marker, is longer than a topic, at most."
+SUBSCRIPTION_BYTES = 1024
+"What an outlet takes in beyond the length of a topic: a handshake's longest command has some 300."
 MARKER = b"\xff"
 "First byte of subscriptions that filter nothing: nodes tell each other with them that all the others are in place."
 FEED_QUEUE = 64
