@@ -11,7 +11,7 @@ from tests.durable.conftest import MakeStore
 from tests.waiting import wait_until_async as until
 from zfabric import Config, LocalProtocolError, NotStored, Undelivered, WindowFull
 from zfabric.node.outboxfile import OutboxFile
-from zfabric.store import Append, Commit, Store, StoredBatch
+from zfabric.store import Append, Commit, Store, StoredBatch, rules
 from zfabric.testing import MemoryFabric
 from zfabric.wire.batch import BatchWriter
 
@@ -82,11 +82,10 @@ async def test_what_had_been_stored_is_recognised(fabric: MemoryFabric, make_sto
     assert stored(store) == 21
 
 
-async def test_what_cannot_be_stored_any_more_is_told(
-    fabric: MemoryFabric, make_store: MakeStore, tmp_path: Path
-) -> None:
-    """A producer that was fenced, or that the store does not know beyond its first messages, is Undelivered."""
-    path = tmp_path / "orders.outbox"
+async def resend_what_nobody_may_store(
+    fabric: MemoryFabric, make_store: MakeStore, path: Path
+) -> tuple[list[tuple[int, str]], int]:
+    """Resend batches of a fenced and of an unknown producer; returns what is told, and how many messages are stored."""
     store = await make_store()
     fenced, unknown = b"f" * 16, b"u" * 16
     newer = Append(stream="orders", producer=fenced, epoch=9, base=0, count=1, published_ns=1, frames=(b"x",))
@@ -100,18 +99,39 @@ async def test_what_cannot_be_stored_any_more_is_told(
         file.close()
     node = await fabric.open("shop")
     events = node.events()
+    told: list[tuple[int, str]] = []
+
+    async def listen() -> None:
+        refused = [event async for event in events if isinstance(event, Undelivered)]
+        told.extend((event.first, event.reason.split(" ")[-1]) for event in refused)
+
+    listening = asyncio.create_task(listen())
     orders = node.publisher("orders", durable=True, outbox=path, confirm="stored")
     await orders.wait_for(stores=1, timeout=TIMEOUT)
     await orders.publish("goes on")
+    await node.close()
+    await listening
+    return told, stored(store)
 
-    told = []
-    async for event in events:
-        if isinstance(event, Undelivered):
-            told.append((event.first, event.reason.split(" ")[-1]))
-            if len(told) == 2:
-                break
+
+async def test_what_cannot_be_stored_any_more_is_told(
+    fabric: MemoryFabric, make_store: MakeStore, tmp_path: Path
+) -> None:
+    """A producer that was fenced, or that the store does not know beyond its first messages, is Undelivered."""
+    told, count = await resend_what_nobody_may_store(fabric, make_store, tmp_path / "orders.outbox")
+
     assert told == [(0, "9"), (10, "next")]
-    assert stored(store) == 2
+    assert count == 2
+
+
+async def test_without_fencing_it_is_caught(
+    fabric: MemoryFabric, make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log that does not look at epochs and numbers takes both."""
+    monkeypatch.setattr(rules, "_is_new", lambda append, mark: True)
+    told, count = await resend_what_nobody_may_store(fabric, make_store, tmp_path / "orders.outbox")
+
+    assert (told, count) == ([], 4)
 
 
 async def test_a_file_belongs_to_one_topic_and_one_process(fabric: MemoryFabric, tmp_path: Path) -> None:
