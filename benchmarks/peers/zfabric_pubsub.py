@@ -149,9 +149,9 @@ class LossyMachine(Machine):
         real(receiver)
         receiver.on_batch = partial(self._take, receiver.on_batch)  # type: ignore[method-assign]
 
-    def _take(self, real: Callable[[Any], None], frames: Any) -> None:
+    def _take(self, real: Callable[..., None], *batch: Any) -> None:
         if self._random.random() >= self._loss:
-            real(frames)
+            real(*batch)
 
 
 def _roles(sender: OpenAsyncSender, receiver: OpenAsyncReceiver) -> Mapping[str, Role]:
