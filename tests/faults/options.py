@@ -31,8 +31,6 @@ class Options(msgspec.Struct, kw_only=True, omit_defaults=True):
     "Protect frames by checksums although the interface is loopback, as on every other interface."
     files_max: int = 0
     "RLIMIT_NOFILE."
-    memory_max: int = 0
-    "RLIMIT_AS: bytes on top of what the program has when it starts."
     handicap: str = ""
     "A mechanism to switch off, to see that the tests notice; see `program.HANDICAPS`."
 

@@ -364,10 +364,6 @@ def main(argument: str) -> int:
         HANDICAPS[options.handicap]()
     if options.files_max:
         resource.setrlimit(resource.RLIMIT_NOFILE, (options.files_max, options.files_max))
-    if options.memory_max:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * resource.getpagesize() + options.memory_max
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     try:
         asyncio.run(_main(options))
     except (FabricError, OSError) as error:
