@@ -1,8 +1,10 @@
-"""Machines that run out of file descriptors."""
+"""Machines that run out of file descriptors or memory."""
 
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from contextlib import ExitStack
 from functools import partial
 
@@ -54,6 +56,42 @@ def test_a_node_that_runs_out_of_descriptors_serves_on(team: Crew) -> None:
 
     team.verdict(from_start=False, excused=["late"]).check()
     assert not publisher.silences()
+
+
+SHORT_OF_MEMORY = """
+import asyncio, resource
+from pathlib import Path
+from zfabric import Config, Node
+
+async def main():
+    async with Node("poor", fabric="poor", config=Config(mdns=False, registry=False)) as node:
+        publisher = node.publisher("t", delivery="at-least-once")
+        subscription = node.subscribe("t")
+        await publisher.publish("before")
+        print((await subscription.receive(timeout=10)).value)
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + (20 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        try:
+            publisher.publish_nowait([b"x" * 1_000_000] * 60)
+        except MemoryError:
+            print("MemoryError")
+        await publisher.publish("after")
+        message = await subscription.receive(timeout=10)
+        print(message.value, message.seq)
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+asyncio.run(main())
+"""
+
+
+def test_a_value_that_memory_does_not_suffice_for_is_a_clean_error() -> None:
+    """RLIMIT_AS: MemoryError where it is published, and the stream goes on as if nothing had been said."""
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY], capture_output=True, text=True, timeout=50, check=False
+    )
+
+    assert (done.returncode, done.stdout.splitlines()) == (0, ["before", "MemoryError", "after 1"]), done.stderr
 
 
 def _opened_or_ended(child: Child) -> bool:
