@@ -190,6 +190,30 @@ async def test_a_worker_that_dies_loses_nothing(nodes: list[Node], real_fabric: 
     assert got == list(range(300))
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_results_that_come_twice_are_given_once(nodes: list[Node], ordered: bool) -> None:
+    """As from a worker that died after it had pushed them, and another that did the same again."""
+    feeder, worker, _ = nodes
+    pipeline = Pipeline("p").map(double)
+
+    async def work_twice() -> None:
+        async for job in worker.puller("p.0-double", ack="manual"):
+            run, index, values = job.value
+            results = worker.pusher(f"p.results.{run}", max_attempts=0)
+            for _ in range(2):
+                await results.push([run, index, [double(value) for value in values], False])
+            await job.ack()
+
+    working = asyncio.create_task(work_twice())
+    try:
+        got = await collect(pipeline, feeder, range(50), ordered=ordered)
+    finally:
+        working.cancel()
+        await asyncio.wait([working])
+
+    assert sorted(got) == [2 * value for value in range(50)]
+
+
 async def test_a_sink_is_called_with_every_result(nodes: list[Node], capsys: pytest.CaptureFixture[str]) -> None:
     """A function or a coroutine; with a bar on stderr, if wanted."""
     pipeline = Pipeline("p").map(double)

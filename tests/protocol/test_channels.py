@@ -11,7 +11,7 @@ import pytest
 from tests.protocol.network import LATENCY_S, Party, World, meet
 from zfabric.config import Config
 from zfabric.protocol.peers import PeerRecord
-from zfabric.wire.letters import LETTER_RECORDS_MAX, LetterRecord
+from zfabric.wire.letters import LETTER_RECORDS_MAX, Letter, LetterRecord
 from zfabric.wire.service_records import Failure
 
 SHORT = Config(heartbeat_interval_s=0.5, peer_timeout_s=1.5, rejoin_s=1000, channel_retry_s=0.2)
@@ -146,6 +146,27 @@ def test_who_forgot_and_who_did_not_both_begin_anew() -> None:
     assert (a.sessions, b.sessions) == (2, 2)
     assert a.heard == ["b.2.0"]
     assert b.heard == ["a.2.0"]
+
+
+def test_a_session_that_took_something_old_is_broken() -> None:
+    """A node that forgot its peer hears an old letter before its own first one has left: both begin anew."""
+    world = World()
+    a, b = talkers(world)
+    b.say()
+    world.run(0.1)
+    peer, channels = next(iter(a.peers.values())), a.party.core.channels
+    channels.peer_left(peer, world.now)
+    channels.peer_joined(peer, world.now)
+    old = next(iter(b.party.core.channels._channels.values())).session
+    channels.heard(peer, Letter(old, 0, 0, []), world.now)
+    a.party.pump()
+    world.run(3)
+    a.say()
+    b.say()
+    world.run(1)
+
+    assert (a.heard, b.heard) == ([f"b.{b.sessions}.0"], [f"a.{a.sessions}.0"])
+    assert b.sessions == 2
 
 
 def test_there_is_room_until_channel_bytes_wait() -> None:

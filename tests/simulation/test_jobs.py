@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from math import inf
 from random import Random
 from typing import Any
 
 import pytest
 
+from tests.simulation.saboteurs import Saboteur, must_be_missed
 from zfabric.config import Config
 from zfabric.protocol.channels import Channels
 from zfabric.protocol.dispatcher import Dispatcher
@@ -23,10 +24,9 @@ from zfabric.testing.sim_network import Agenda, Network
 from zfabric.testing.sim_oracle import Oracle
 from zfabric.testing.sim_party import Party
 from zfabric.testing.sim_queues import PullerSpec, PusherSpec, QueueUsers, SimPuller
-from zfabric.testing.simulator import Outcome, Simulation, short_timeouts
+from zfabric.testing.simulator import short_timeouts
 from zfabric.wire.queue_records import JobsDone, JobsUndone
 
-Saboteur = Callable[[pytest.MonkeyPatch], None]
 SEEDS = range(300)
 
 
@@ -281,23 +281,13 @@ CASES: Iterable[tuple[Saboteur, set[str]]] = [
 ]
 
 
-def first_broken(seeds: range = SEEDS) -> Outcome | None:
-    """The first outcome in which a rule is violated."""
-    return next((outcome for seed in seeds if (outcome := Simulation(seed).run()).violation is not None), None)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("saboteur", "rules"), CASES, ids=lambda value: getattr(value, "__name__", None))
 def test_a_mechanism_that_is_switched_off_is_missed(
     monkeypatch: pytest.MonkeyPatch, saboteur: Saboteur, rules: set[str]
 ) -> None:
     """Some seed fails, and the rule that it violates is one that the mechanism is there for."""
-    saboteur(monkeypatch)
-
-    outcome = first_broken()
-
-    assert outcome is not None
-    assert outcome.rule in rules, outcome.report()
+    must_be_missed(monkeypatch, saboteur, rules, SEEDS)
 
 
 class Crowd:

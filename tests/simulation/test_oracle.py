@@ -6,24 +6,22 @@ simulator lost its sight, or that the mechanism can be spared.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import inf
 from typing import Any
 
 import pytest
 
+from tests.simulation.saboteurs import Saboteur, first_broken, must_be_missed
 from zfabric.protocol.inbox import Inbox, ReliableInbox
 from zfabric.protocol.interests import Interests
 from zfabric.protocol.outbox import Outbox, Reader
 from zfabric.protocol.streams import Streams
 from zfabric.testing.sim_truth import RULES
 from zfabric.testing.simulate import main
-from zfabric.testing.simulator import Outcome, Simulation
 from zfabric.wire.batch import Batch
 from zfabric.wire.ranges import RangeSet
 from zfabric.wire.records import Ack, PatternRequest, Start
 
-Saboteur = Callable[[pytest.MonkeyPatch], None]
 SEEDS = range(500)
 
 
@@ -304,23 +302,13 @@ CASES: list[tuple[Saboteur, set[str]]] = [
 ]
 
 
-def first_broken(seeds: range = SEEDS) -> Outcome | None:
-    """The first outcome in which a rule is violated."""
-    return next((outcome for seed in seeds if (outcome := Simulation(seed).run()).violation is not None), None)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("saboteur", "rules"), CASES, ids=lambda value: getattr(value, "__name__", None))
 def test_a_mechanism_that_is_switched_off_is_missed(
     monkeypatch: pytest.MonkeyPatch, saboteur: Saboteur, rules: set[str]
 ) -> None:
     """Some seed fails, and the rule that it violates is one that the mechanism is there for."""
-    saboteur(monkeypatch)
-
-    outcome = first_broken()
-
-    assert outcome is not None
-    assert outcome.rule in rules, outcome.report()
+    must_be_missed(monkeypatch, saboteur, rules, SEEDS)
 
 
 def test_a_failure_tells_how_to_see_it_again(

@@ -18,7 +18,7 @@ import zmq
 from tests.transport.support import LOOPBACK, Line, Lines, Recorder, Sockets, bind, drain
 from tests.waiting import wait_until_async
 from zfabric import Config
-from zfabric.transport.sockets import ZmqTransport
+from zfabric.transport.sockets import BURST_BYTES, ZmqTransport
 
 BOTH = pytest.mark.parametrize("ipc", [False, True], ids=["tcp", "ipc"])
 
@@ -146,6 +146,20 @@ async def test_a_burst_is_bounded_and_nothing_is_left_behind(line: Lines, socket
 
     await wait_until_async(lambda: len(far.got.control) == len(far.got.batches) == 500)
     assert max(far.got.bursts) == 10
+
+
+async def test_a_burst_of_long_batches_is_bounded_in_bytes(line: Lines, sockets: Sockets) -> None:
+    """No more than BURST_BYTES leave the feed in one turn, which a processor's cache holds until they are read."""
+    far, publisher = line(), sockets(zmq.XPUB)
+    far.connect_feed(bind(publisher))
+    far.add_filter(b"")
+    await wait_until_async(lambda: publisher.poll(0))
+
+    for _ in range(50):
+        publisher.send(bytes(BURST_BYTES // 4))
+
+    await wait_until_async(lambda: len(far.got.batches) == 50)
+    assert max(far.got.bursts) == 4
 
 
 # -- endpoints ---------------------------------------------------------------------------------

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TypeAlias
 
 import msgspec
 
 from zfabric.events import Event
-from zfabric.wire.records import Data, Record, encode_envelope
+from zfabric.wire.records import Record, encode_envelope
 
 __all__ = [
     "Action",
@@ -29,9 +28,8 @@ Route: TypeAlias = int | bytes
 
 RECORDS_PER_FRAME = 1000
 "What one frame carries, far below what its receiver accepts (Config.control_records_max, frame_bytes_max)."
-RECORDS_IN_PASSING = 4
-"So few fit one frame, if none of them is Data."
 FRAME_BYTES = 4 * 1024 * 1024
+"So many bytes of long records, unless one alone is longer."
 
 
 class Dial(msgspec.Struct, frozen=True):
@@ -128,8 +126,8 @@ class Effects:
         self._actions.append(HangUp(route))
 
     def _send(self, route: Route, records: list[Record]) -> None:
-        few = len(records) <= RECORDS_IN_PASSING and not any(type(record) is Data for record in records)
-        for some in (records,) if few else _frames(records):
+        for start in range(0, len(records), RECORDS_PER_FRAME):
+            some = records[start : start + RECORDS_PER_FRAME]
             self._actions.append(Send(route, encode_envelope(self._me, some)))
 
     def take(self) -> list[Action]:
@@ -141,18 +139,3 @@ class Effects:
                 self._send(route, records)
         actions, self._actions = self._actions, []
         return actions
-
-
-def _frames(records: list[Record]) -> Iterator[list[Record]]:
-    """Split records so that each frame stays well within its receiver's limits."""
-    some: list[Record] = []
-    nbytes = 0
-    for record in records:
-        size = sum(map(len, record.frames)) if isinstance(record, Data) else 0
-        if len(some) == RECORDS_PER_FRAME or (some and nbytes + size > FRAME_BYTES):
-            yield some
-            some, nbytes = [], 0
-        some.append(record)
-        nbytes += size
-    if some:
-        yield some

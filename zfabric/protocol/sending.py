@@ -83,7 +83,8 @@ class Sending:
                     self._tell(peer, Missing(repair.lane, repair.topic, repair.epoch, *span, "too-large"), now)
                     continue
                 spent += sealed.nbytes
-                self._tell(peer, Data(repair.lane, [bytes(frame) for frame in sealed.frames]), now)
+                data = Data(repair.lane, [bytes(frame) for frame in sealed.frames])
+                self._peers.tell_bulk(peer, data, sealed.nbytes, now=now)
         level, at = self._budgets[peer.id]
         self._budgets[peer.id] = level - spent, at
 
@@ -94,7 +95,7 @@ class Sending:
         self._budgets[peer_id] = level, now
         return level
 
-    def _tell(self, peer: PeerRecord, record: Data | Missing, now: float) -> None:
+    def _tell(self, peer: PeerRecord, record: Missing, now: float) -> None:
         self._peers.tell(peer, record, now=now)
 
     def sent(self, outbox: Outbox) -> None:
