@@ -26,7 +26,7 @@ __all__ = [
 Route: TypeAlias = int | bytes
 """A way to one peer: an int for a connection that we dialled, bytes for one that it dialled."""
 
-RECORDS_PER_FRAME = 10**9
+RECORDS_PER_FRAME = 1000
 "What one frame carries, far below what its receiver accepts (Config.control_records_max, frame_bytes_max)."
 FRAME_BYTES = 4 * 1024 * 1024
 "So many bytes of long records, unless one alone is longer."
