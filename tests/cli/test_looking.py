@@ -111,3 +111,31 @@ async def test_silence_and_refusal(cli: Commands, node: zfabric.Node) -> None:
     assert (silent.code, refused.code) == (75, 77)
     assert silent.err.endswith("error: 'plant.temp' is published, but no message came\n")
     assert refused.err.startswith("error: refused: ")
+
+
+async def test_top(cli: Commands, node: zfabric.Node) -> None:
+    """One object tells of nodes, of what passes on topics, and of queues."""
+    stop = asyncio.Event()
+    await node.pusher("jobs").push("one")
+    beating = asyncio.create_task(beat(node, stop))
+    top, nobody = await asyncio.gather(
+        cli.run("top", "plant.#", "--count", "2", "--json"), cli.run("top", "--timeout", "0.2", ZFABRIC_FABRIC="b")
+    )
+    stop.set()
+    await beating
+
+    assert (top.code, nobody.code) == (0, 69)
+    last = top.records[-1]
+    assert [(seen["name"], seen["topics"]) for seen in last["nodes"]] == [("friend", 1)]
+    assert [(topic["topic"], topic["message_bytes_mean"]) for topic in last["topics"]] == [("plant.temp", 100)]
+    assert last["topics"][0]["bytes_per_s"] > 0
+    assert [(queue["queue"], queue["node"], queue["depth"]) for queue in last["queues"]] == [("jobs", "friend", 1)]
+
+
+async def test_bench(cli: Commands) -> None:
+    """A small run measures every mode between two processes."""
+    bench = await cli.run("bench", "--messages", "2000", "--requests", "20", "--json")
+
+    assert (bench.code, bench.err) == (0, "")
+    assert [record["unit"] for record in bench.records] == ["messages/s"] * 3 + ["us"] * 2
+    assert all(record["value"] > 0 for record in bench.records)

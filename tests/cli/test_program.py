@@ -133,7 +133,7 @@ async def test_topics_are_completed(cli: Commands, node: zfabric.Node) -> None:
             continue
 
     assert topics.split() == ["plain,plant.temp"]
-    assert (await complete("zfabric to", "1")).split() == ["plain,topics"]
+    assert (await complete("zfabric topi", "1")).split() == ["plain,topics"]
 
 
 def on_terminal(arguments: list[str], **changes: str) -> tuple[int, str]:
@@ -168,12 +168,13 @@ async def test_on_a_terminal(node: zfabric.Node) -> None:
         run(on_terminal, ["sub", "plant.temp", "--count", "1", "--timeout", "30"], NO_COLOR="1"),
         run(on_terminal, ["topics"]),
         run(on_terminal, ["hz", "--count", "2"]),
+        run(on_terminal, ["top", "--count", "2"]),
     )
     while not showing.done():
         publisher.publish_nowait({"c": 21.5, "evil": "\x1b[2J\u202e"})
         await asyncio.wait([showing], timeout=0.05)
 
-    (code, colored), (_, plain), (_, topics), (_, hz) = showing.result()
+    (code, colored), (_, plain), (_, topics), (_, hz), (_, top) = showing.result()
 
     assert code == 0
     line = ESCAPE.sub("", colored).strip()
@@ -182,6 +183,7 @@ async def test_on_a_terminal(node: zfabric.Node) -> None:
     assert "\x1b" not in plain
     assert "\x1b" in topics and re.search(r"plant\.temp +friend", ESCAPE.sub("", topics))
     assert "MESSAGES/S" in hz and "plant.temp" in hz
+    assert all(part in top for part in ("NODE", "friend", "plant.temp", "QUEUE"))
 
 
 def test_the_examples_are_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -244,7 +244,7 @@ async def test_a_message_is_dropped_after_its_ttl(pair: Pair) -> None:
 @pytest.mark.parametrize(
     "metadata",
     [{"headers": {"x": object()}}, {"headers": {1: "x"}}, {"headers": ["x"]}, {"key": object()}, {"ttl": "soon"}],
-    ids=repr,
+    ids=["header", "header's name", "headers", "key", "ttl"],
 )
 async def test_bad_metadata_is_refused_and_harms_nothing(pair: Pair, metadata: dict[str, Any]) -> None:
     """Metadata that cannot travel is an error of that publish alone, never of the batch."""

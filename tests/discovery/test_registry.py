@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -338,6 +339,7 @@ async def test_without_locks_the_process_id_tells(start: Start, monkeypatch: pyt
         msgspec.msgpack.encode([[bytes.fromhex("aa" * 16), "test", [b"\xff\xfe"]], 1]),
         b"\x92\x93\xc4\x10" + b"\xaa" * 16 + b"\xa4t\xff\xfet\x90\x01",
     ],
+    ids=map(str, count()),
 )
 async def test_garbage_is_counted_and_removed(start: Start, content: bytes) -> None:
     """Nobody holds it, so nobody needs it."""

@@ -288,7 +288,7 @@ class TestRefusedValues:
             (np.complex128(1), "send a numpy array"),
             (np.longdouble(1), "send a numpy array"),
         ],
-        ids=repr,
+        ids=lambda part: part if isinstance(part, str) else type(part).__name__,
     )
     def test_refused(self, value: Any, cure: str) -> None:
         """Every kind of bad value, alone or inside another, is refused with its cure and leaves no trace."""

@@ -25,6 +25,7 @@ SECTIONS = {
         "graph": "A picture of who talks to whom.",
         "hz": "How often messages come, topic by topic.",
         "bw": "How many bytes a second, topic by topic.",
+        "top": "All of it on one live screen.",
     },
     "Send and receive": {
         "pub": "Publish on a topic.",
@@ -46,6 +47,7 @@ SECTIONS = {
     "This machine": {
         "keys": "Make the key of a fabric, and take it to other machines.",
         "doctor": "Check that a node works here, and say what to do where it does not.",
+        "bench": "How fast it is here.",
         "demo": "Watch this machine's telemetry fan out between processes.",
         "completion": "Make the Tab key complete verbs, options and topics.",
     },

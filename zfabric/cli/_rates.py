@@ -23,7 +23,7 @@ from zfabric.node.subscription import Subscription
 if TYPE_CHECKING:
     from rich.live import Live
 
-__all__ = ["Meter", "View", "measuring", "watch"]
+__all__ = ["REPORTS_PER_S", "Meter", "Meters", "View", "limiting", "measuring", "watch"]
 
 REPORTS_PER_S = 1.0
 TOPICS_MAX = 10_000
@@ -89,6 +89,30 @@ Measure = Callable[[list[Message]], int]
 """The bytes of some messages."""
 
 
+class Meters(dict[str, Meter]):
+    """The meters of all topics that a subscription brings."""
+
+    def __init__(self, measure: Measure) -> None:
+        self._measure = measure
+
+    async def read(self, subscription: Subscription) -> None:
+        """Measure until the subscription ends."""
+        loop = asyncio.get_running_loop()
+        async with aclosing(subscription.batches()) as batches:  # type: ignore[type-var]
+            async for batch in batches:
+                now, topic = loop.time(), batch[0].topic
+                meter = self.pop(topic, None) or Meter(now)
+                meter.add(now, len(batch), self._measure(batch))
+                self[topic] = meter
+                if len(self) > TOPICS_MAX:
+                    del self[next(iter(self))]
+
+    def prune(self, now: float, window_s: float) -> None:
+        """Forget what is older than the window."""
+        for meter in self.values():
+            meter.prune(now, window_s)
+
+
 class View:
     """What one verb shows of a meter."""
 
@@ -108,12 +132,21 @@ class View:
         "The type to decode to; msgspec.Raw saves the decoding."
 
 
-def measuring(function: Callable[..., int]) -> Callable[..., int]:
-    """Decorator: the argument and the options that `hz` and `bw` share."""
+def limiting(function: Callable[..., int]) -> Callable[..., int]:
+    """Decorator: the options of verbs that report every second."""
     for decorate in (
         click.option("--duration", type=Seconds(), metavar="SECONDS", help="End after this long."),
         click.option("--count", "reports", type=click.IntRange(min=1), metavar="N", help="End after N reports."),
         click.option("--window", type=Seconds(), default=5.0, show_default=True, help="Seconds that the rates cover."),
+    ):
+        function = decorate(function)
+    return function
+
+
+def measuring(function: Callable[..., int]) -> Callable[..., int]:
+    """Decorator: the argument and the options that `hz` and `bw` share."""
+    for decorate in (
+        limiting,
         networked(timeout="Exit with 69 or 75 when nothing came for this long at the start."),
         click.argument("pattern", type=PatternParameter(), default="#"),
     ):
@@ -140,7 +173,7 @@ class _Watching:
         self._view = view
         self._pattern = pattern
         self._window_s = window_s
-        self._meters: dict[str, Meter] = {}
+        self._meters = Meters(view.measure)
         self._drawn = output.on_terminal and not output.json
 
     async def run(self, reports: int | None, duration: float | None) -> int:
@@ -150,7 +183,7 @@ class _Watching:
             self._output.note(f"measuring {self._pattern} on fabric {node.fabric!r} as {node.name}")
             with self._live() as live:
                 async with asyncio.TaskGroup() as group:
-                    reading = group.create_task(self._read(subscription))
+                    reading = group.create_task(self._meters.read(subscription))
                     await self._report(reports, duration, live)
                     reading.cancel()
             if not self._meters:
@@ -169,17 +202,6 @@ class _Watching:
         from rich.live import Live
 
         return Live(self._table(), console=self._output.console(), auto_refresh=False)
-
-    async def _read(self, subscription: Subscription) -> None:
-        loop, measure = asyncio.get_running_loop(), self._view.measure
-        async with aclosing(subscription.batches()) as batches:  # type: ignore[type-var]
-            async for batch in batches:
-                now, topic = loop.time(), batch[0].topic
-                meter = self._meters.pop(topic, None) or Meter(now)
-                meter.add(now, len(batch), measure(batch))
-                self._meters[topic] = meter
-                if len(self._meters) > TOPICS_MAX:
-                    del self._meters[next(iter(self._meters))]
 
     async def _report(self, reports: int | None, duration: float | None, live: Live | None) -> None:
         loop = asyncio.get_running_loop()
@@ -201,8 +223,7 @@ class _Watching:
 
     def _show(self, live: Live | None) -> None:
         now = asyncio.get_running_loop().time()
-        for meter in self._meters.values():
-            meter.prune(now, self._window_s)
+        self._meters.prune(now, self._window_s)
         if live is not None:
             live.update(self._table(now), refresh=True)
             return
