@@ -66,7 +66,9 @@ class Running:
         """Wait for its end."""
         out, err = await asyncio.wait_for(self.process.communicate(stdin), TIMEOUT_S)
         assert self.process.returncode is not None
-        return Outcome(self.process.returncode, (out or b"").decode(), (err or b"").decode())
+        outcome = Outcome(self.process.returncode, (out or b"").decode(), (err or b"").decode())
+        assert "never retrieved" not in outcome.err, outcome.err
+        return outcome
 
     async def stop(self, number: int = signal.SIGINT) -> tuple[Outcome, float]:
         """Send a signal; returns how it ended and after how many seconds."""

@@ -97,19 +97,19 @@ class _Pulling:
 
     async def _work(self, node: Node, writer: StreamWriter, hung_up: asyncio.Event) -> bool:
         puller = node.puller(self._queue, credit=self._concurrency, selector=self._selector, ack="manual")
-        tasks = [asyncio.create_task(self._handle(puller, writer)) for _ in range(self._concurrency)]
+        working = asyncio.gather(*(self._handle(puller, writer) for _ in range(self._concurrency)))
         ended = asyncio.create_task(hung_up.wait())
         try:
             done, _ = await asyncio.wait(
-                (asyncio.gather(*tasks), ended), timeout=self._options.timeout, return_when=asyncio.FIRST_COMPLETED
+                (working, ended), timeout=self._options.timeout, return_when=asyncio.FIRST_COMPLETED
             )
             for task in done:
                 task.result()
             return bool(done)
         finally:
-            for task in (*tasks, ended):
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            working.cancel()
+            ended.cancel()
+            await asyncio.gather(working, ended, return_exceptions=True)
             await puller.close()
 
     async def _handle(self, puller: Puller, writer: StreamWriter) -> None:
