@@ -104,6 +104,19 @@ def upward_imports(tree: ast.Module, banned: set[str]) -> Complaints:
             yield node.lineno, f"imports {module}, which stands above: turn the dependency round"
 
 
+def loaded(tree: ast.Module) -> Iterator[str]:
+    """What is imported as soon as the module is, `from a import b` as `a.b`."""
+    later = _type_checking_blocks(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            later.update(ast.walk(node))
+    for statement, module in _imports(tree, skip=later):
+        if isinstance(statement, ast.ImportFrom):
+            yield from (f"{module}.{alias.name}" for alias in statement.names)
+        else:
+            yield module
+
+
 def _imports(tree: ast.Module, skip: set[ast.AST] | None = None) -> Iterator[tuple[ast.stmt, str]]:
     """Every absolute import, as (statement, module)."""
     for node in ast.walk(tree):

@@ -8,7 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -64,14 +65,11 @@ def complaints(rule: Rule, *folders: str) -> list[str]:
     return found
 
 
-def modules() -> list[str]:
-    """The name of every module that is installed."""
-    names = []
-    for folder, package in FOLDERS.items():
-        for path in sources(folder):
-            parts = path.relative_to(ROOT / folder).with_suffix("").parts
-            names.append(".".join((package, *(part for part in parts if part != "__init__"))))
-    return sorted(names)
+def named(folder: str, package: str) -> Iterator[tuple[Path, str]]:
+    """Every file of a folder, and the name of its module."""
+    for path in sources(folder):
+        parts = path.relative_to(ROOT / folder).with_suffix("").parts
+        yield path, ".".join((package, *(part for part in parts if part != "__init__")))
 
 
 @pytest.mark.slow
@@ -124,31 +122,26 @@ def test_files_stay_short() -> None:
     assert {str(path.relative_to(ROOT)): n for path, n in lengths.items() if n > LINES_MAX} == {}
 
 
-IMPORT_EACH = """
-import os, sys, traceback
-import asyncio, concurrent.futures, msgspec, pytest, zmq  # warm: shared by all, and not what is tested
-failed = 0
-for name in sys.argv[1:]:
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        try:
-            __import__(name)
-        except BaseException:
-            print(f"--- import {name}", traceback.format_exc(), sep="\\n", flush=True)
-            os._exit(1)
-        os._exit(0)
-    failed |= os.waitpid(child, 0)[1]
-sys.exit(1 if failed else 0)
-"""
+def test_imports_have_no_cycles() -> None:
+    """So each module can be the first of zfabric that a program imports."""
+    files = {name: path for folder, package in FOLDERS.items() for path, name in named(folder, package)}
+    graph: dict[str, set[str]] = {}
+    for name, path in files.items():
+        found = source_rules.loaded(ast.parse(path.read_bytes()))
+        direct = {each if each in files else each.rpartition(".")[0] for each in found} & files.keys()
+        packages = {".".join(each.split(".")[:n]) for each in direct for n in range(2, each.count(".") + 1)}
+        graph[name] = direct | {package for package in packages if not name.startswith(package)}
+
+    TopologicalSorter(graph).prepare()  # a CycleError names the circle
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(240)
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks one warm interpreter per module")
-def test_every_module_imports_alone() -> None:
-    """Each module imports first in an interpreter that knows no other module of zfabric: there are no cycles."""
-    outcome = python("-W", "error", "-c", IMPORT_EACH, *modules())
+def test_every_module_imports() -> None:
+    """All of them, in one interpreter, without a warning."""
+    names = [name for folder, package in FOLDERS.items() for _, name in named(folder, package)]
+
+    outcome = python(
+        "-W", "error", "-c", "import importlib, sys; [*map(importlib.import_module, sys.argv[1:])]", *names
+    )
 
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
 
