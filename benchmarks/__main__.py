@@ -6,46 +6,63 @@ Figures go to stdout, progress to stderr.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import machine, page, peers, plan, readme, report, workloads
+from benchmarks import machine, page, peers, plan, report, tables, workloads
 from benchmarks.charts import write_png
 from benchmarks.harness import measure
-from benchmarks.model import Entry, Machine, Missing, Row
+from benchmarks.model import Entry, Results, Row, RunFailed
+from benchmarks.options import number
 from benchmarks.targets import judge
 
 __all__ = ["main"]
 
-HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
-RESULTS = HERE / "results"
+RESULTS = Path(__file__).parent / "results"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns 1 when a run failed, 2 when nothing was left to run."""
     known = workloads.load()
     options = _parser(known).parse_args(arguments)
-    if options.command == "readme":
-        said, rows, _ = report.read_json(options.results)
-        README.write_text(readme.replaced(README.read_text(encoding="utf-8"), said, rows), encoding="utf-8")
-        return 0
-    if options.command == "report":
-        return _report(options, known)
+    try:
+        if options.command == "report":
+            return _report(options, known)
+        if options.command == "tables":
+            return _write_tables(report.read_json(options.results))
+        return _measure(options, known)
+    except (RunFailed, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; what was measured of a report can be gone on with: report --resume", file=sys.stderr)
+        return 130
+
+
+def _measure(options: argparse.Namespace, known: Sequence[workloads.Workload]) -> int:
+    """Run one workload and print what it gave."""
     before = machine.describe()
     entries, missing = peers.load()
-    rows = _run(options, known, entries)
-    if not rows:
+    results = Results(machine=before, missing=missing, rows=_run(options, known, entries))
+    if not results.rows:
         print("nothing to measure: no peer fits these options", file=sys.stderr)
         return 2
-    write = report.write_json if options.json else report.write_table
-    write(sys.stdout, before, rows, missing)
-    return 1 if any(row.failures for row in rows) else 0
+    if options.json:
+        report.write_json(sys.stdout, results)
+    else:
+        report.write_table(sys.stdout, results)
+        report.write_verdicts(sys.stdout, [each for each in judge(results.rows) if each.measured is not None])
+    return 1 if results.failed else 0
 
 
-def _run(options: argparse.Namespace, known: Sequence[workloads.Workload], entries: Sequence[Entry]) -> list[Row]:
+def _run(
+    options: argparse.Namespace,
+    known: Sequence[workloads.Workload],
+    entries: Sequence[Entry],
+    deadline: float = math.inf,
+) -> list[Row]:
     """The rows of one workload; none if no peer fits."""
     workload = next(workload for workload in known if workload.name == options.command)
     wanted = [word for word in options.peers.split(",") if word]
@@ -57,45 +74,65 @@ def _run(options: argparse.Namespace, known: Sequence[workloads.Workload], entri
     cells = workload.cells(options, chosen)
     if not cells:
         return []
-    return workload.rows(cells, measure(cells, options.repeat or workload.repetitions[options.scale]))
+    return workload.rows(cells, measure(cells, options.repeat or workload.repetitions[options.scale], deadline))
 
 
 def _report(options: argparse.Namespace, known: Sequence[workloads.Workload]) -> int:
-    """Run the plan, or read what an earlier run wrote; then write everything that can be made of it."""
-    if options.results:
-        read = [report.read_json(path) for path in options.results]
-        before, missing = read[0][0], read[0][2]
-        rows = [row for _, of_file, _ in read for row in of_file]
-    else:
-        before, rows, missing = _run_plan(options, known)
+    """Run the plan, or read what earlier runs wrote; then write everything that can be made of it."""
     folder: Path = options.out
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "report.jsonl").open("w", encoding="utf-8") as out:
-        report.write_json(out, before, rows, missing)
-    (folder / "report.html").write_text(page.render(before, rows, missing), encoding="utf-8")
+    if options.results:
+        results = report.read_json(*options.results)
+    else:
+        results = _start(options, folder)
+        parser = _parser(known)
+
+        def run(arguments: Sequence[str], deadline: float) -> list[Row]:
+            return _run(parser.parse_args(arguments), known, peers.load()[0], deadline)
+
+        minutes = options.minutes or plan.MINUTES[options.scale]
+        for _ in plan.run(plan.commands(options.scale), results, run, minutes * 60):
+            _write_files(folder, results)
+    _write_files(folder, results)
     try:
-        write_png(folder / "report.png", rows)
+        write_png(folder / "report.png", results.rows)
     except ModuleNotFoundError as error:
         print(f"no report.png: package {error.name} is not installed", file=sys.stderr)
-    report.write_table(sys.stdout, before, rows, missing)
-    report.write_verdicts(sys.stdout, judge(rows))
+    report.write_table(sys.stdout, results)
+    report.write_verdicts(sys.stdout, judge(results.rows))
     print(f"written to {folder}", file=sys.stderr)
-    return 1 if any(row.failures for row in rows) else 0
+    if options.tables:
+        _write_tables(results)
+    return 1 if results.failed else 0
 
 
-def _run_plan(
-    options: argparse.Namespace, known: Sequence[workloads.Workload]
-) -> tuple[Machine, list[Row], list[Missing]]:
-    before, start = machine.describe(), time.monotonic()
-    entries, missing = peers.load()
-    parser, rows = _parser(known), []
-    runs = plan.PLANS[options.scale]
-    for number, arguments in enumerate(runs, start=1):
-        print(f"== {number} of {len(runs)}, {time.monotonic() - start:.0f} s: {' '.join(arguments)}", file=sys.stderr)
-        scale = [] if options.scale == "full" else [f"--{options.scale}"]
-        rows += _run(parser.parse_args([*arguments, *scale]), known, entries)
-    print(f"== all in {time.monotonic() - start:.0f} s", file=sys.stderr)
-    return before, rows, missing
+def _start(options: argparse.Namespace, folder: Path) -> Results:
+    """Nothing measured yet; or what the interrupted report in that folder had measured of the same software."""
+    results = Results(machine=machine.describe(), missing=peers.load()[1])
+    if not options.resume:
+        return results
+    earlier = report.read_json(folder / "report.jsonl")
+    if earlier.machine.versions != results.machine.versions:
+        raise ValueError(f"what stands in {folder} was measured with other versions: start anew, without --resume")
+    return earlier
+
+
+def _write_files(folder: Path, results: Results) -> None:
+    """The lines and the page; a file is there as a whole or as it was before."""
+    written = folder / "report.jsonl.new"
+    with written.open("w", encoding="utf-8") as out:
+        report.write_json(out, results)
+    written.replace(folder / "report.jsonl")
+    (folder / "report.html").write_text(page.render(results), encoding="utf-8")
+
+
+def _write_tables(results: Results) -> int:
+    """Write the tables of the documentation anew."""
+    for document in tables.DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        document.write_text(tables.replaced(text, results), encoding="utf-8")
+        print(f"tables written to {document}", file=sys.stderr)
+    return 0
 
 
 def _parser(known: Sequence[workloads.Workload]) -> argparse.ArgumentParser:
@@ -105,7 +142,7 @@ def _parser(known: Sequence[workloads.Workload]) -> argparse.ArgumentParser:
         told = workload.summary.replace("%", "%%")
         command = commands.add_parser(workload.name, help=told, description=told)
         _add_scale(command)
-        command.add_argument("--repeat", type=int, help="repetitions of everything")
+        command.add_argument("--repeat", type=number, help="repetitions of everything")
         command.add_argument("--peers", default="", help="comma-separated words: only peers whose name has one")
         command.add_argument("--json", action="store_true", help="JSON lines instead of tables")
         workload.add_arguments(command)
@@ -113,9 +150,14 @@ def _parser(known: Sequence[workloads.Workload]) -> argparse.ArgumentParser:
     command = commands.add_parser("report", help=summary, description=summary)
     _add_scale(command)
     command.add_argument("--out", type=Path, default=RESULTS, help="folder to write to (default: %(default)s)")
-    command.add_argument("--from", dest="results", type=Path, nargs="+", help="read what earlier runs wrote")
-    summary = "write the table of the README from a report.jsonl"
-    command = commands.add_parser("readme", help=summary, description=summary)
+    minutes = "what is not measured by then is reported as not run (default: 25, quick 6)"
+    command.add_argument("--minutes", type=number, help=minutes)
+    command.add_argument("--tables", action="store_true", help="also write the tables of README.md and docs anew")
+    source = command.add_mutually_exclusive_group()
+    source.add_argument("--resume", action="store_true", help="go on with the report in the folder, if interrupted")
+    source.add_argument("--from", dest="results", type=Path, nargs="+", help="read what earlier runs wrote")
+    summary = "write the tables of README.md and docs/performance.md from a report.jsonl"
+    command = commands.add_parser("tables", help=summary, description=summary)
     command.add_argument("results", type=Path, nargs="?", default=RESULTS / "report.jsonl")
     return parser
 

@@ -64,7 +64,7 @@ def lines(growths: Sequence[Growth]) -> str:
         parts.append(f'<text x="{x:.1f}" y="{height - 8}" text-anchor="middle">{at:,g}</text>')
     for cost in (math.exp(low_y), math.exp(high_y)):
         _, y = place(points[0][0], cost)
-        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{figure(cost)} us</text>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{figure(cost)} {growths[0].unit}</text>')
     for index, growth in enumerate(growths):
         colour = PALETTE[index % len(PALETTE)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in growth.points))

@@ -8,6 +8,7 @@ import pickle
 import traceback
 from typing import Any
 
+from benchmarks import bytecode
 from benchmarks.model import Run
 
 __all__ = ["run_role"]
@@ -34,6 +35,7 @@ class PipeLink:
 def run_role(pickled: bytes, run: Run, name: str, connection: Any) -> None:
     """Load the role, play it, and send its result or its traceback to the harness."""
     os.environ["ZFABRIC_RUNTIME_DIR"] = run.directory
+    bytecode.keep()
     try:
         # Only now, so that the environment is set before the peer's library is imported.
         role = pickle.loads(pickled)  # noqa: S301 - written by the harness that started this process

@@ -25,20 +25,27 @@ class Growth:
     axis: str
     what: str
     "What is measured in each case beside the amount: `p50`."
+    unit: str
+    "Of a cost: `us` of one message, request or node; `MB` of all."
     points: tuple[tuple[float, float], ...]
-    "Amount and cost: seconds per message or request, in millionths; or the measured time itself."
+    "Amount and cost."
     slope: float
 
 
 def growths(rows: Sequence[Row]) -> list[Growth]:
-    """Every peer with at least two amounts on an axis."""
+    """Every peer with at least two amounts on an axis. Rows without one are told apart by the size of a message."""
     groups: dict[tuple[str, ...], dict[float, float]] = {}
     for row in rows:
-        cost = _cost_us(row)
-        if row.axis and cost is not None:
-            what = row.case.partition(", ")[2]
-            key = (row.workload, row.peer, row.transport, row.axis, what)
-            groups.setdefault(key, {})[row.at] = cost
+        if not row.median:
+            continue
+        if row.axis:
+            axis, at, what = row.axis, row.at, row.case.partition(", ")[2]
+        elif row.size and row.unit in {"k msg/s", "GB/s"}:
+            axis, at, what = "bytes", float(row.size), ", ".join(part for part in (row.payload, row.case) if part)
+        else:
+            continue
+        unit = "MB" if row.unit.startswith("MB") else "us"
+        groups.setdefault((row.workload, row.peer, row.transport, axis, what, unit), {})[at] = _cost(row)
     return [
         Growth(
             workload=workload,
@@ -46,20 +53,22 @@ def growths(rows: Sequence[Row]) -> list[Growth]:
             transport=transport,
             axis=axis,
             what=what,
+            unit=unit,
             points=tuple(sorted(costs.items())),
             slope=_slope(sorted(costs.items())),
         )
-        for (workload, peer, transport, axis, what), costs in groups.items()
+        for (workload, peer, transport, axis, what, unit), costs in groups.items()
         if len(costs) > 1
     ]
 
 
-def _cost_us(row: Row) -> float | None:
-    """Microseconds of one unit."""
-    if not row.median:
-        return None
+def _cost(row: Row) -> float:
+    """Microseconds of one unit, or the megabytes of all."""
+    assert row.median
     if row.unit == "s":
         return row.median * 1e6 / row.at
+    if row.unit == "GB/s":
+        return (row.size or 0) / (row.median * 1000)
     return 1000 / row.median if row.unit.startswith("k ") else row.median
 
 

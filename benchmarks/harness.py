@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import pickle
 import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,16 +19,28 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from benchmarks.child import run_role
-from benchmarks.model import Cell, Role, Run, RunFailed, Sample
+from benchmarks.model import Cell, Role, Run, RunFailed, Sample, TimedOut
 
-__all__ = ["measure", "run_cell"]
+__all__ = ["TIME_IS_OVER", "measure", "run_cell"]
+
+TIME_IS_OVER = "not run: the time of the report was over"
+END_S = 2.0
+"How long the processes of a run may take to end, once it is over."
 
 
-def measure(cells: Sequence[Cell], repetitions: int) -> list[list[Sample]]:
-    """Run every cell `repetitions` times, A B C A B C; returns the samples of each cell in order."""
+def measure(cells: Sequence[Cell], repetitions: int, deadline: float = math.inf) -> list[list[Sample]]:
+    """Run every cell `repetitions` times, A B C A B C, until the deadline (monotonic); returns the samples of each cell
+    in order. What hung once is not run again.
+    """
     samples: list[list[Sample]] = [[] for _ in cells]
     for repetition in range(repetitions):
         for cell, collected in zip(cells, samples, strict=True):
+            if collected and collected[-1].hung:
+                collected.append(Sample(failure="not run again, because it hung", hung=True))
+                continue
+            if time.monotonic() > deadline:
+                collected.append(Sample(failure=TIME_IS_OVER))
+                continue
             print(f"[{repetition + 1}/{repetitions}] {cell.title}", file=sys.stderr, flush=True)
             sample = run_cell(cell)
             if sample.failure:
@@ -36,7 +50,9 @@ def measure(cells: Sequence[Cell], repetitions: int) -> list[list[Sample]]:
 
 
 def run_cell(cell: Cell) -> Sample:
-    """Run one cell once: start its processes, let them meet, collect what they return."""
+    """Run one cell once: start its processes, let them meet, collect what they return. Whatever goes wrong is in the
+    sample.
+    """
     with _private_directory() as directory, _Processes() as processes:
         run = replace(cell.run, directory=directory)
         server = cell.entry.server
@@ -46,8 +62,12 @@ def run_cell(cell: Cell) -> Sample:
                 for name, role in _named(cell.processes):
                     processes.start(name, cell.entry.roles[role], run)
                 return Sample(outcomes=processes.collect(time.monotonic() + run.timeout_s))
+        except TimedOut as error:
+            return Sample(failure=str(error), hung=True)
         except RunFailed as error:
             return Sample(failure=str(error))
+        except Exception:  # noqa: BLE001 - a peer's own way to start its server, whatever that raises
+            return Sample(failure=traceback.format_exc())
 
 
 def _named(roles: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -83,8 +103,9 @@ class _Processes:
     def __exit__(self, *_: object) -> None:
         for connection in self._connections:
             connection.close()
+        deadline = time.monotonic() + END_S
         for process in self._processes:
-            process.join(2.0)
+            process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive():
                 process.kill()
                 process.join()
@@ -125,7 +146,7 @@ class _Processes:
         """Pipes with something to read, waiting for the first one."""
         ready = wait(list(self._connections), max(0.0, deadline - time.monotonic()))
         if not ready:
-            raise RunFailed(f"{', '.join(self._connections.values())} did not finish in time")
+            raise TimedOut(f"{', '.join(self._connections.values())} did not finish in time")
         return ready  # type: ignore[return-value]
 
     def _receive(self, connection: Connection) -> tuple[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sysconfig
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -11,19 +12,24 @@ from typing import Any, Protocol
 import msgspec
 
 __all__ = [
+    "SLOWER",
     "Cell",
     "Entry",
     "Link",
     "Machine",
     "Missing",
+    "Part",
+    "Results",
     "Role",
     "Row",
     "Run",
     "RunFailed",
     "Sample",
     "Server",
+    "TimedOut",
     "Unavailable",
     "program",
+    "work_of",
 ]
 
 
@@ -49,6 +55,8 @@ class Run:
     "The messages go to that many topics in turn."
     rate: float = 0.0
     "Messages per second, each with the time that it is due, for latencies; 0 is as fast as possible."
+    work_s: float = 0.0
+    "What a worker takes for a job; the first one takes ten times as long (fairness)."
     in_flight: int = 1
     "Requests that wait for their replies at one time."
     bounded: bool = False
@@ -76,6 +84,15 @@ class Run:
         return [f"benchmark.topic{index}" for index in range(self.topics)]
 
 
+SLOWER = 10
+"How many times as long the first worker takes for a job (`Run.work_s`)."
+
+
+def work_of(run: Run, link: Link) -> float:
+    """Seconds that this worker takes for a job."""
+    return run.work_s * (SLOWER if link.name == "receiver-0" else 1)
+
+
 class Link(Protocol):
     """How a role talks to the harness and, through it, to the other roles of its run."""
 
@@ -100,13 +117,17 @@ class RunFailed(Exception):
     """A process raised, died or did not finish in time, or a server did not start."""
 
 
+class TimedOut(RunFailed):
+    """A process did not finish in time: it would not the next time either."""
+
+
 class Unavailable(Exception):
     """Raised while a peer file is imported: something that is no Python package is missing here."""
 
 
 def program(name: str) -> str:
-    """The path of a program that a peer needs; raises Unavailable."""
-    path = shutil.which(name)
+    """The path of a program that a peer needs, also one that a package brought; raises Unavailable."""
+    path = shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
     if path is None:
         raise Unavailable(f"program {name}")
     return path
@@ -132,13 +153,12 @@ class Entry:
     "Requests that its client can have on the way at one time."
 
 
-@dataclass(frozen=True, kw_only=True)
-class Missing:
+class Missing(msgspec.Struct, frozen=True, kw_only=True, tag="missing", tag_field="type"):
     """A peer file that could not be loaded."""
 
     peer: str
-    what: str
-    "What is not installed: `package nats`, `program nats-server`."
+    why: str
+    "Such as `package nats is not installed`."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +187,8 @@ class Sample:
 
     outcomes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     failure: str = ""
+    hung: bool = False
+    "It was ended because its time was over."
 
 
 class Row(msgspec.Struct, kw_only=True, tag="row", tag_field="type"):
@@ -189,8 +211,6 @@ class Row(msgspec.Struct, kw_only=True, tag="row", tag_field="type"):
     median: float | None
     low: float | None
     high: float | None
-    target: float | None = None
-    "What design says it must stay under."
     lost: int = 0
     "Messages that did not arrive, over all repetitions."
     ratios: dict[str, float] = {}
@@ -205,8 +225,6 @@ class Row(msgspec.Struct, kw_only=True, tag="row", tag_field="type"):
         flags = [f"LOST {self.lost}"] if self.lost else []
         if self.failures:
             flags.append(f"FAILED {len(self.failures)}")
-        if self.target is not None and self.median is not None and self.median > self.target:
-            flags.append("OVER TARGET")
         return ", ".join(flags)
 
 
@@ -224,3 +242,27 @@ class Machine(msgspec.Struct, kw_only=True, tag="machine", tag_field="type"):
     "Load average of the last minute before the first run: above 0.5 means noise."
     versions: dict[str, str]
     command: str
+
+
+class Part(msgspec.Struct, kw_only=True, tag="part", tag_field="type"):
+    """One command of a report."""
+
+    command: str
+    seconds: float
+    failure: str = ""
+    "Why it gave no rows."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Everything that was measured, and what was not."""
+
+    machine: Machine
+    missing: list[Missing] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        """Whether something did not run as it should."""
+        return any(row.failures for row in self.rows) or any(part.failure for part in self.parts)

@@ -7,7 +7,7 @@ from html import escape
 
 from benchmarks.charts import bars, figure, lines
 from benchmarks.growth import Growth, growths
-from benchmarks.model import Machine, Missing, Row
+from benchmarks.model import Results, Row
 from benchmarks.targets import Verdict, judge
 
 __all__ = ["render"]
@@ -21,12 +21,13 @@ td.n { text-align: right; font-variant-numeric: tabular-nums }
 """
 
 
-def render(machine: Machine, rows: Sequence[Row], missing: Sequence[Missing]) -> str:
+def render(results: Results) -> str:
     """The page."""
+    rows = results.rows
     parts = [
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>zfabric: benchmarks</title>',
         f"<style>{STYLE}</style><h1>zfabric beside its peers</h1>",
-        _about(machine, missing),
+        _about(results),
         "<h2>Targets</h2>",
         _targets(judge(rows)),
     ]
@@ -39,27 +40,30 @@ def render(machine: Machine, rows: Sequence[Row], missing: Sequence[Missing]) ->
     return "\n".join([*parts, "</html>\n"])
 
 
-def _about(machine: Machine, missing: Sequence[Missing]) -> str:
+def _about(results: Results) -> str:
+    machine = results.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     lines_ = [
         f"{machine.time}: {machine.processor}, {machine.cores} cores, {machine.memory_bytes / 1e9:.0f} GB",
         f"{machine.system}, {machine.python}, load before {machine.load_before}",
         versions,
         machine.command,
-        *(f"Not measured: {each.peer}, because {each.what} is not installed" for each in missing),
+        *(f"Not measured: {each.peer} ({each.why})" for each in results.missing),
+        *(f"Failed: {part.command} ({part.failure})" for part in results.parts if part.failure),
     ]
     return "<p><small>" + "<br>".join(escape(line) for line in lines_) + "</small></p>"
 
 
 def _targets(verdicts: Sequence[Verdict]) -> str:
-    parts = ["<table><tr><th>target<th>wanted<th>measured<th>spread<th></tr>"]
+    parts = ["<table><tr><th>target<th>compared with<th>wanted<th>measured<th>spread<th></tr>"]
     for verdict in verdicts:
         word = {True: "met", False: "missed", None: "open"}[verdict.met]
         spread = "" if verdict.low is None else f"{figure(verdict.low)} to {figure(verdict.high)}"
         said = {"met": "met", "missed": "missed", "open": "not measured"}[word]
         said += f", LOST {verdict.lost}" if verdict.lost else ""
         parts.append(
-            f"<tr><td>{escape(verdict.target.title)}<td>{escape(verdict.target.wanted)}"
+            f"<tr><td>{escape(verdict.target.title)}<td>{escape(verdict.target.compared)}"
+            f"<td>{escape(verdict.target.limit)}"
             f'<td class="n">{figure(verdict.measured)}<td class="n">{spread}<td class="{word}">{said}</tr>'
         )
     return "".join([*parts, "</table>"])
@@ -88,11 +92,12 @@ def _group(rows: Sequence[Row]) -> str:
 def _by_axis(found: Sequence[Growth]) -> list[list[Growth]]:
     groups: dict[tuple[str, ...], list[Growth]] = {}
     for growth in found:
-        groups.setdefault((growth.workload, growth.axis, growth.what, growth.transport), []).append(growth)
+        groups.setdefault((growth.workload, growth.axis, growth.what, growth.transport, growth.unit), []).append(growth)
     return list(groups.values())
 
 
 def _growth(group: Sequence[Growth]) -> str:
     first = group[0]
-    title = f"{first.workload}: microseconds of one, by {first.axis}" + (f", {first.what}" if first.what else "")
+    cost = "MB of all" if first.unit == "MB" else "microseconds of one"
+    title = f"{first.workload}: {cost}, by {first.axis}" + (f", {first.what}" if first.what else "")
     return f"<h4>{escape(title)}</h4>{lines(group)}"

@@ -8,8 +8,9 @@ from typing import Any
 import msgpack
 import msgspec
 
-__all__ = ["STAMP", "Reading", "codec", "encoded_size", "make"]
+__all__ = ["KINDS", "STAMP", "Reading", "codec", "encoded_size", "make"]
 
+KINDS = ("bytes", "dict", "struct", "numpy")
 STAMP = 8
 "Bytes at the start of a `bytes` payload that hold the time when it was due, where latency is measured."
 

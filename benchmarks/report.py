@@ -4,63 +4,87 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import msgspec
 
-from benchmarks.model import Machine, Missing, Row
+from benchmarks.growth import Growth, growths
+from benchmarks.model import Machine, Missing, Part, Results, Row
 from benchmarks.targets import Verdict
 
 __all__ = ["read_json", "write_json", "write_table", "write_verdicts"]
 
 
-class Absent(msgspec.Struct, tag="missing", tag_field="type"):
-    """A peer that was not measured, as a line."""
-
-    peer: str
-    what: str
+Line = Machine | Missing | Row | Part
 
 
-def write_json(out: TextIO, machine: Machine, rows: Sequence[Row], missing: Sequence[Missing]) -> None:
-    """One line for the machine, one for each missing peer, one for each row; `type` tells which."""
-    lines = [machine, *(Absent(peer=each.peer, what=each.what) for each in missing), *rows]
-    for line in lines:
+def write_json(out: TextIO, results: Results) -> None:
+    """One line for the machine, one for each missing peer, one for each row and each part; `type` tells which."""
+    for line in (results.machine, *results.missing, *results.rows, *results.parts):
         out.write(msgspec.json.encode(line).decode() + "\n")
 
 
-def read_json(path: Path) -> tuple[Machine, list[Row], list[Missing]]:
-    """What `write_json` wrote."""
-    lines = [msgspec.json.decode(line, type=Machine | Row | Absent) for line in path.read_bytes().splitlines()]
-    machine = next(line for line in lines if isinstance(line, Machine))
-    missing = [Missing(peer=line.peer, what=line.what) for line in lines if isinstance(line, Absent)]
-    return machine, [line for line in lines if isinstance(line, Row)], missing
+def read_json(*paths: Path) -> Results:
+    """What `write_json` wrote; of several files, the machine of the first. Raises ValueError for anything else."""
+    found: dict[type, list[Any]] = {Machine: [], Missing: [], Row: [], Part: []}
+    for path in paths:
+        for number, text in enumerate(path.read_bytes().splitlines(), start=1):
+            try:
+                line = msgspec.json.decode(text, type=Line)
+            except msgspec.MsgspecError as error:
+                raise ValueError(f"{path}, line {number} is none of a report: {error}") from None
+            found[type(line)].append(line)
+    if not found[Machine]:
+        raise ValueError(f"{paths[0]} has no line of type `machine`: it is no report")
+    missing = list(dict.fromkeys(found[Missing]))
+    return Results(machine=found[Machine][0], missing=missing, rows=found[Row], parts=found[Part])
 
 
 def write_verdicts(out: TextIO, verdicts: Sequence[Verdict]) -> None:
     """The targets, what was wanted and what was measured."""
+    if not verdicts:
+        return
     words = {True: "met", False: "MISSED", None: "not measured"}
-    lines = [["target", "wanted", "measured", "min", "max", ""]]
+    lines = [["target", "compared with", "wanted", "measured", "min", "max", ""]]
     for verdict in verdicts:
         lost = f", LOST {verdict.lost}" if verdict.lost else ""
         figures = [_number(value) for value in (verdict.measured, verdict.low, verdict.high)]
-        lines.append([verdict.target.title, verdict.target.wanted, *figures, words[verdict.met] + lost])
+        target = verdict.target
+        lines.append([target.title, target.compared, target.limit, *figures, words[verdict.met] + lost])
     out.write("\ntargets\n")
     _write_aligned(out, lines)
 
 
-def write_table(out: TextIO, machine: Machine, rows: Sequence[Row], missing: Sequence[Missing]) -> None:
+def write_table(out: TextIO, results: Results) -> None:
     """The same for people, in one table for each group of comparable rows."""
+    machine, rows = results.machine, results.rows
     versions = ", ".join(f"{package} {version}" for package, version in machine.versions.items())
     out.write(f"{machine.time}  {machine.processor}, {machine.cores} cores, load {machine.load_before}\n")
     out.write(f"{machine.system}, {machine.python}, {machine.event_loop}\n{versions}\n{machine.command}\n")
     for group in _groups(rows):
         out.write(f"\n{_title(group[0])}\n")
         _write_aligned(out, _lines(group))
-    for each in missing:
-        out.write(f"\nnot measured: {each.peer} ({each.what} is not installed)\n")
+    _write_growths(out, growths(rows))
+    for each in results.missing:
+        out.write(f"\nnot measured: {each.peer} ({each.why})\n")
+    for part in results.parts:
+        if part.failure:
+            out.write(f"\nFAILED {part.command}: {part.failure}\n")
     for row in rows:
         for failure in row.failures:
             out.write(f"\nFAILED {row.peer} {row.case} {row.transport}: {failure}\n")
+
+
+def _write_growths(out: TextIO, found: Sequence[Growth]) -> None:
+    """How the cost of one unit grows, for each peer and axis."""
+    if not found:
+        return
+    lines = [["slope", "cost of one, where there are so many", "axis", "workload", "peer", ""]]
+    for growth in found:
+        points = ", ".join(f"{_number(cost)} {growth.unit} at {at:,g}" for at, cost in growth.points)
+        lines.append([f"{growth.slope:+.2f}", points, growth.axis, growth.workload, growth.peer, growth.what])
+    out.write("\nhow costs grow: 0 not at all, 1 in proportion\n")
+    _write_aligned(out, lines)
 
 
 def _groups(rows: Sequence[Row]) -> list[list[Row]]:
@@ -79,17 +103,15 @@ def _lines(group: Sequence[Row]) -> list[list[str]]:
     """Header and lines of one table: ratios, then the figure with its spread, then the rest."""
     ratios = list(dict.fromkeys(name for row in group for name in row.ratios))
     details = list(dict.fromkeys(name for row in group for name in row.details))
-    targets = ["target"] if any(row.target is not None for row in group) else []
-    header = [*ratios, "median", "min", "max", "unit", *targets, *details, "messages", "peer", "case", ""]
-    return [header, *(_line(row, ratios, details, with_target=bool(targets)) for row in group)]
+    header = [*ratios, "median", "min", "max", "unit", *details, "messages", "peer", "case", ""]
+    return [header, *(_line(row, ratios, details) for row in group)]
 
 
-def _line(row: Row, ratios: Sequence[str], details: Sequence[str], *, with_target: bool) -> list[str]:
+def _line(row: Row, ratios: Sequence[str], details: Sequence[str]) -> list[str]:
     return [
         *(_number(row.ratios.get(name)) for name in ratios),
         *(_number(value) for value in (row.median, row.low, row.high)),
         row.unit,
-        *([_number(row.target)] if with_target else []),
         *(_number(row.details.get(name)) for name in details),
         f"{row.messages:,}",
         row.peer,

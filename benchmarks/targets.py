@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.model import Row
 
@@ -42,12 +42,22 @@ class Target:
     theirs: Pick | None = None
     at_least: float | None = None
     at_most: float | None = None
+    unit: str = ""
+    "Of a figure that is compared with nothing."
 
     @property
-    def wanted(self) -> str:
-        """As the table shows it."""
-        limit = f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}"
-        return f"{limit} x {self.theirs.peer}" if self.theirs else f"{limit} MB"
+    def limit(self) -> str:
+        """As a table shows it."""
+        limit = f">= {self.at_least:,g}" if self.at_least is not None else f"<= {self.at_most:,g}"
+        return limit if self.theirs else f"{limit} {self.unit}"
+
+    @property
+    def compared(self) -> str:
+        """With whom, and with what of theirs where that is not the same as ours."""
+        if self.theirs is None:
+            return ""
+        other = self.theirs.workload if self.theirs.workload != self.ours.workload else ""
+        return ", ".join(part for part in (self.theirs.peer, other) if part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +137,21 @@ def _frames(peer: str) -> Pick:
     return Pick(workload="frames", peer=peer, payload="numpy", transport="ipc", size=1_000_000)
 
 
+def _queue(peer: str) -> Pick:
+    return Pick(workload="queue", peer=peer, case="1 workers")
+
+
+def _discovery(case: str, peer: str = "zfabric") -> Pick:
+    return Pick(workload="discovery", peer=peer, case=case, payload="", transport="loopback")
+
+
+def _log(case: str) -> Pick:
+    return Pick(workload="storelog", peer="zfabric log", case=case, transport="disk")
+
+
+_STORE = Pick(workload="durable", peer="zfabric store")
+_RELIABLY = _bytes("zfabric publish_many -> batches, at-least-once")
+
 TARGETS = [
     *(
         Target(title="100 B bytes, batches, at-most-once", ours=_BATCHES, theirs=_bytes(peer), at_least=limit)
@@ -140,19 +165,22 @@ TARGETS = [
         Target(
             title=f"small {payload}, async for",
             ours=_value("zfabric publish_many -> async for", payload),
-            theirs=_value(peer, payload),
+            theirs=_value("pyzmq PUB/SUB + msgpack", "dict"),
             at_least=2.5,
         )
-        for payload, peer in (("dict", "pyzmq PUB/SUB + msgpack"), ("struct", "pyzmq PUB/SUB + msgspec"))
+        for payload in ("dict", "struct")
     ),
+    Target(title="at-least-once", ours=_RELIABLY, theirs=_BATCHES, at_least=0.9),
     Target(
-        title="at-least-once",
-        ours=_bytes("zfabric publish_many -> batches, at-least-once"),
-        theirs=_BATCHES,
-        at_least=0.9,
+        title="encrypted",
+        ours=replace(_BATCHES, case="encrypted"),
+        theirs=replace(_BATCHES, case="plain"),
+        at_least=0.67,
     ),
-    Target(title="fan-out to 8, all deliveries", ours=_FANOUT, theirs=_fanout("Zenoh"), at_least=3),
-    Target(title="fan-out to 8, all deliveries", ours=_FANOUT, theirs=_fanout("NATS"), at_least=10),
+    *(
+        Target(title="fan-out to 8, all deliveries", ours=_FANOUT, theirs=_fanout(peer), at_least=limit)
+        for peer, limit in (("Zenoh", 3), ("NATS", 10))
+    ),
     Target(
         title="10,000 topics in turn",
         ours=_topics("zfabric batches"),
@@ -174,28 +202,69 @@ TARGETS = [
         theirs=_requests("pyzmq ROUTER/DEALER", "1 in flight, p50"),
         at_most=1.3,
     ),
+    *(
+        Target(
+            title=f"requests per second, {count} in flight",
+            ours=_requests("zfabric request", f"{count} in flight, rate"),
+            theirs=_requests(peer, f"{count} in flight, rate"),
+            at_least=limit,
+        )
+        for count, peer, limit in (
+            ("128", "NATS request", 3),
+            ("128", "Zenoh get", 10),
+            ("1,000", "NATS request", 5),
+            ("1,000", "Zenoh get", 10),
+        )
+    ),
     Target(
-        title="requests per second, 1,000 in flight",
-        ours=_requests("zfabric request", "1,000 in flight, rate"),
-        theirs=_requests("NATS request", "1,000 in flight, rate"),
-        at_least=5,
+        title="jobs, acknowledged",
+        ours=_queue("zfabric queue, batches"),
+        theirs=_queue("pyzmq PUSH/PULL"),
+        at_least=0.7,
+    ),
+    Target(
+        title="one of four workers ten times slower, time beside the ideal schedule",
+        ours=Pick(workload="fairness", peer="zfabric queue, async for"),
+        at_most=1.15,
+        unit="x ideal",
     ),
     *(
         Target(title="1 MB numpy frames, same host", ours=_FRAMES, theirs=_frames(peer), at_least=2)
         for peer in ("pyzmq PUB/SUB, copy=False", "Zenoh", "Zenoh, shared memory")
     ),
-    Target(
-        title="durable, confirmed",
-        ours=Pick(workload="durable", peer="zfabric store"),
-        theirs=Pick(workload="durable", peer="NATS JetStream, file"),
-        at_least=25,
+    *(
+        Target(title="durable, confirmed", ours=_STORE, theirs=theirs, at_least=limit)
+        for theirs, limit in ((replace(_STORE, peer="NATS JetStream, file"), 25), (_RELIABLY, 0.5))
     ),
+    Target(
+        title="one message at a time, confirmed as stored",
+        ours=Pick(workload="confirm", peer="zfabric store"),
+        theirs=Pick(workload="confirm", peer="the disk's own flush"),
+        at_most=2,
+    ),
+    Target(
+        title="replay into batches", ours=Pick(workload="replay", peer="zfabric store"), at_least=1000, unit="k msg/s"
+    ),
+    Target(title="the log opens when grown", ours=_log("open when grown"), at_most=1000, unit="ms"),
+    Target(title="the log drops half of it", ours=_log("retention of half"), at_most=1000, unit="ms"),
+    Target(title="the log with 4 readers", ours=_log("memory with 4 readers"), at_most=200, unit="MB"),
     *(
         Target(
             title=f"memory at full speed, {delivery}",
             ours=Pick(workload="cost", peer=f"zfabric {delivery}"),
             at_most=100,
+            unit="MB",
         )
         for delivery in ("at-most-once", "at-least-once")
     ),
+    Target(title="two nodes find each other", ours=_discovery("pair"), at_most=300, unit="ms"),
+    Target(title="50 nodes find each other", ours=_discovery("mesh of 50 nodes"), at_most=10, unit="s"),
+    Target(
+        title="50 nodes find each other, encrypted",
+        ours=_discovery("mesh of 50 nodes, encrypted"),
+        at_most=15,
+        unit="s",
+    ),
+    Target(title="CPU time of an idle node", ours=_discovery("idle node, CPU"), at_most=0.5, unit="% of a core"),
+    Target(title="memory of an idle node", ours=_discovery("idle node, memory"), at_most=60, unit="MB"),
 ]

@@ -9,19 +9,21 @@ import json
 import os
 import pkgutil
 import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import machine, peers, readme, report, workloads
+from benchmarks import machine, peers, plan, report, tables, workloads
 from benchmarks.__main__ import main
 from benchmarks.growth import growths
-from benchmarks.harness import run_cell
-from benchmarks.model import Cell, Entry, Link, Missing, Row, Run, Sample
+from benchmarks.harness import TIME_IS_OVER, measure, run_cell
+from benchmarks.model import Cell, Entry, Link, Missing, Part, Results, Row, Run, Sample
 from benchmarks.targets import TARGETS, Pick, Target, judge
 
 ROOT = Path(__file__).parent.parent
@@ -60,7 +62,7 @@ def entries_of(workload: str) -> list[Entry]:
     return [entry for entry in peers.load()[0] if workload in entry.workloads]
 
 
-OWN = ("zfabric", "pyzmq P", "pyzmq R", "Python alone")
+OWN = ("zfabric", "pyzmq P", "pyzmq R", "Python alone", "disk")
 "Words in the names of the peers that are always installed."
 
 TINY = {
@@ -70,7 +72,10 @@ TINY = {
     "latency": ["--load", "50"],
     "requests": ["--in-flight", "1,20"],
     "queue": ["--workers", "2"],
+    "fairness": [],
     "durable": [],
+    "confirm": [],
+    "replay": [],
     "storelog": [],
     "frames": ["--size", "1000000"],
     "cost": [],
@@ -118,7 +123,7 @@ def test_no_workload_is_left_out() -> None:
 FOREIGN = sorted(
     module.name
     for module in pkgutil.iter_modules(peers.__path__)
-    if not module.name.startswith("zfabric") and module.name != "python_alone"
+    if not module.name.startswith("zfabric") and module.name not in {"python_alone", "disk"}
 )
 
 
@@ -126,9 +131,9 @@ FOREIGN = sorted(
 @pytest.mark.parametrize("module", FOREIGN)
 def test_peer_runs(module: str) -> None:
     """A peer that is installed carries a few messages in its first workload; one that is not is skipped by name."""
-    missing = {each.peer: each.what for each in peers.load()[1]}
+    missing = {each.peer: each.why for each in peers.load()[1]}
     if module in missing:
-        pytest.skip(f"{module}: {missing[module]} is not installed")
+        pytest.skip(f"{module}: {missing[module]}")
     entry = importlib.import_module(f"benchmarks.peers.{module}").ENTRIES[0]
     requests = "client" in entry.roles
     run = Run(messages=100, warmup=10, payload=entry.payload)
@@ -163,12 +168,12 @@ def test_absent_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
     entries, missing = peers.load()
 
-    assert Missing(peer="unheard_of", what="package a_library_nobody_has") in missing
+    assert Missing(peer="unheard_of", why="package a_library_nobody_has is not installed") in missing
     assert any(entry.peer == "pyzmq PUSH/PULL" for entry in entries)
 
 
 def test_table_names_what_is_missing_or_wrong() -> None:
-    """Loss, failures, missed targets and absent peers can all be read in the table."""
+    """Loss, failures, parts that did not run and absent peers can all be read in the table."""
     row = Row(
         workload="throughput",
         case="one way",
@@ -179,17 +184,24 @@ def test_table_names_what_is_missing_or_wrong() -> None:
         messages=1000,
         unit="k msg/s",
         **workloads.summarise([3.0, 1.0, 2.0]),
-        target=1.5,
         lost=7,
         ratios={"x PUSH/PULL": 1.25},
         failures=["receiver died"],
     )
     out = io.StringIO()
 
-    report.write_table(out, machine.describe(), [row], [Missing(peer="otherlib", what="package other")])
+    results = Results(
+        machine=machine.describe(),
+        missing=[Missing(peer="otherlib", why="package other is not installed")],
+        rows=[row],
+        parts=[Part(command="latency --quick", seconds=1.0, failure="time is over")],
+    )
+
+    report.write_table(out, results)
     words = " ".join(out.getvalue().split())
 
-    assert "1.25 2.00 1.00 3.00 k msg/s 1.50 1,000 somelib one way LOST 7, FAILED 1, OVER TARGET" in words
+    assert "1.25 2.00 1.00 3.00 k msg/s 1,000 somelib one way LOST 7, FAILED 1" in words
+    assert "FAILED latency --quick: time is over" in words
     assert "not measured: otherlib (package other is not installed)" in words
     assert "FAILED somelib one way tcp: receiver died" in words
 
@@ -303,13 +315,142 @@ def test_report_is_written_and_read_again(tmp_path: Path) -> None:
         assert (first / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_readme_says_what_was_measured() -> None:
-    """The table in the README is that of the stored results: run `python -m benchmarks readme` after a new report."""
-    measured, rows, _ = report.read_json(ROOT / "benchmarks" / "results" / "report.jsonl")
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("document", tables.DOCUMENTS, ids=lambda path: path.name)
+def test_documents_say_what_was_measured(document: Path) -> None:
+    """The tables are those of the stored results: run `python -m benchmarks tables` after a new report."""
+    text = document.read_text(encoding="utf-8")
 
-    assert readme.block(measured, rows) in text
-    assert readme.replaced(text, measured, rows) == text
+    assert tables.replaced(text, report.read_json(ROOT / "benchmarks" / "results" / "report.jsonl")) == text
+
+
+def test_every_table_stands_in_a_document() -> None:
+    """None is made for nothing."""
+    texts = "".join(document.read_text(encoding="utf-8") for document in tables.DOCUMENTS)
+
+    assert re.findall(r"benchmarks: begin (\w+)", texts) == list(tables.TABLES)
+
+
+def test_table_names_misses_and_what_was_not_measured() -> None:
+    """A target that is missed says so, and so does one that nobody measured."""
+    found = results()
+    found.rows.extend(row("throughput", peer, 1.0) for peer in ("zfabric publish_many -> batches", "NATS"))
+    text = "<!-- benchmarks: begin targets -->\n<!-- benchmarks: end -->\n"
+
+    lines = tables.replaced(text, found).splitlines()
+
+    assert "| 100 B bytes, batches, at-most-once | NATS | ≥ 20 | 1x (1 to 1), missed |" in lines
+    assert "| 100 B bytes, batches, at-most-once | Zenoh | ≥ 4 | not measured |" in lines
+
+
+@pytest.mark.parametrize("scale", plan.MINUTES)
+def test_plan_is_made_of_commands(scale: str) -> None:
+    """Every command of a report can be given by hand."""
+    for command in plan.commands(scale):
+        with pytest.raises(SystemExit) as ended:
+            main([*shlex.split(command), "--help"])
+        assert ended.value.code == 0
+
+
+def test_full_report_measures_what_the_targets_need() -> None:
+    """Every workload that a target picks from is in the plan."""
+    named = {command.split()[0] for command in plan.commands("full")}
+
+    assert {pick.workload for target in TARGETS for pick in (target.ours, target.theirs) if pick} <= named
+
+
+def results() -> Results:
+    """Nothing measured yet."""
+    return Results(machine=machine.describe())
+
+
+def one_row(arguments: Sequence[str], deadline: float) -> list[Row]:
+    """What a command gives: a row, or an error for a peer that is broken."""
+    if arguments[1] == "broken":
+        raise LookupError("no such broker")
+    return [row(arguments[0], arguments[1], 1.0)]
+
+
+def test_report_survives_what_goes_wrong() -> None:
+    """A command that raises is named with its reason, and the others still run."""
+    found = results()
+    done = list(plan.run(["queue broken", "queue somelib"], found, one_row, 60))
+
+    assert len(done) == 2
+    assert [part.failure for part in found.parts] == ["LookupError: no such broker", ""]
+    assert [each.peer for each in found.rows] == ["somelib"]
+    assert found.failed
+
+
+def test_report_names_what_its_time_did_not_suffice_for() -> None:
+    """When the time is over the rest is not run, and stands in the results as not run."""
+    found = results()
+    list(plan.run(["queue somelib"], found, one_row, -1))
+
+    assert [(part.command, part.failure) for part in found.parts] == [("queue somelib", TIME_IS_OVER)]
+
+
+def test_report_goes_on_where_it_was_interrupted() -> None:
+    """What was measured is not measured again; what failed is."""
+    found = results()
+    commands = ["queue one", "queue broken"]
+    list(plan.run(commands, found, one_row, 60))
+    list(plan.run(commands, found, lambda arguments, deadline: [row(arguments[0], arguments[1], 2.0)], 60))
+
+    assert [(each.peer, each.median) for each in found.rows] == [("one", 1.0), ("broken", 2.0)]
+    assert not found.failed
+
+
+@pytest.mark.slow
+def test_cell_that_hung_is_not_run_again() -> None:
+    """One hanging peer costs its time once, not once a repetition."""
+    entry = Entry(workloads=(), peer="sleepy", roles={"a": bring_name})
+    (samples,) = measure([Cell(entry=entry, run=Run(timeout_s=0.0), processes=("a",))], 3)
+
+    assert "did not finish in time" in samples[0].failure
+    assert [sample.failure for sample in samples[1:]] == ["not run again, because it hung"] * 2
+
+
+def test_cells_after_the_deadline_are_named_as_not_run() -> None:
+    """A report's time bounds its parts, too."""
+    cell = Cell(entry=Entry(workloads=(), peer="late", roles={}), run=Run(), processes=())
+
+    assert [sample.failure for sample in measure([cell], 2, deadline=0.0)[0]] == [TIME_IS_OVER] * 2
+
+
+@contextmanager
+def broken_server(run: Run) -> Iterator[str]:
+    """A server that cannot start."""
+    if run.directory:
+        raise FileNotFoundError("no such program: broker")
+    yield ""
+
+
+def test_server_that_does_not_start_is_a_failure() -> None:
+    """Whatever it raises; the other peers are still measured."""
+    entry = Entry(workloads=(), peer="brokered", roles={}, server=broken_server)
+
+    assert "no such program" in run_cell(Cell(entry=entry, run=Run(), processes=())).failure
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["throughput", "--size", "big"],
+        ["throughput", "--size", "0"],
+        ["throughput", "--payload", "pickle"],
+        ["fanout", "--subscribers", ""],
+        ["latency", "--transport", "udp"],
+        ["discovery", "--case", "trio"],
+        ["requests", "--repeat", "0"],
+    ],
+)
+def test_bad_option_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """With one line that says what would do, before anything runs."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+
+    assert ended.value.code == 2
+    assert f"argument {arguments[1]}" in capsys.readouterr().err
 
 
 def bring_name(run: Run, link: Link) -> Mapping[str, Any]:

@@ -22,7 +22,9 @@ def load() -> tuple[list[Entry], list[Missing]]:
         try:
             entries += importlib.import_module(f"{__name__}.{module.name}").ENTRIES
         except ModuleNotFoundError as error:
-            missing.append(Missing(peer=module.name, what=f"package {error.name}"))
+            missing.append(Missing(peer=module.name, why=f"package {error.name} is not installed"))
         except Unavailable as error:
-            missing.append(Missing(peer=module.name, what=str(error)))
+            missing.append(Missing(peer=module.name, why=f"{error} is not installed"))
+        except Exception as error:  # noqa: BLE001 - one broken library must not keep the others from being measured
+            missing.append(Missing(peer=module.name, why=f"it cannot be loaded: {type(error).__name__}: {error}"))
     return entries, missing

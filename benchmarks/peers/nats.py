@@ -74,6 +74,15 @@ async def publish_stored(run: Run, link: Link) -> AsyncIterator[Sender]:
 
 
 @asynccontextmanager
+async def publish_one(run: Run, link: Link) -> AsyncIterator[Sender]:
+    """Publish to a stream on disk; each call waits for its confirmation."""
+    async with await nats.connect(run.server) as client:
+        stream = client.jetstream()
+        await stream.add_stream(name="benchmark", subjects=["benchmark.*"], storage="file")
+        yield Sender(sends=[partial(stream.publish, name) for name in run.topic_names])
+
+
+@asynccontextmanager
 async def ask(run: Run, link: Link) -> AsyncIterator[Call]:
     """Request."""
     async with await nats.connect(run.server) as client:
@@ -115,5 +124,11 @@ ENTRIES = [
         roles=_STORED,
         server=partial(server, sync="always"),
         messages_max=10_000,
+    ),
+    Entry(
+        workloads=("confirm",),
+        peer="NATS JetStream, file, sync always",
+        roles={"sender": sending_async(publish_one)},
+        server=partial(server, sync="always"),
     ),
 ]

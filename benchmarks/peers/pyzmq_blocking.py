@@ -8,6 +8,7 @@ for the topic), or in the same frame. Arrays go with `copy=False`, their type an
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +18,7 @@ import msgspec
 import zmq
 
 from benchmarks.drive import Receiver, Sender, receiving, sending
-from benchmarks.model import Entry, Link, Run
+from benchmarks.model import Entry, Link, Run, work_of
 
 __all__ = ["ENTRIES", "bound", "publish", "pull", "push", "subscribe", "zmq_socket"]
 
@@ -40,9 +41,9 @@ def pull(run: Run, link: Link) -> Iterator[Receiver]:
     """Connect a PULL socket and receive."""
     with zmq_socket(zmq.PULL, run) as socket:
         socket.connect(link.meet()["sender"])
-        yield Receiver(
-            receive=partial(_receive_array, socket) if run.payload == "numpy" else socket.recv, silence=zmq.Again
-        )
+        receive = partial(_receive_array, socket) if run.payload == "numpy" else socket.recv
+        work_s = work_of(run, link)
+        yield Receiver(receive=partial(_work, receive, work_s) if work_s else receive, silence=zmq.Again)
 
 
 @contextmanager
@@ -124,6 +125,12 @@ def _subscribed(run: Run, link: Link) -> Iterator[Socket]:
         yield socket
 
 
+def _work(receive: Any, work_s: float) -> Any:
+    value = receive()
+    time.sleep(work_s)
+    return value
+
+
 def _send_envelope(socket: Socket, topic: bytes, value: bytes) -> None:
     socket.send(topic, zmq.SNDMORE)
     socket.send(value)
@@ -164,7 +171,7 @@ ENTRIES = [
 ]
 ENTRIES += [
     Entry(workloads=("fanout", "latency", "cost"), peer="pyzmq PUB/SUB", roles=_PUB_SUB, transports=_BOTH),
-    Entry(workloads=("queue", "cost"), peer="pyzmq PUSH/PULL", roles=_PUSH_PULL, transports=_BOTH),
+    Entry(workloads=("queue", "fairness", "cost"), peer="pyzmq PUSH/PULL", roles=_PUSH_PULL, transports=_BOTH),
     Entry(workloads=("frames",), peer="pyzmq PUB/SUB, copy=False", roles=_PUB_SUB, payload="numpy", transports=_BOTH),
     Entry(workloads=("topics",), peer="pyzmq PUB/SUB, topic in a frame", roles=_ENVELOPES, transports=_BOTH),
     Entry(workloads=("topics",), peer="pyzmq PUB/SUB, topic in the message", roles=_PREFIXED, transports=_BOTH),

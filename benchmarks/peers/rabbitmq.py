@@ -120,7 +120,7 @@ ENTRIES = [
         messages_max=20_000,
     ),
     Entry(
-        workloads=("durable",),
+        workloads=("durable", "confirm"),
         peer="RabbitMQ, pika, confirmed",
         roles={"sender": sending(publish_confirmed)},
         server=server,

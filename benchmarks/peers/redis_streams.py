@@ -56,6 +56,14 @@ def add(run: Run, link: Link) -> Iterator[Sender]:
 
 
 @contextmanager
+def add_one(run: Run, link: Link) -> Iterator[Sender]:
+    """Append one message at a time."""
+    client = redis.Redis.from_url(run.server)
+    yield Sender(sends=[lambda value: client.xadd(STREAM, {"v": value})])
+    client.close()
+
+
+@contextmanager
 def read(run: Run, link: Link) -> Iterator[Receiver]:
     """Read the stream."""
     client = redis.Redis.from_url(run.server)
@@ -115,4 +123,12 @@ ENTRIES += [
         messages_max=50_000,
     )
     for sync in ("everysec", "always")
+]
+ENTRIES += [
+    Entry(
+        workloads=("confirm",),
+        peer="Redis streams, always",
+        roles={"sender": sending(add_one)},
+        server=partial(server, sync="always"),
+    )
 ]

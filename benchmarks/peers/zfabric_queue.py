@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from operator import attrgetter
+from typing import Any
 
 from benchmarks.drive import AsyncReceiver, Sender, receiving_async, sending_async
-from benchmarks.model import Entry, Link, Run
+from benchmarks.model import Entry, Link, Run, work_of
 from benchmarks.peers.zfabric_pubsub import bench_node
+from zfabric import Puller
 
 __all__ = ["ENTRIES", "batches", "jobs", "push"]
 
@@ -29,9 +33,18 @@ async def jobs(run: Run, link: Link) -> AsyncIterator[AsyncReceiver]:
     """Iterate over the jobs; each is acknowledged when the next one is asked for."""
     async with bench_node(link.name, run) as node, node.puller(QUEUE) as puller:
         await puller.wait_for(pushers=1, timeout=WAIT_S)
+        work_s = work_of(run, link)
         yield AsyncReceiver(
-            messages=puller.__aiter__, value=attrgetter("value"), progress=lambda: (puller.handed, puller.pending)
+            messages=partial(_worked, puller, work_s) if work_s else puller.__aiter__,
+            value=attrgetter("value"),
+            progress=lambda: (puller.handed, puller.pending),
         )
+
+
+async def _worked(puller: Puller, work_s: float) -> AsyncIterator[Any]:
+    async for job in puller:
+        await asyncio.sleep(work_s)
+        yield job
 
 
 @asynccontextmanager
@@ -44,10 +57,10 @@ async def batches(run: Run, link: Link) -> AsyncIterator[AsyncReceiver]:
 
 ENTRIES = [
     Entry(
-        workloads=("queue",),
+        workloads=workloads,
         peer=f"zfabric queue, {how}",
         roles={"sender": sending_async(push), "receiver": receiving_async(pull)},
         transports=("tcp", "ipc"),
     )
-    for how, pull in (("async for", jobs), ("batches", batches))
+    for how, pull, workloads in (("async for", jobs, ("queue", "fairness")), ("batches", batches, ("queue",)))
 ]

@@ -7,16 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from benchmarks.model import Cell, Entry, Row, Run, Sample
+from benchmarks.options import number, numbers, words
 from benchmarks.workloads import summarise
-from benchmarks.workloads.rates import numbers
 
 __all__ = ["WORKLOAD"]
-
-PAIR_TARGET_MS = 300.0
-MESH_TARGET_S = 10.0
-SECURE_MESH_TARGET_S = 15.0
-IDLE_CPU_TARGET_PERCENT = 0.5
-IDLE_MEMORY_TARGET_MB = 60.0
 
 SIZES = {"full": (50, 5, 10.0), "quick": (20, 4, 3.0), "tiny": (4, 2, 0.2)}
 "Nodes and processes of the mesh, and seconds of idling."
@@ -35,18 +29,21 @@ class Discovery:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Node counts and durations."""
-        parser.add_argument("--nodes", help="comma-separated numbers of nodes of the mesh (default: 50)")
-        parser.add_argument("--processes", type=int, help="processes of the mesh, at most (default: 5)")
+        parser.add_argument("--nodes", type=numbers, help="comma-separated numbers of nodes of the mesh (default: 50)")
+        parser.add_argument("--processes", type=number, help="processes of the mesh, at most (default: 5)")
         parser.add_argument("--seconds", type=float, help="seconds of idling (default: 10)")
         parser.add_argument("--secure", action="store_true", help="plain and encrypted")
-        parser.add_argument("--case", default="pair,mesh,idle", help="comma-separated: pair, mesh, idle (default: all)")
+        cases = words("pair", "mesh", "idle")
+        parser.add_argument(
+            "--case", type=cases, default="pair,mesh,idle", help="comma-separated: pair, mesh, idle (default: all)"
+        )
 
     def cells(self, options: argparse.Namespace, entries: Sequence[Entry]) -> list[Cell]:
         """Every case for every peer that plays it."""
         nodes, processes, seconds = SIZES[options.scale]
         plans: dict[str, list[tuple[Run, tuple[str, ...], str]]] = {
             "pair": [(Run(), ("pair",) * 2, "pair")],
-            "mesh": [_mesh(count, options.processes or processes) for count in numbers(options.nodes or str(nodes))],
+            "mesh": [_mesh(count, options.processes or processes) for count in options.nodes or [nodes]],
             "idle": [(Run(nodes_total=1, seconds=options.seconds or seconds), ("idle",), "idle node")],
         }
         return [
@@ -58,7 +55,7 @@ class Discovery:
                 axis="nodes" if "mesh" in roles and not secure else "",
                 at=run.nodes_total,
             )
-            for wanted in options.case.split(",")
+            for wanted in options.case
             for run, roles, case in plans[wanted]
             for entry in entries
             for secure in ((False, True) if options.secure else (False,))
@@ -70,15 +67,15 @@ class Discovery:
         rows = []
         for cell, of_cell in zip(cells, samples, strict=True):
             if "idle" in cell.processes:
-                cpu = [float(sample.outcomes["idle"]["cpu_percent"]) for sample in of_cell if not sample.failure]
-                memory = [float(sample.outcomes["idle"]["memory_bytes"]) for sample in of_cell if not sample.failure]
-                rows.append(_row(cell, of_cell, cpu, "% of a core", IDLE_CPU_TARGET_PERCENT))
-                rows.append(_row(cell, of_cell, [size / 1e6 for size in memory], "MB", IDLE_MEMORY_TARGET_MB))
+                idle = [None if sample.failure else sample.outcomes["idle"] for sample in of_cell]
+                cpu = [float(each["cpu_percent"]) if each else None for each in idle]
+                memory = [each["memory_bytes"] / 1e6 if each else None for each in idle]
+                rows.append(_row(replace(cell, case=f"{cell.case}, CPU"), of_cell, cpu, "% of a core"))
+                rows.append(_row(replace(cell, case=f"{cell.case}, memory"), of_cell, memory, "MB"))
             elif "pair" in cell.processes:
-                rows.append(_row(cell, of_cell, [seconds * 1e3 for seconds in _times(of_cell)], "ms", PAIR_TARGET_MS))
+                rows.append(_row(cell, of_cell, [each and each * 1e3 for each in _times(of_cell)], "ms"))
             else:
-                target = SECURE_MESH_TARGET_S if cell.run.secure else MESH_TARGET_S
-                rows.append(_row(cell, of_cell, _times(of_cell), "s", target))
+                rows.append(_row(cell, of_cell, _times(of_cell), "s"))
         return rows
 
 
@@ -86,20 +83,21 @@ def _mesh(nodes: int, processes_max: int) -> tuple[Run, tuple[str, ...], str]:
     """The nodes, shared out evenly among as many processes as may be."""
     processes = max(count for count in range(1, min(processes_max, nodes) + 1) if nodes % count == 0)
     run = Run(nodes=nodes // processes, nodes_total=nodes)
-    return run, ("mesh",) * processes, f"mesh of {nodes} nodes in {processes} processes"
+    return run, ("mesh",) * processes, f"mesh of {nodes} nodes"
 
 
-def _times(samples: Sequence[Sample]) -> list[float]:
+def _times(samples: Sequence[Sample]) -> list[float | None]:
     """From the start of the process that started last until the last one was done."""
     return [
-        max(outcome["done"] for outcome in sample.outcomes.values())
+        None
+        if sample.failure
+        else max(outcome["done"] for outcome in sample.outcomes.values())
         - max(outcome["start"] for outcome in sample.outcomes.values())
         for sample in samples
-        if not sample.failure
     ]
 
 
-def _row(cell: Cell, samples: Sequence[Sample], values: Sequence[float], unit: str, target: float) -> Row:
+def _row(cell: Cell, samples: Sequence[Sample], values: Sequence[float | None], unit: str) -> Row:
     return Row(
         workload="discovery",
         case=cell.case,
@@ -112,7 +110,6 @@ def _row(cell: Cell, samples: Sequence[Sample], values: Sequence[float], unit: s
         axis=cell.axis,
         at=cell.at,
         **summarise(values),
-        target=target,
         failures=[sample.failure for sample in samples if sample.failure],
     )
 

@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 
 from benchmarks.model import Cell, Row, Sample
+from benchmarks.options import numbers
 from benchmarks.workloads import ratio
-from benchmarks.workloads.rates import Rates, Variant, numbers
+from benchmarks.workloads.rates import Rates, Variant
 
 __all__ = ["WORKLOAD"]
 
@@ -22,11 +23,13 @@ class Fanout(Rates):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """The numbers of subscribers."""
         super().add_arguments(parser)
-        parser.add_argument("--subscribers", default="1,8", help="comma-separated numbers (default: %(default)s)")
+        parser.add_argument(
+            "--subscribers", type=numbers, default="1,8", help="comma-separated numbers (default: %(default)s)"
+        )
 
     def variants(self, options: argparse.Namespace) -> Iterator[Variant]:
         """Numbers of subscribers."""
-        for subscribers in numbers(options.subscribers):
+        for subscribers in options.subscribers:
             yield Variant.along("subscribers", subscribers, receivers=subscribers, timeout_s=60.0 + subscribers)
 
     def rows(self, cells: Sequence[Cell], samples: Sequence[Sequence[Sample]]) -> list[Row]:

@@ -12,10 +12,11 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from benchmarks.harness import run_cell
-from benchmarks.model import Cell, Entry, Row, Run, Sample
+from benchmarks.model import Cell, Entry, Row, Run, RunFailed, Sample
+from benchmarks.options import number, numbers
 from benchmarks.workloads import ratio, summarise
 from benchmarks.workloads.percentiles import percentiles_us
-from benchmarks.workloads.rates import numbers, receivers_of
+from benchmarks.workloads.rates import receivers_of
 
 __all__ = ["WORKLOAD"]
 
@@ -23,6 +24,8 @@ BASELINE = "pyzmq PUB/SUB"
 SECONDS = {"full": 3.0, "quick": 1.5, "tiny": 0.1}
 CALIBRATION = {"full": (300_000, 5), "quick": (200_000, 3), "tiny": (2_000, 1)}
 "Messages and repetitions that find raw pyzmq's highest rate."
+AT_ONCE = 1e9
+"A rate at which everything is due from the start."
 TINY_RATE = 10_000
 POINTS = (50, 90, 99, 99.9, 100)
 TITLES = ("p50", "p90", "p99", "p99.9", "longest")
@@ -37,11 +40,13 @@ class Latency:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Loads, duration, size."""
-        parser.add_argument("--load", default="10,50,90", help="comma-separated percents (default: %(default)s)")
-        parser.add_argument("--rate", type=int, help="messages a second that are 100 %% (default: raw pyzmq's highest)")
+        percents = "comma-separated percents (default: %(default)s)"
+        parser.add_argument("--load", type=numbers, default="10,50,90", help=percents)
+        highest = "messages a second that are 100 %% (default: raw pyzmq's highest)"
+        parser.add_argument("--rate", type=number, help=highest)
         parser.add_argument("--seconds", type=float, help="of each run")
-        parser.add_argument("--size", type=int, default=100, help="bytes of a message (default: 100)")
-        parser.add_argument("--transport", default="tcp", help="tcp or ipc (default: tcp)")
+        parser.add_argument("--size", type=number, default=100, help="bytes of a message (default: 100)")
+        parser.add_argument("--transport", choices=("tcp", "ipc"), default="tcp", help="tcp or ipc (default: tcp)")
 
     def cells(self, options: argparse.Namespace, entries: Sequence[Entry]) -> list[Cell]:
         """Every peer at every load."""
@@ -60,7 +65,7 @@ class Latency:
                 processes=("receiver", "sender"),
                 case=f"{load} % load",
             )
-            for load in numbers(options.load)
+            for load in options.load
             for rate in [highest * load / 100]
             for entry in entries
             if options.transport in entry.transports and rate <= entry.messages_max
@@ -88,19 +93,19 @@ class Latency:
 
 
 def _highest_rate(options: argparse.Namespace, entries: Sequence[Entry]) -> float:
-    """What raw pyzmq passes at full speed."""
+    """What raw pyzmq passes at full speed in this very loop: each message with its time, and looked at."""
     if options.scale == "tiny":
         return TINY_RATE
     messages, repetitions = CALIBRATION[options.scale]
     entry = next((entry for entry in entries if entry.peer == BASELINE), None)
     if entry is None:
-        raise SystemExit(f"without {BASELINE} among the peers, --rate must be given")
-    run = Run(transport=options.transport, size=options.size, warmup=messages // 10, messages=messages)
+        raise RunFailed(f"without {BASELINE} among the peers, --rate must be given")
+    run = Run(transport=options.transport, size=options.size, rate=AT_ONCE, warmup=messages // 10, messages=messages)
     cell = Cell(entry=entry, run=run, processes=("receiver", "sender"))
     samples = [run_cell(cell) for _ in range(repetitions)]
     rates = [float(sample.outcomes["receiver"]["rate"]) for sample in samples if not sample.failure]
     if not rates:
-        raise SystemExit(f"{BASELINE} failed: {samples[0].failure}")
+        raise RunFailed(f"{BASELINE} failed: {samples[0].failure}")
     print(f"100 % load is {statistics.median(rates):,.0f} messages a second", file=sys.stderr)
     return statistics.median(rates)
 

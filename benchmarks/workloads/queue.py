@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping
 
-from benchmarks.workloads.rates import Rates, Variant, numbers
+from benchmarks.options import numbers
+from benchmarks.workloads.rates import Rates, Variant
 
 __all__ = ["WORKLOAD"]
 
@@ -21,11 +22,13 @@ class Queue(Rates):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """The numbers of workers."""
         super().add_arguments(parser)
-        parser.add_argument("--workers", default="1,4,16", help="comma-separated numbers (default: %(default)s)")
+        parser.add_argument(
+            "--workers", type=numbers, default="1,4,16", help="comma-separated numbers (default: %(default)s)"
+        )
 
     def variants(self, options: argparse.Namespace) -> Iterator[Variant]:
         """Numbers of workers; each of them ends when nothing more comes."""
-        for workers in numbers(options.workers):
+        for workers in options.workers:
             yield Variant.along("workers", workers, receivers=workers, shared=True, quiet_s=0.5)
 
 

@@ -10,14 +10,10 @@ from typing import Any
 
 from benchmarks import payloads
 from benchmarks.model import Cell, Entry, Row, Run, Sample
+from benchmarks.options import number, numbers, words
 from benchmarks.workloads import ratio, summarise
 
-__all__ = ["Rates", "Variant", "comparable", "cpu_seconds", "numbers", "receivers_of"]
-
-
-def numbers(text: str) -> list[int]:
-    """The numbers of a comma-separated option."""
-    return [int(word) for word in text.split(",")]
+__all__ = ["Rates", "Variant", "comparable", "cpu_seconds", "receivers_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +55,22 @@ class Rates:
     "Names of ratios, and how the names of the peers begin to which they compare."
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Message count, payload sizes and kinds, and transports."""
-        parser.add_argument("--messages", type=int, help="measured messages of one run")
-        parser.add_argument(
-            "--size", default=self.size, help="comma-separated bytes of a payload (default: %(default)s)"
+        """Message counts, payload sizes and kinds, and transports."""
+        counts = parser.add_mutually_exclusive_group()
+        counts.add_argument("--messages", type=number, help="measured messages of one run")
+        counts.add_argument(
+            "--growing", type=numbers, default=[], help="comma-separated numbers of messages, a case for each"
         )
-        parser.add_argument("--transport", default="tcp", help="comma-separated: tcp, ipc (default: tcp)")
-        parser.add_argument("--payload", default=self.payloads, help="comma-separated kinds (default: %(default)s)")
+        parser.add_argument(
+            "--size", type=numbers, default=self.size, help="comma-separated bytes of a payload (default: %(default)s)"
+        )
+        parser.add_argument(
+            "--transport", type=words("tcp", "ipc"), default="tcp", help="comma-separated: tcp, ipc (default: tcp)"
+        )
+        kinds = words(*payloads.KINDS)
+        parser.add_argument(
+            "--payload", type=kinds, default=self.payloads, help="comma-separated kinds (default: %(default)s)"
+        )
 
     def variants(self, options: argparse.Namespace) -> Iterator[Variant]:
         """What is measured with each payload, size and transport."""
@@ -78,17 +83,27 @@ class Rates:
     def cells(self, options: argparse.Namespace, entries: Sequence[Entry]) -> list[Cell]:
         """Every peer with every variant, payload, size and transport that it and the user want."""
         cells = []
-        for payload in options.payload.split(","):
-            for size in numbers(options.size) if payload in {"bytes", "numpy"} else [0]:
-                for transport in options.transport.split(","):
-                    for variant in self.variants(options):
+        for payload in options.payload:
+            for size in options.size if payload in {"bytes", "numpy"} else [0]:
+                for transport in options.transport:
+                    for variant in self._grown(options):
                         run = Run(transport=transport, payload=payload, size=size, **variant.changes)
                         cells += [
                             self._cell(entry, run, variant, options)
                             for entry in entries
                             if transport in entry.transports and entry.payload == payload
                         ]
-        return cells
+        # A peer that is measured with fewer messages has no cell for more of them.
+        return [cell for cell in cells if cell.axis != "messages" or cell.run.messages == cell.at]
+
+    def _grown(self, options: argparse.Namespace) -> Iterator[Variant]:
+        """The variants, or each of them with every number of messages that is asked for."""
+        for variant in self.variants(options):
+            if not options.growing:
+                yield variant
+            for messages in options.growing:
+                more = Variant.along("messages", messages, **variant.changes, messages=messages)
+                yield replace(more, case=f"{more.case}, {variant.case}" if variant.case else more.case)
 
     def _cell(self, entry: Entry, run: Run, variant: Variant, options: argparse.Namespace) -> Cell:
         copies = 1 if run.shared else run.receivers

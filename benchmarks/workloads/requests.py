@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 from benchmarks.model import Cell, Entry, Row, Run, Sample
+from benchmarks.options import number, numbers, words
 from benchmarks.workloads import ratio, summarise
 from benchmarks.workloads.percentiles import percentiles_us
-from benchmarks.workloads.rates import numbers
 
 __all__ = ["WORKLOAD"]
 
@@ -27,16 +27,19 @@ class Requests:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Request count, size, and how many wait at one time."""
-        parser.add_argument("--messages", type=int, help="measured requests of one run")
-        parser.add_argument("--size", type=int, default=100, help="bytes of a request and reply (default: 100)")
-        parser.add_argument("--transport", default="tcp", help="comma-separated: tcp, ipc (default: tcp)")
-        parser.add_argument("--in-flight", default="1,10,100,1000", help="comma-separated (default: %(default)s)")
+        parser.add_argument("--messages", type=number, help="measured requests of one run")
+        parser.add_argument("--size", type=number, default=100, help="bytes of a request and reply (default: 100)")
+        parser.add_argument(
+            "--transport", type=words("tcp", "ipc"), default="tcp", help="comma-separated: tcp, ipc (default: tcp)"
+        )
+        counts = "comma-separated numbers (default: %(default)s)"
+        parser.add_argument("--in-flight", type=numbers, default="1,10,100,1000", help=counts)
 
     def cells(self, options: argparse.Namespace, entries: Sequence[Entry]) -> list[Cell]:
         """Every peer with every number in flight."""
         cells = []
-        for transport in options.transport.split(","):
-            for in_flight in numbers(options.in_flight):
+        for transport in options.transport:
+            for in_flight in options.in_flight:
                 for entry in entries:
                     if transport in entry.transports and in_flight <= entry.in_flight_max:
                         messages = options.messages or MESSAGES[options.scale] // (ALONE if in_flight == 1 else 1)

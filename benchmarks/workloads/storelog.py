@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 from benchmarks.model import Cell, Entry, Row, Run, Sample
+from benchmarks.options import number
 from benchmarks.workloads import summarise
 
 __all__ = ["BATCHES", "CASES", "WORKLOAD"]
@@ -39,7 +40,9 @@ class StoreLog:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """How far it grows."""
-        parser.add_argument("--messages", type=int, help="messages of 100 bytes in the grown log (default: 10 million)")
+        parser.add_argument(
+            "--messages", type=number, help="messages of 100 bytes in the grown log (default: 10 million)"
+        )
 
     def cells(self, options: argparse.Namespace, entries: Sequence[Entry]) -> list[Cell]:
         """One cell for each engine."""

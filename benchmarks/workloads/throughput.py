@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from benchmarks.model import Cell, Entry
 from benchmarks.workloads import ratio
-from benchmarks.workloads.rates import Rates, Variant, comparable, numbers
+from benchmarks.workloads.rates import Rates, Variant, comparable
 
 __all__ = ["WORKLOAD"]
 
@@ -24,19 +24,15 @@ class Throughput(Rates):
     baselines: Mapping[str, str] = {"x PUSH/PULL": "pyzmq PUSH/PULL", "x PUB/SUB": "pyzmq PUB/SUB"}
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Encryption, and how the cost grows with the number of messages."""
+        """Encryption."""
         super().add_arguments(parser)
         parser.add_argument("--secure", action="store_true", help="plain and encrypted, peers that can do both")
-        parser.add_argument("--growing", default="", help="comma-separated numbers of messages, a case for each")
 
     def variants(self, options: argparse.Namespace) -> Iterator[Variant]:
-        """One case; or plain and encrypted; or one for each number of messages."""
+        """One case, or plain and encrypted."""
         if options.secure:
             yield Variant(case=PLAIN)
             yield Variant(case="encrypted", changes={"secure": True})
-        elif options.growing:
-            for messages in numbers(options.growing):
-                yield Variant.along("messages", messages, messages=messages)
         else:
             yield Variant()
 

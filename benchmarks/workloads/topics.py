@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping
 
-from benchmarks.workloads.rates import Rates, Variant, numbers
+from benchmarks.options import numbers
+from benchmarks.workloads.rates import Rates, Variant
 
 __all__ = ["WORKLOAD"]
 
@@ -24,11 +25,13 @@ class Topics(Rates):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """The numbers of topics."""
         super().add_arguments(parser)
-        parser.add_argument("--topics", default="1,100,10000", help="comma-separated numbers (default: %(default)s)")
+        parser.add_argument(
+            "--topics", type=numbers, default="1,100,10000", help="comma-separated numbers (default: %(default)s)"
+        )
 
     def variants(self, options: argparse.Namespace) -> Iterator[Variant]:
         """Numbers of topics."""
-        for topics in numbers(options.topics):
+        for topics in options.topics:
             yield Variant.along("topics", topics, topics=topics)
 
 
