@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "tables":
             return _write_tables(report.read_json(options.results))
         return _measure(options, known)
-    except (RunFailed, ValueError) as error:
+    except (RunFailed, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -109,9 +110,10 @@ def _report(options: argparse.Namespace, known: Sequence[workloads.Workload]) ->
 def _start(options: argparse.Namespace, folder: Path) -> Results:
     """Nothing measured yet; or what the interrupted report in that folder had measured of the same software."""
     results = Results(machine=machine.describe(), missing=peers.load()[1])
-    if not options.resume:
+    written = folder / "report.jsonl"
+    if not options.resume or not written.exists():
         return results
-    earlier = report.read_json(folder / "report.jsonl")
+    earlier = report.read_json(written)
     if earlier.machine.versions != results.machine.versions:
         raise ValueError(f"what stands in {folder} was measured with other versions: start anew, without --resume")
     return earlier
@@ -170,4 +172,6 @@ def _add_scale(command: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
+    # Servers have sessions of their own: they must be ended by us, whatever ends us.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())
