@@ -13,9 +13,10 @@ import pytest
 from tests.protocol.network import LATENCY_S, Party, World, meet
 from zfabric.config import Config
 from zfabric.events import AckRefused, JobsOrphaned, ProtocolError
+from zfabric.protocol.deliveries import Delivery
 from zfabric.protocol.dispatcher import Dispatcher
 from zfabric.protocol.jobs import QueuePolicy
-from zfabric.protocol.pulls import Delivery, Pull
+from zfabric.protocol.pulls import Pull
 from zfabric.wire.queue_records import (
     Credit,
     Jobs,

@@ -12,10 +12,11 @@ import pytest
 from tests.simulation.saboteurs import Saboteur, must_be_missed
 from zfabric.config import Config
 from zfabric.protocol.channels import Channels
+from zfabric.protocol.deliveries import Delivery
 from zfabric.protocol.dispatcher import Dispatcher
 from zfabric.protocol.jobs import Job, JobState, Lease, QueuePolicy
 from zfabric.protocol.lines import Line
-from zfabric.protocol.pulls import Delivery, Pull
+from zfabric.protocol.pulls import Pull
 from zfabric.protocol.queues import Queues
 from zfabric.protocol.waiting import Waiting
 from zfabric.protocol.workers import Worker, WorkerKey
@@ -56,9 +57,9 @@ def acks_are_not_sent(patch: pytest.MonkeyPatch) -> None:
     """A worker keeps to itself what it has done."""
     real = Pull.flush
 
-    def flush(pull: Pull) -> None:
+    def flush(pull: Pull, now: float) -> None:
         pull._dirty.clear()
-        real(pull)
+        real(pull, now)
 
     patch.setattr(Pull, "flush", flush)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from itertools import count, repeat
 from types import TracebackType
 from typing import Any
@@ -12,8 +12,9 @@ from zfabric.errors import DecodeFailed, LocalProtocolError, NodeClosed
 from zfabric.events import DecodeError
 from zfabric.model import Job
 from zfabric.node.driver import Driver
+from zfabric.protocol.deliveries import Delivery
 from zfabric.protocol.jobs import PRIORITY_DEFAULT
-from zfabric.protocol.pulls import Delivery, Pull
+from zfabric.protocol.pulls import Pull
 from zfabric.wire.codec import Codec
 from zfabric.wire.queue_records import JobMeta, Jobs, Undone
 
@@ -30,13 +31,13 @@ class Puller:
 
     def __init__(self, driver: Driver, codec: Codec, closed: Callable[[Puller], None], *, manual: bool) -> None:
         self.pull: Pull
-        self.handed = 0
-        "Jobs handed out."
         self._driver = driver
         self._codec = codec
         self._on_close = closed
         self._manual = manual
         self._current: tuple[Delivery, int, int] | None = None
+        self._rest: Iterator[Job] = iter(())
+        self._unfit = 0
         self._waiters: set[asyncio.Future[None]] = set()
         self._reading = False
         self._closed = False
@@ -51,8 +52,8 @@ class Puller:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and self._current is not None:
-            self._give_up(f"{type(error).__name__}: {error}")
+        if error is not None:
+            self._finish(f"{type(error).__name__}: {error}")
         await self.close()
 
     @property
@@ -68,7 +69,14 @@ class Puller:
     @property
     def pending(self) -> int:
         """Jobs that are here: in hand, or waiting for their turn."""
+        self.pull.catch_up()
         return self.pull.held
+
+    @property
+    def handed(self) -> int:
+        """Jobs handed out."""
+        self.pull.catch_up()
+        return self.pull.begun - self._unfit
 
     async def wait_for(self, pushers: int = 1, timeout: float | None = None) -> None:
         """Return once that many nodes have this queue.
@@ -79,22 +87,44 @@ class Puller:
 
     # -- reading -------------------------------------------------------------------------------
 
-    def __aiter__(self) -> AsyncIterator[Job]:
-        return self
+    async def __aiter__(self) -> AsyncIterator[Job]:
+        """Job after job, until the puller or its node is closed."""
+        pull = self.pull
+        while True:
+            for job in self._rest:
+                yield job
+                if pull.seen:
+                    self._moves_on()
+            jobs = await self._next(1, follow=True)
+            if jobs:
+                yield jobs[0]
+            elif self._closed:
+                return
 
     async def __anext__(self) -> Job:
-        jobs = await self._next(1)
-        if not jobs:
-            raise StopAsyncIteration
-        return jobs[0]
+        while True:
+            if self.pull.seen:
+                self._moves_on()
+            for job in self._rest:
+                return job
+            jobs = await self._next(1, follow=True)
+            if jobs:
+                return jobs[0]
+            if self._closed:
+                raise StopAsyncIteration
+
+    def _moves_on(self) -> None:
+        """The node has seen how far the reader had come, and the reader goes on: look again after this turn."""
+        self.pull.seen, self.pull.changed = False, True
+        self._driver.schedule_pump()
 
     async def receive(self, timeout: float | None = None) -> Job:
         """The next job. Raises TimeoutError after `timeout` seconds, NodeClosed at the end."""
-        async with asyncio.timeout(timeout):
-            jobs = await self._next(1)
-        if not jobs:
-            raise NodeClosed(f"the puller of {self.queue!r} is closed")
-        return jobs[0]
+        try:
+            async with asyncio.timeout(timeout):
+                return await self.__anext__()
+        except StopAsyncIteration:
+            raise NodeClosed(f"the puller of {self.queue!r} is closed") from None
 
     async def batches(self) -> AsyncIterator[list[Job]]:
         """The fast path: lists of jobs, one for each lease; with `ack="auto"` all of one are done together."""
@@ -105,47 +135,45 @@ class Puller:
         """The next list of jobs, as `batches` gives them; empty at the end."""
         return await self._next(None)
 
-    async def _next(self, jobs_max: int | None) -> list[Job]:
+    async def _next(self, jobs_max: int | None, *, follow: bool = False) -> list[Job]:
+        """As `take`; with `follow`, and where jobs need no look of ours, they are in `_rest` instead."""
         if self._reading:
             raise LocalProtocolError(f"another task reads the puller of {self.queue!r} already")
         self._reading = True
         try:
             self._finish()
-            return await self.take(jobs_max)
+            return await self.take(jobs_max, follow=follow and not self._manual)
         finally:
             self._reading = False
 
-    def _finish(self) -> None:
-        """What was handed out before is done, now that its reader asks for more."""
+    def _finish(self, reason: str | None = None) -> None:
+        """What was handed out before is done, now that its reader asks for more; with a reason, it has failed."""
+        self._rest = iter(())
+        self.pull.settle_followed(reason)
         if self._current is not None:
             delivery, start, stop = self._current
             self._current = None
             for first, last in _in_hand(delivery, start, stop):
-                self.pull.done(delivery, first, last)
+                if reason is None:
+                    self.pull.done(delivery, first, last)
+                else:
+                    self.pull.undone(delivery, first, last, "nack", reason=reason)
 
-    def _give_up(self, reason: str) -> None:
-        """What was handed out has failed."""
-        assert self._current is not None
-        delivery, start, stop = self._current
-        self._current = None
-        for first, last in _in_hand(delivery, start, stop):
-            self.pull.undone(delivery, first, last, "nack", reason=reason)
-
-    async def take(self, jobs_max: int | None) -> list[Job]:
+    async def take(self, jobs_max: int | None, *, follow: bool = False) -> list[Job]:
         """Up to that many jobs of one lease, for the caller to settle; empty at the end. Several tasks may wait."""
         pull, driver = self.pull, self._driver
         if pull.changed:
             driver.schedule_pump()
-        if jobs_max is None or not pull.available:
+        if jobs_max is None or follow or pull.head() is None:
             await asyncio.sleep(0)  # a busy reader lets the node's own work go on
         while True:
             if self._closed:
                 return []
             driver.check_open()
-            taken = pull.take(jobs_max, driver.loop.time())
-            if taken is not None:
-                jobs = self._hand_out(*taken)
-                if jobs:
+            delivery = pull.head()
+            if delivery is not None:
+                jobs = self._hand_out(delivery, jobs_max, follow=follow)
+                if jobs or pull.followed:
                     return jobs
                 continue
             if pull.changed:
@@ -170,18 +198,26 @@ class Puller:
 
     # -- jobs ----------------------------------------------------------------------------------
 
-    def _hand_out(self, delivery: Delivery, start: int, stop: int) -> list[Job]:
-        """What was taken, decoded; without what is too late or does not decode."""
+    def _hand_out(self, delivery: Delivery, jobs_max: int | None, *, follow: bool) -> list[Job]:
+        """What is next of a lease, decoded; without what is too late or does not decode."""
+        now, meta = self._driver.loop.time(), delivery.jobs.meta
         if delivery.values is None:
             delivery.values = self._decode(delivery)
+        special = (meta is not None and bool(meta.ttl_ms)) or len(delivery.values) > delivery.jobs.count
+        if follow and not special:
+            self._rest = self.pull.follow(delivery, delivery.values[delivery.started : delivery.stop], now)
+            self._driver.schedule_pump()
+            return []
+        taken = self.pull.take(jobs_max, now)
+        assert taken is not None
+        _, start, stop = taken
         jobs: list[Job] = delivery.values[start:stop]
-        if delivery.jobs.meta is not None or None in jobs:
+        if special:
             jobs = self._sort_out(delivery, jobs, start)
         elif self._manual:
             self.pull.single_out(delivery, start)
         else:
             self._current = delivery, start, stop
-        self.handed += len(jobs)
         return jobs
 
     def _sort_out(self, delivery: Delivery, jobs: list[Job], start: int) -> list[Job]:
@@ -201,6 +237,7 @@ class Puller:
                 good.append(job)
         if not self._manual:
             self._current = delivery, start, start + len(jobs)
+        self._unfit += len(jobs) - len(good)
         return good
 
     def _decode(self, delivery: Delivery) -> list[Any]:
@@ -241,6 +278,7 @@ class Puller:
         """A job's reader has told its fate."""
         position = job._position  # noqa: SLF001 - hidden from users, not from us
         pull = self.pull
+        pull.catch_up()
         hands = delivery.hands
         if position not in hands or hands[position][0] != position + 1:
             batch = next((start for start, (stop, _) in hands.items() if start <= position < stop), None)

@@ -23,6 +23,8 @@ __all__ = ["OpenJobs", "Pusher"]
 
 CHUNK_MAX = 4096
 "Values that `push_many` encodes in one call, at most."
+BLOCKS_PER_TURN_MAX = 16
+"Full blocks that are pushed before the node's own work goes on: one for each worker, at most so many."
 _HEAD = struct.Struct(">BI")
 
 
@@ -77,6 +79,7 @@ class Pusher:
         self._release = release
         self._closed = False
         self._chunk_size = 64
+        self._unpaused = 0
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self.depth} jobs, {self.workers} workers"
@@ -189,7 +192,7 @@ class Pusher:
             dedupe_id=dedupe_id,
         )
         if not self._open.count:
-            await asyncio.sleep(0)
+            await self._breathe()
         return number
 
     async def push_many(self, values: Iterable[Any]) -> int:
@@ -208,7 +211,7 @@ class Pusher:
                 for value in chunk:
                     number = await self.push(value)
             if not jobs.count:
-                await asyncio.sleep(0)
+                await self._breathe()
         return number
 
     def _push_chunk(self, chunk: list[Any]) -> bool:
@@ -241,6 +244,13 @@ class Pusher:
             if not dispatcher.finished(before):
                 failure = "this node", dispatcher.floor, before - 1, "it closed"
                 raise DeliveryFailed(self.queue, (failure,)) from None
+
+    async def _breathe(self) -> None:
+        """Let the node's own work go on, once there is a long lease for each worker: small ones cost them much more."""
+        self._unpaused += 1
+        if self._unpaused >= min(self.workers, BLOCKS_PER_TURN_MAX):
+            self._unpaused = 0
+            await asyncio.sleep(0)
 
     async def _room(self) -> None:
         self._driver.check_open()

@@ -143,7 +143,7 @@ class NodeQueues:
         pulled, held = dict(self._pulled), dict[str, int]()
         for puller in self._pullers:
             pulled[puller.queue] = pulled.get(puller.queue, 0) + puller.handed
-            held[puller.queue] = held.get(puller.queue, 0) + puller.pull.held
+            held[puller.queue] = held.get(puller.queue, 0) + puller.pending
         told: dict[str, QueueStatistics] = {}
         for name in sorted({*queues.dispatchers, *pulled}):
             dispatcher = queues.dispatchers.get(name)

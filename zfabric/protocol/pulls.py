@@ -7,11 +7,12 @@ share it; those that have none keep a part, so that their first job needs no que
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import inf
 from typing import Any
 
 from zfabric.config import Config
+from zfabric.protocol.deliveries import Delivery, Followed, PullSource
 from zfabric.wire import queue_records
 from zfabric.wire.queue_records import (
     Credit,
@@ -25,62 +26,13 @@ from zfabric.wire.queue_records import (
     Undone,
 )
 
-__all__ = ["Delivery", "Pull", "PullSource"]
+__all__ = ["Pull"]
 
 DONE_PER_RECORD_MAX = 5000
 CREDIT_MIN = 2
 "An adaptive puller's credit, at least, beside what its concurrency needs."
 CREDIT_FIRST = 64
 DELAY_MS_MAX = 10**12
-
-
-class Delivery:
-    """The jobs of one lease."""
-
-    # fmt: off
-    __slots__ = (
-        "alive", "hands", "jobs", "late", "left", "received_at", "source", "started", "stop",
-        "unsaid", "values",
-    )
-    # fmt: on
-
-    def __init__(self, source: PullSource, jobs: Jobs, now: float) -> None:
-        self.source = source
-        self.jobs = jobs
-        self.received_at = now
-        self.started = 0
-        "Positions before this one are, or were, in somebody's hands."
-        self.stop = jobs.count
-        "Positions from here on were given back."
-        self.left = jobs.count
-        "Positions that are not settled."
-        self.hands: dict[int, tuple[int, float]] = {}
-        "Positions in hand: (start -> stop, since)."
-        self.unsaid: list[tuple[int, int]] = []
-        "Done, and the pusher does not know."
-        self.late: set[int] = set()
-        "Positions whose handler showed no sign of life for too long."
-        self.alive = True
-        "Whether the pusher still holds us for the lease's owner."
-        self.values: Any = None
-        "For whoever decodes them."
-
-
-class PullSource:
-    """One pusher's node, as one puller sees it."""
-
-    __slots__ = ("deliveries", "granted", "hungry", "keep", "peer_id", "renew_at")
-
-    def __init__(self, peer_id: bytes, renew_at: float) -> None:
-        self.peer_id = peer_id
-        self.granted = 0
-        "Credit that it has."
-        self.keep = -1
-        "How much of it it may keep without jobs."
-        self.hungry = False
-        "It has jobs for us and no credit."
-        self.deliveries: dict[int, Delivery] = {}
-        self.renew_at = renew_at
 
 
 class Pull:
@@ -112,6 +64,10 @@ class Pull:
         "All handlers hang: nobody takes jobs."
         self.readers = 0
         "Who waits for jobs."
+        self.seen = False
+        "What the reader took since `follow` or since it cleared this was looked at."
+        self.begun = 0
+        "Jobs that were taken."
         self.sources: dict[bytes, PullSource] = {}
         self.refused: list[tuple[bytes, int]] = []
         "Settled too late: (pusher, jobs)."
@@ -131,6 +87,8 @@ class Pull:
         self._waiting: deque[Delivery] = deque()
         self._dirty: dict[int, Delivery] = {}
         self._check_at = inf
+        self._followed: Followed | None = None
+        self._now = 0.0
 
     def __repr__(self) -> str:
         return f"<Pull {self.queue}/{self.number} held={self.held} credit={self._credit} sources={len(self.sources)}>"
@@ -163,12 +121,14 @@ class Pull:
         source = self.sources.pop(peer_id, None)
         if source is None:
             return 0
+        self.catch_up()
         self._granted -= source.granted
         self.changed = True
         lost = 0
         for delivery in source.deliveries.values():
             lost += delivery.left
             delivery.alive = False
+            self._cut(delivery, delivery.started)
             self._forget(delivery)
         self._waiting = deque(delivery for delivery in self._waiting if delivery.alive)
         return lost
@@ -211,6 +171,8 @@ class Pull:
 
     def recalled(self, peer_id: bytes, jobs: int, now: float) -> None:
         """Somebody else has nothing to do: give back what nobody has begun with, the newest first."""
+        self._now = now
+        self.catch_up()
         for delivery in reversed(self._waiting):
             if delivery.source.peer_id == peer_id and jobs > 0:
                 some = min(jobs, delivery.stop - delivery.started)
@@ -221,34 +183,93 @@ class Pull:
         stop = delivery.stop
         if start < stop:
             delivery.stop = start
+            self._cut(delivery, start)
             self.undone(delivery, start, stop, "returned")
+
+    def _cut(self, delivery: Delivery, start: int) -> None:
+        """The reader shall get none of these."""
+        followed = self._followed
+        if followed is not None and followed.delivery is delivery:
+            del followed.jobs[start - followed.base :]
 
     # -- jobs ----------------------------------------------------------------------------------
 
-    def take(self, jobs_max: int | None, now: float) -> tuple[Delivery, int, int] | None:
-        """The next jobs, from one lease: (delivery, start, stop). They are in hand from now on."""
+    def head(self) -> Delivery | None:
+        """The lease whose jobs are next."""
         if self.stuck:
             self.stuck, self.changed = False, True
         while self._waiting:
             delivery = self._waiting[0]
-            start, stop = delivery.started, delivery.stop
-            if start == stop or not delivery.alive:
-                self._waiting.popleft()
-                continue
-            if self._adaptive:
-                self._adapt(delivery, now)
-            if jobs_max is not None:
-                stop = min(stop, start + jobs_max)
-            delivery.started = stop
-            delivery.hands[start] = stop, now
-            self._check_at = min(self._check_at, now + self._handler_timeout_s)
-            return delivery, start, stop
+            if delivery.started < delivery.stop and delivery.alive:
+                return delivery
+            self._waiting.popleft()
         return None
 
+    def take(self, jobs_max: int | None, now: float) -> tuple[Delivery, int, int] | None:
+        """The next jobs, from one lease: (delivery, start, stop). They are in hand from now on."""
+        delivery = self.head()
+        if delivery is None:
+            return None
+        if self._adaptive:
+            self._adapt(delivery, now)
+        start, stop = delivery.started, delivery.stop
+        if jobs_max is not None:
+            stop = min(stop, start + jobs_max)
+        self.begun += stop - start
+        self._in_hand(delivery, start, stop, now)
+        return delivery, start, stop
+
+    def _in_hand(self, delivery: Delivery, start: int, stop: int, now: float) -> None:
+        delivery.started = stop
+        delivery.hands[start] = stop, now
+        self._check_at = min(self._check_at, now + self._handler_timeout_s)
+
+    def follow(self, delivery: Delivery, jobs: list[Any], now: float) -> Iterator[Any]:
+        """Let a reader take the jobs of the first lease one by one: each is done when it takes the next one.
+
+        `jobs` stand for the positions that nobody has begun with; those that are given back vanish from it. Call
+        `settle_followed` when the reader is through, or wants to go on in another way.
+        """
+        if self._adaptive:
+            self._adapt(delivery, now)
+        self._now = now
+        self._followed = followed = Followed(delivery, jobs)
+        self.seen, self.changed = False, True
+        return followed.rest
+
     @property
-    def available(self) -> bool:
-        """Whether `take` would give something."""
-        return any(delivery.started < delivery.stop for delivery in self._waiting)
+    def followed(self) -> bool:
+        """Whether a reader takes jobs one by one."""
+        return self._followed is not None
+
+    def catch_up(self) -> None:
+        """See how far the reader has come."""
+        followed = self._followed
+        if followed is None:
+            return
+        self.seen = True
+        delivery, begun = followed.delivery, followed.begun
+        started = delivery.started
+        if begun == started:
+            return
+        first = started - 1 if started > followed.base and started - 1 in delivery.hands else started
+        self.begun += begun - started
+        self._in_hand(delivery, begun - 1, begun, self._now)
+        if first < begun - 1:
+            self.done(delivery, first, begun - 1)
+
+    def settle_followed(self, reason: str | None = None) -> None:
+        """The reader is done with what it took; with a reason, the last of it failed. It takes no more in this way."""
+        self.catch_up()
+        followed, self._followed = self._followed, None
+        if followed is None:
+            return
+        delivery = followed.delivery
+        last = delivery.started - 1
+        if last in delivery.hands and reason is None:
+            self.done(delivery, last, last + 1)
+        elif last in delivery.hands:
+            self.undone(delivery, last, last + 1, "nack", reason=reason or "")
 
     def _adapt(self, delivery: Delivery, now: float) -> None:
         """Jobs shall wait here long enough to bridge the way to their pushers, and not much longer."""
@@ -312,6 +333,8 @@ class Pull:
 
     def renew(self, delivery: Delivery, start: int, now: float) -> None:
         """The handler of a job that is in hand lives."""
+        self._now = now
+        self.catch_up()
         if start in delivery.hands:
             delivery.hands[start] = delivery.hands[start][0], now
 
@@ -326,6 +349,7 @@ class Pull:
 
     def give_up(self, reason: str) -> None:
         """Give back what is in hand: nobody will settle it."""
+        self.catch_up()
         for source in self.sources.values():
             for delivery in list(source.deliveries.values()):
                 for start, (stop, _) in list(delivery.hands.items()):
@@ -333,6 +357,7 @@ class Pull:
 
     def return_all(self) -> None:
         """Give back what nobody has begun with."""
+        self.catch_up()
         for delivery in reversed(self._waiting):
             self._give_back(delivery, delivery.started)
         self._waiting.clear()
@@ -346,6 +371,8 @@ class Pull:
 
     def handle_timer(self, now: float) -> None:
         """Renew leases; give up handlers that show no sign of life."""
+        self._now = now
+        self.catch_up()
         for source in self.sources.values():
             if source.renew_at <= now:
                 source.renew_at = now + self._lease_s / 3
@@ -372,8 +399,10 @@ class Pull:
             for peer_id in self.sources:
                 self._tell(peer_id, CreditRecall(self.number))
 
-    def flush(self) -> None:
+    def flush(self, now: float) -> None:
         """Say what is done, and grant what credit is free."""
+        self._now = now
+        self.catch_up()
         self.changed = False
         dirty, self._dirty = self._dirty, {}
         done: dict[bytes, list[tuple[int, int, int]]] = {}

@@ -342,7 +342,7 @@ class Queues:
                     more = True
             for pull in list(self.pulls.values()):
                 if pull.changed:
-                    pull.flush()
+                    pull.flush(now)
                     more = True
                     if pull.closed and not pull.held:
                         del self.pulls[pull.number]

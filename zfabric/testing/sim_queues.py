@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from zfabric.events import AckRefused
+from zfabric.protocol.deliveries import Delivery
 from zfabric.protocol.jobs import PRIORITY_DEFAULT, QueuePolicy
-from zfabric.protocol.pulls import Delivery, Pull
+from zfabric.protocol.pulls import Pull
 from zfabric.testing.sim_jobs import JobOracle, JobTruth, QueueTruth
 from zfabric.testing.sim_truth import Violation
 from zfabric.wire.queue_records import JobsUndone, QueueRecord
