@@ -215,6 +215,10 @@ class Config:
     identities_poll_s: float = 1.0
     "How often the directory of identities is looked at: who is revoked loses its links after this long, at most."
 
+    # -- signatures ----------------------------------------------------------------------------
+    require_signatures: bool = False
+    "Batches that are not signed are delivered, or stored, nowhere on this node. Those with a bad signature never are."
+
     # -- events --------------------------------------------------------------------------------
     events_max: int = 10_000
     "Events that wait in one `node.events()` iterator; the oldest go first, counted."

@@ -83,6 +83,20 @@ class AuthenticationFailed(Event, frozen=True):
     "What is known; the other side may know more."
 
 
+class SignatureRefused(Event, frozen=True):
+    """Messages `first` to `last` (inclusive) were not delivered: they are not signed as they must be.
+
+    Each is a Gap as well; this is told once a minute for each stream and reason.
+    """
+
+    source: Source
+    "The node whose messages these are said to be."
+    topic: str
+    first: int
+    last: int
+    reason: str
+
+
 class DuplicateId(Event, frozen=True):
     """Another live node uses a node id that is taken; the newer one is refused."""
 
@@ -114,7 +128,8 @@ class Gap(Event, frozen=True):
     cause: str
     """At-most-once: `overflow` (a queue on the way was full, or the link broke) or `buffer` (this subscription's own
     bound). Reliable: `expired` (the publisher keeps it no longer), `evicted`, `closed` or `epoch` (the publisher
-    ended or began anew), `too-large` (over this node's Config.frame_bytes_max) or `unanswered`."""
+    ended or began anew), `too-large` (over this node's Config.frame_bytes_max) or `unanswered`. Either: `signature`
+    (see SignatureRefused)."""
 
     @property
     def count(self) -> int:

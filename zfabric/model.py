@@ -346,6 +346,8 @@ class Statistics(msgspec.Struct, frozen=True):
     "Connections that came to nothing because of keys."
     strangers: int
     "Frames from connections that never said HELLO, or from nodes that are not peers."
+    signatures_refused: int = 0
+    "Messages that were not delivered because of their signature, or because they had none."
     queues: dict[str, QueueStatistics] = {}
 
     def total(self, name: str) -> int:

@@ -55,6 +55,8 @@ REACHED = {
     "unsettled_max": "node/test_reliable.py::test_unsettled_messages_are_bounded",
     "grace_s": "node/test_reliable.py::test_a_reader_that_does_not_return_fails_what_waits_for_it",
     "evict_slow": "node/test_reliable.py::test_slow_readers_are_given_up_only_if_asked_for",
+    # signatures
+    "require_signatures": "security/test_signatures.py::test_a_store_may_ask_for_signatures",
     # services
     "services_max": "protocol/test_calls.py::test_limits_of_a_node",
     "service_concurrency": "contract/test_services.py::test_defaults_come_from_the_config",

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.hostile.conftest import next_event
+from tests.security.town import SEEDS_ONLY, Opened, Town, exchange
 from tests.waiting import wait_until_async
 from zfabric import (
     AccessDenied,
     AuthenticationFailed,
-    Config,
     InvalidKey,
     Node,
     NoResponders,
@@ -24,98 +21,7 @@ from zfabric import (
     ProtocolError,
     RequestTimeout,
 )
-from zfabric.security.identities import accept, create, invite, revoke, rotate, unpack
-from zfabric.testing import RealFabric
-
-QUICK = Config(
-    mdns=False,
-    handshake_timeout_s=0.5,
-    reconnect_interval_s=0.02,
-    reconnect_interval_s_max=0.1,
-    identities_poll_s=0.02,
-)
-SEEDS_ONLY = replace(QUICK, registry=False)
-ROLES = """
-[sensor]
-publish = ["plant.*.temp"]
-[viewer]
-subscribe = ["plant.#"]
-[worker]
-pull = ["jobs.#"]
-serve = ["math.#"]
-[boss]
-push = ["jobs.#"]
-request = ["math.#"]
-[clerk]
-publish = ["#"]
-subscribe = ["log.app"]
-"""
-
-
-class Town:
-    """One directory of identities per node, as on different hosts."""
-
-    def __init__(self, root: Path, fabric: RealFabric) -> None:
-        self.root = root
-        self.fabric = fabric
-        create(root / "mayor", fabric.name, "mayor")
-        (root / "mayor" / "roles.toml").write_text(ROLES)
-
-    def invite(self, name: str, *roles: str) -> Path:
-        """Let somebody join; everybody's directory is brought up to date."""
-        token = invite(self.root / "mayor", self.fabric.name, name, roles or ("member",))
-        _, _, files, secret = accept(token)
-        unpack(self.root / name, files, secret)
-        self.spread()
-        return self.root / name
-
-    def spread(self) -> None:
-        """Copy what the mayor trusts to everybody."""
-        source = self.root / "mayor"
-        for directory in self.root.iterdir():
-            if directory != source:
-                for path in (directory / "trusted").iterdir():
-                    if not (source / "trusted" / path.name).exists():
-                        path.unlink()
-                for path in (source / "trusted").iterdir():
-                    shutil.copy(path, directory / "trusted" / path.name)
-                shutil.copy(source / "roles.toml", directory / "roles.toml")
-
-    async def open(self, name: str, **options: Any) -> Node:
-        """A node of that identity."""
-        return await self.fabric.open(name, **{"key": self.root / name, "config": QUICK, **options})
-
-
-@pytest.fixture
-def town(tmp_path: Path, real_fabric: RealFabric) -> Town:
-    """A fabric with one identity, the mayor."""
-    return Town(tmp_path, real_fabric)
-
-
-@pytest.fixture
-def opened(town: Town) -> Callable[..., Awaitable[Node]]:
-    """Invite and open in one."""
-
-    async def open_(name: str, *roles: str, **options: Any) -> Node:
-        if not (town.root / name).exists():
-            town.invite(name, *roles)
-        return await town.open(name, **options)
-
-    return open_
-
-
-Opened = Callable[..., Awaitable[Node]]
-
-
-async def exchange(publisher: Node, subscriber: Node, topic: str = "plant.a.temp", pattern: str = "plant.#") -> None:
-    """One message passes."""
-    async with subscriber.subscribe(pattern) as subscription:
-        outgoing = publisher.publisher(topic, delivery="at-least-once")
-        await outgoing.wait_for(1, timeout=10)
-        await subscription.wait_for(1, timeout=10)  # what the publisher counts may be an older one that is ending
-        await outgoing.publish("hello")
-        assert (await subscription.receive(timeout=10)).value == "hello"
-        await outgoing.close()
+from zfabric.security.identities import revoke, rotate
 
 
 async def test_identities_talk(town: Town, opened: Opened) -> None:
@@ -138,7 +44,7 @@ async def test_identities_talk(town: Town, opened: Opened) -> None:
 
 
 async def test_revoked_identities_lose_their_links(town: Town, opened: Opened) -> None:
-    """Taking somebody out of the directory ends its live links within a moment, and it cannot come back."""
+    """Taking somebody out ends its live links within Config.identities_poll_s, and it cannot come back."""
     town.invite("ada")
     eve = await opened("eve")
     mayor, ada = await town.open("mayor"), await town.open("ada")

@@ -9,7 +9,9 @@ import pytest
 from tests.store.conftest import Time
 from tests.store.support import P1, P2, append, keyed, messages, one, read_all, stored
 from zfabric.errors import NotStored, OutOfSequence, PositionFenced, ProducerFenced, StoreFailed, TopicError
-from zfabric.store import Commit, Gap, Log, Mark, Position, PositionUpdate, Retention, StoredBatch
+from zfabric.security.keys import FabricKey
+from zfabric.store import Commit, Gap, Key, Log, Mark, Position, PositionUpdate, Retention, StoredBatch
+from zfabric.wire.batch import BatchWriter
 
 # -- appending -------------------------------------------------------------------------------------
 
@@ -353,6 +355,29 @@ def test_compaction_keeps_the_last_of_each_key(log: Log) -> None:
     assert messages(log, "b") == list(range(600))
     for offset in range(0, 600, 50):
         assert log.read("a", offset, 1)[0].next > offset
+
+
+def test_compaction_leaves_signed_batches_as_they_were(log: Log) -> None:
+    """A batch without one of its values would verify no more: what was superseded is dropped by place only."""
+    signed = FabricKey("plant", bytes(32)).signs()
+    frames = {}
+    for base in range(0, 300, 3):
+        writer = BatchWriter("a", P1, 1, sign=signed)
+        for place, key in enumerate(("x", f"k{base}", "y")):
+            writer.buffer += bytes([0xC4, 100]) + bytes(100)
+            writer.annotate(key, None, None)
+            writer.count = place + 1
+        frames[base] = bytes(writer.seal(base, 1)[0])
+        keys = [Key(place, key.encode()) for place, key in enumerate(("x", f"k{base}", "y"))]
+        one(log, append("a", base, 3, frames=[frames[base]], keys=keys))
+    log.compact("a")
+    log.compact("a")
+
+    left = [item for item in read_all(log, "a") if isinstance(item, StoredBatch)]
+    assert {item.base for item in left} == set(frames)
+    assert all(bytes(item.frames[0]) == frames[item.base] for item in left)
+    assert sum(bool(item.dropped) for item in left) > 50
+    assert {base + 1 for base in frames} <= set(messages(log, "a"))
 
 
 @pytest.mark.parametrize("log", ["memory", "sqlite-small-files"], indirect=True)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from msgspec import Raw
 
+from zfabric.security.keys import FabricKey
 from zfabric.wire import queue_records as queues
-from zfabric.wire.batch import FLAG_ACK_NOW, FLAG_DURABLE, FLAG_RELIABLE, BatchWriter, Buffer
+from zfabric.wire.batch import FLAG_ACK_NOW, FLAG_DURABLE, FLAG_RELIABLE, BatchWriter, Buffer, Sign
 from zfabric.wire.codec import Codec
 from zfabric.wire.group_records import (
     AskGroups,
@@ -322,6 +323,15 @@ def reliable_urgent() -> list[Buffer]:
     return _batch([1, 2], flags=FLAG_RELIABLE | FLAG_ACK_NOW, with_crc=True)
 
 
+def signed() -> list[Buffer]:
+    """Signed with the key of a fabric; its meta stands before the signature."""
+    writer, codec = _open(sign=FabricKey("plant", bytes(range(32))).signs())
+    codec.encode_into("signed", writer.buffer)
+    writer.annotate("k", None, None)
+    writer.count += 1
+    return writer.seal(BASE, PUBLISHED_NS, FLAG_RELIABLE)
+
+
 BATCHES: dict[str, Callable[[], list[Buffer]]] = {
     "batch-plain": plain,
     "batch-meta": with_meta,
@@ -331,11 +341,12 @@ BATCHES: dict[str, Callable[[], list[Buffer]]] = {
     "batch-reliable": reliable,
     "batch-reliable-urgent": reliable_urgent,
     "batch-durable": durable,
+    "batch-signed": signed,
 }
 
 
-def _open(*, with_crc: bool = False, inline_bytes: int = 65_536) -> tuple[BatchWriter, Codec]:
-    writer = BatchWriter("plant.line1.temp", SENDER, EPOCH, with_crc=with_crc)
+def _open(*, with_crc: bool = False, inline_bytes: int = 65_536, sign: Sign | None = None) -> tuple[BatchWriter, Codec]:
+    writer = BatchWriter("plant.line1.temp", SENDER, EPOCH, with_crc=with_crc, sign=sign)
     codec = Codec(inline_bytes=inline_bytes)
     codec.buffers = writer.buffers
     return writer, codec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ IDENTITY = [
 ]  # fmt: skip
 TOPIC = "plant.line1.temp"
 BASE = 2**33
+SIGNING_KEY = hashlib.blake2b(b"plant", key=bytes(range(32)), person=b"zfabric-sign-1").digest()
 POSITION = [3, TOPIC, 7, 10, BASE]
 PUSHED_NS = 1_767_225_600_000_000_000
 FIVE_AND_SIX = b"\xdd\x00\x00\x00\x02\x05\x06"
@@ -143,6 +145,7 @@ BATCHES: dict[str, tuple[list[Any], Any, int, int]] = {
     "batch-crc-buffers": ([msgpack.ExtType(1, b"\x00")], None, 1, 1),
     "batch-reliable": ([1], None, 2, 0),
     "batch-durable": ([1], None, 10, 0),
+    "batch-signed": (["signed"], [{0: "k"}, {}, {}], 18, 0),
     "batch-reliable-urgent": ([1, 2], None, 7, 0),
 }
 
@@ -196,6 +199,7 @@ def test_batches_have_the_documented_structure(name: str) -> None:
     version, producer, epoch, base, count, published, got_flags, body_bytes, crc = msgpack.unpackb(rest[2:63])
     content = rest[63:]
     body, trailer = content[:body_bytes], content[body_bytes:]
+    trailer, signature = (trailer[:-72], trailer[-72:]) if flags & 16 else (trailer, b"")
 
     assert (version, producer, epoch, base) == (1, bytes(range(16)), 7, BASE)
     assert (count, published, got_flags) == (len(values), 1_767_225_600_000_000_000, flags)
@@ -206,6 +210,11 @@ def test_batches_have_the_documented_structure(name: str) -> None:
     covered = frame[: len(topic) + 1 + 63 - 4] + content + b"".join(beside)
     assert crc == (zlib.crc32(covered) if flags & 1 else 0)
     assert sum(file.startswith(f"{name}.") for file in FILES) == 1 + buffers
+    if signature:
+        made = hashlib.blake2b(key=SIGNING_KEY, person=b"zfabric-batch-1")
+        for part in (frame[:-72], *beside):
+            made.update(len(part).to_bytes(8, "big") + part)
+        assert signature[8:] == made.digest()
 
 
 @pytest.mark.parametrize("name", BATCHES)

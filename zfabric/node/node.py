@@ -37,7 +37,6 @@ from zfabric.node.subscription import Subscription
 from zfabric.node.table import Snapshot, Table
 from zfabric.protocol.core import Core
 from zfabric.security.finding import find_credentials
-from zfabric.security.identities import Identities
 from zfabric.wire.codec import Codec
 from zfabric.wire.records import Identity
 from zfabric.wire.topics import Pattern, check_topic
@@ -114,15 +113,17 @@ class Node(QueueMethods, ServiceMethods):
             raise InsecureInterface(self._interface)
         if credentials is not None:
             config = replace(config, dials_pending_max=max(1, config.dials_pending_max // 8))
-        node_id = environment.random_bytes(16)
+        rights = Rights(credentials)
+        node_id = rights.node_id(environment.random_bytes(16))
         loop = asyncio.get_running_loop()
         transport = environment.transport(node_id, scope, config, credentials)
-        authority = credentials if isinstance(credentials, Identities) else None
         jitter = random.Random(environment.random_bytes(8))  # noqa: S311 - spreads requests, hides nothing
-        core = Core(node_id, config, transport.usable, jitter, environment.utc() - loop.time(), authority)
+        core = Core(
+            node_id, config, transport.usable, jitter, environment.utc() - loop.time(), rights.identities, credentials
+        )
         driver = Driver(core, transport, environment.ways(scope, config), config, environment.utc)
         driver.loop = loop
-        driver.rights = Rights(authority)
+        driver.rights = rights
         for extend in self._extensions:  # what is more than a node hears of peers from the first one on
             extend(driver)
         host = socket.gethostname()
@@ -138,7 +139,7 @@ class Node(QueueMethods, ServiceMethods):
         open_drivers.add(driver)
         if not scope.loopback:
             self._watches.append(loop.create_task(self._watch_addresses(scope), name="zfabric-addresses"))
-        if authority is not None:
+        if rights.identities is not None:
             watch = driver.rights.watch(config.identities_poll_s, driver.trust_changed)
             self._watches.append(loop.create_task(watch, name="zfabric-identities"))
 
@@ -262,6 +263,7 @@ class Node(QueueMethods, ServiceMethods):
             strangers=core.strangers,
             denials=core.denials,
             authentication_failures=core.authentication_failures,
+            signatures_refused=core.signatures.refused,
             queues=self._queues.statistics() if self._queues is not None else {},
         )
 
@@ -293,6 +295,7 @@ class Node(QueueMethods, ServiceMethods):
         mandatory: bool = False,
         without_store: str = "raise",
         outbox: str | Path | None = None,
+        sign: bool = False,
     ) -> Publisher:
         """Publish on a topic; publishers of the same topic share one sequence of messages.
 
@@ -308,6 +311,8 @@ class Node(QueueMethods, ServiceMethods):
         `"buffer"` in the window and wait when it is full. One that was here and left is waited for Config.grace_s.
         `outbox`: a file that keeps what is not stored when this process dies; the next one with it resends that first.
         `mandatory`: a message that nobody subscribes to raises NoSubscribers.
+        `sign`: every batch carries this identity's signature, so that no store can change it. Needs a key, and with
+        identities PyNaCl.
         Raises TopicError, LimitExceeded, ValueError for options that do not go together, and LocalProtocolError
         if the topic is open with other options.
         """
@@ -320,6 +325,7 @@ class Node(QueueMethods, ServiceMethods):
             without_store=without_store,
             outbox=outbox,
             confirm=confirm,
+            sign=sign,
         )
         name, value_type = (topic.name, topic.type) if isinstance(topic, Topic) else (topic, None)
         check_topic(name, bytes_max=self._config.topic_bytes_max)
@@ -370,6 +376,7 @@ class Node(QueueMethods, ServiceMethods):
         ack: str = "auto",
         overflow: str | None = None,
         buffer_bytes: int | None = None,
+        signed: bool = False,
         type: Any = None,  # noqa: A002 - the public name
     ) -> Subscription:
         """Receive what matches: `*` stands for one word, `#` for any number of words.
@@ -387,6 +394,7 @@ class Node(QueueMethods, ServiceMethods):
         `ack`: `"auto"` acknowledges after the handler or loop body, `"manual"` on `await message.ack()`.
         `overflow`: what happens when `buffer_bytes` (default Config.buffer_bytes) wait unread. Default: reliable
         streams wait, at-most-once streams drop their oldest.
+        `signed`: what is not signed is not delivered, but reported as SignatureRefused and Gap events.
         `type`: what payloads must be; others are skipped and reported as DecodeError events.
         Raises TopicError, LimitExceeded, ValueError, or TypeError for a type that msgspec does not know.
         """
@@ -395,6 +403,8 @@ class Node(QueueMethods, ServiceMethods):
         name, value_type = (pattern.name, pattern.type) if isinstance(pattern, Topic) else (pattern, None)
         compiled = Pattern(name, bytes_max=self._config.topic_bytes_max)
         driver.rights.check_subscribe(compiled)
+        if signed:
+            driver.rights.signs()
         codec = Codec(type if type is not None else value_type, inline_bytes=self._config.inline_bytes)
         size = self._config.buffer_bytes if buffer_bytes is None else buffer_bytes
         _check_reading(size, ack, overflow, delivery, group, member)
@@ -406,6 +416,7 @@ class Node(QueueMethods, ServiceMethods):
                 group=check_topic(group),
                 member=member,
                 start=beginning.of_group(),
+                signed=signed,
                 manual=ack == "manual",
                 transactional=delivery == Delivery.EXACTLY_ONCE,
             )
@@ -419,7 +430,9 @@ class Node(QueueMethods, ServiceMethods):
             manual=ack == "manual",
             unsettled_max=self._config.unsettled_max,
         )
-        beginning.listen(driver, subscription, compiled, "" if delivery is None else Delivery(delivery), size)
+        beginning.listen(
+            driver, subscription, compiled, "" if delivery is None else Delivery(delivery), size, signed=signed
+        )
         self._subscriptions[subscription] = None
         driver.schedule_pump()
         return subscription

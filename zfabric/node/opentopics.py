@@ -26,6 +26,7 @@ class TopicOptions(msgspec.Struct, frozen=True, kw_only=True):
     window_bytes: int | None
     without_store: str
     outbox: Path | None
+    sign: bool
 
     @classmethod
     def check(
@@ -38,6 +39,7 @@ class TopicOptions(msgspec.Struct, frozen=True, kw_only=True):
         without_store: str,
         outbox: str | Path | None,
         confirm: str | None,
+        sign: bool,
     ) -> TopicOptions:
         """Raises ValueError for what does not go together."""
         if delivery is None:
@@ -62,6 +64,7 @@ class TopicOptions(msgspec.Struct, frozen=True, kw_only=True):
             window_bytes=window_bytes,
             without_store=without_store,
             outbox=None if outbox is None else Path(outbox).absolute(),
+            sign=sign,
         )
 
 
@@ -72,6 +75,7 @@ class OpenTopic:
         self, driver: Driver, name: str, codec: Codec, options: TopicOptions, config: Config, *, with_crc: bool
     ) -> None:
         """Raises LimitExceeded, and LocalProtocolError or OSError for an outbox file that cannot be used."""
+        sign = driver.rights.signs() if options.sign else None
         self.codec = codec
         self.options = options
         self.publishers = 0
@@ -88,6 +92,7 @@ class OpenTopic:
                 keeping=Keeping(buffers=options.without_store == "buffer", away_s=config.grace_s)
                 if options.durable
                 else None,
+                sign=sign,
             )
         except BaseException:
             if self._file is not None:

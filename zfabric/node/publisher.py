@@ -286,7 +286,7 @@ class Publisher:
     def _check_size(self, length: int, meta_bytes: int) -> None:
         """Take back a value that its frame cannot hold: receivers would close the connection."""
         writer, limit = self._outbox.writer, self._config.frame_bytes_max
-        body = len(writer.buffer) + writer.meta_bytes + meta_bytes
+        body = len(writer.buffer) + writer.meta_bytes + meta_bytes  # a signature counts as meta
         size = frame_bytes(body, writer.buffers, repairable=self._outbox.reliable)
         if size > limit:
             del writer.buffer[length:]

@@ -6,9 +6,10 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from zfabric.errors import InvalidKey, NotAuthorized
+from zfabric.errors import InvalidKey, LocalProtocolError, NotAuthorized
 from zfabric.security.identities import Identities
-from zfabric.security.keys import fingerprint
+from zfabric.security.keys import FabricKey, fingerprint
+from zfabric.wire.batch import Sign
 from zfabric.wire.topics import Pattern
 
 __all__ = ["Rights"]
@@ -19,9 +20,10 @@ log = logging.getLogger("zfabric")
 class Rights:
     """Asks before the peers do, so that what they would deny is an error where it is asked for."""
 
-    def __init__(self, identities: Identities | None) -> None:
+    def __init__(self, credentials: FabricKey | Identities | None) -> None:
         """Without identities everything is allowed."""
-        self.identities = identities
+        self._credentials = credentials
+        self.identities = credentials if isinstance(credentials, Identities) else None
 
     def check(self, action: str, name: str) -> None:
         """Raise NotAuthorized unless this node may `publish`, `push`, `pull`, `serve` or `request` a name."""
@@ -34,6 +36,16 @@ class Rights:
         mine = self.identities
         if mine is not None and not mine.filters(mine.name, pattern.prefix):
             raise NotAuthorized(mine.name, "subscribe", pattern.text)
+
+    def signs(self) -> Sign:
+        """What signs this node's batches. Raises LocalProtocolError where signatures cannot be made or checked."""
+        if self._credentials is None:
+            raise LocalProtocolError("signatures need a key: `zfabric keys new`, or `zfabric keys init`")
+        return self._credentials.signs()
+
+    def node_id(self, random: bytes) -> bytes:
+        """16 random bytes as an id that others accept from this node's identity."""
+        return random if self.identities is None else self.identities.node_id(random[:8])
 
     def located(self, seeds: Sequence[str]) -> tuple[str, ...]:
         """Seeds as they are dialled: with identities `tcp://host:port#name` says whose key must answer there.

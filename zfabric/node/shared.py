@@ -62,6 +62,7 @@ class SharedSubscription(Subscription):
         start: Start,
         manual: bool,
         transactional: bool,
+        signed: bool,
     ) -> None:
         unsettled_max = config.unsettled_max
         super().__init__(driver, pattern, codec, None, buffer_bytes, closed, manual=False, unsettled_max=unsettled_max)
@@ -69,6 +70,7 @@ class SharedSubscription(Subscription):
         self.group = group
         self._settled_by_hand = manual
         self._transactional = transactional
+        self._signed = signed
         self._unsettled = 0
         self._parcel: Parcel | None = None
         self._messages: list[Message] = []
@@ -138,6 +140,11 @@ class SharedSubscription(Subscription):
         batch = parcel.batch
         peer = self._driver.core.peers.known.get(batch.producer)
         source = peer.source if peer is not None else Source(batch.producer.hex(), "")
+        if not self._driver.core.signatures.check(batch, required=self._signed):
+            first, last = batch.base + parcel.places[0], batch.base + parcel.places[-1]
+            self._driver.core.streams.count_lost(Gap(source, batch.topic, first, last, cause="signature"))
+            self._driver.schedule_pump()
+            return []
         messages = self._decode(batch, source)
         places, base = parcel.places, batch.base
         if len(places) < batch.count:
@@ -146,8 +153,6 @@ class SharedSubscription(Subscription):
         shift, store = parcel.offset - base, self._share.log
         for message in messages:
             message._store = store  # noqa: SLF001 - hidden from users, not from us
-        for message in messages:
-            message._store = self._share.log  # noqa: SLF001 - hidden from users, not from us
         if len(messages) == len(places):
             partitions = iter(parcel.partitions)
             for message in messages:
@@ -205,16 +210,17 @@ class SharedSubscription(Subscription):
 
     # -- transactions --------------------------------------------------------------------------
 
-    def transaction(self) -> Transaction:
+    def transaction(self, *, sign: bool = False) -> Transaction:
         """`async with subscription.transaction() as tx: await tx.publish(topic, value)`: all of it or nothing.
 
         It covers the messages handed out since the last one: their position and what was published become durable
         together. An exception in the block voids it, and the messages come again. Needs `delivery="exactly-once"`.
+        `sign`: see `Node.publisher`.
         Raises TransactionFailed at the end of the block when it was not stored.
         """
         if not self._transactional:
             raise LocalProtocolError('transactions need a subscription with group= and delivery="exactly-once"')
-        return Transaction(self, self._driver, self._share, self._config)
+        return Transaction(self, self._driver, self._share, self._config, sign=sign)
 
     def codec_for(self, value_type: Any) -> Codec:
         """What encodes the outputs of a type."""

@@ -38,14 +38,22 @@ class Beginning:
         return self._start
 
     def listen(
-        self, driver: Driver, subscription: Subscription, pattern: Pattern, delivery: str, credit_bytes: int
+        self,
+        driver: Driver,
+        subscription: Subscription,
+        pattern: Pattern,
+        delivery: str,
+        credit_bytes: int,
+        *,
+        signed: bool,
     ) -> None:
         """Give the subscription its lane, and its history if it has one."""
         core, start = driver.core, self._start
         if self._live:
-            subscription.lane = core.interests.subscribe(pattern, delivery, start, subscription)
+            subscription.lane = core.interests.subscribe(pattern, delivery, start, subscription, signed=signed)
         else:
-            subscription.lane = Lane(PatternRequest(0, pattern.text, delivery, start), pattern, subscription)
+            request = PatternRequest(0, pattern.text, delivery, start)
+            subscription.lane = Lane(request, pattern, subscription, signed=signed)
         if delivery != Delivery.AT_MOST_ONCE and (start.kind != "latest" or not self._live):
             subscription.history = core.histories.open(
                 subscription.lane,

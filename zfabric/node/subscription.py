@@ -205,7 +205,7 @@ class Subscription:
     def _reject(self, message: Message) -> None:
         self._driver.emit(Rejected(message.source, message.topic, message.seq))
 
-    def transaction(self) -> Transaction:
+    def transaction(self, *, sign: bool = False) -> Transaction:
         """See `SharedSubscription.transaction`: only members of groups have them. Raises LocalProtocolError."""
         raise LocalProtocolError('transactions need a subscription with group= and delivery="exactly-once"')
 

@@ -26,8 +26,11 @@ class Transaction:
     Readers get it from the store: subscriptions with `start=` or in groups.
     """
 
-    def __init__(self, subscription: SharedSubscription, driver: Driver, share: Share, config: Config) -> None:
+    def __init__(
+        self, subscription: SharedSubscription, driver: Driver, share: Share, config: Config, *, sign: bool
+    ) -> None:
         self._subscription = subscription
+        self._sign = driver.rights.signs() if sign else None
         self._config = config
         self._driver = driver
         self._share = share
@@ -77,7 +80,7 @@ class Transaction:
         writer = self._writers.get(name)
         if writer is None:
             self._driver.rights.check("publish", name)
-            writer = self._writers[name] = BatchWriter(check_topic(name), self._producer(), 1)
+            writer = self._writers[name] = BatchWriter(check_topic(name), self._producer(), 1, sign=self._sign)
         codec = self._subscription.codec_for(value_type)
         length, large = len(writer.buffer), len(writer.buffers)
         codec.buffers = writer.buffers
@@ -98,7 +101,7 @@ class Transaction:
     def _producer(self) -> bytes:
         """Nobody else ever numbers messages under this id: a membership is never given twice."""
         origin = self._driver.core.me + self._share.number.to_bytes(8) + self._epoch.to_bytes(8)
-        return blake2b(origin, digest_size=16).digest()
+        return self._driver.rights.node_id(blake2b(origin, digest_size=16).digest())
 
     def _seal(self, topic: str) -> None:
         writer = self._writers[topic]

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["Authority", "Everybody"]
+from zfabric.wire.batch import Batch, Sign
+
+__all__ = ["Authority", "Everybody", "Signer"]
+
+
+class Signer(Protocol):
+    """Makes and checks the signatures of batches."""
+
+    name: str
+    "Who signs here."
+
+    def signs(self) -> Sign:
+        """What signs for this node. Raises LocalProtocolError where that is not possible."""
+
+    def signer_of(self, batch: Batch) -> str:
+        """Who signed a batch; empty where nobody can tell. Raises BadSignature."""
 
 
 class Authority(Protocol):
@@ -15,6 +30,9 @@ class Authority(Protocol):
 
     def trusts(self, user: str) -> bool:
         """Whether an identity may be a peer at all."""
+
+    def owns(self, user: str, node_id: bytes) -> bool:
+        """Whether a node id is one of an identity's own."""
 
     def may(self, user: str, action: str, name: str) -> bool:
         """Whether an identity may publish, subscribe to, push, pull, serve or request this name."""
@@ -29,6 +47,10 @@ class Everybody:
     distinguishes = False
 
     def trusts(self, user: str) -> bool:
+        """Yes."""
+        return True
+
+    def owns(self, user: str, node_id: bytes) -> bool:
         """Yes."""
         return True
 

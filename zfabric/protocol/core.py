@@ -14,9 +14,17 @@ import msgspec
 
 from zfabric.config import Config
 from zfabric.errors import LimitExceeded, RemoteProtocolError, TopicError
-from zfabric.events import AccessDenied, AuthenticationFailed, PeerJoined, PeerLeft, PeerRefused, ProtocolError
+from zfabric.events import (
+    AccessDenied,
+    AuthenticationFailed,
+    PeerJoined,
+    PeerLeft,
+    PeerRefused,
+    ProtocolError,
+    SignatureRefused,
+)
 from zfabric.model import Peer, Source
-from zfabric.protocol.authority import Authority, Everybody
+from zfabric.protocol.authority import Authority, Everybody, Signer
 from zfabric.protocol.calls import Calls
 from zfabric.protocol.channels import Channels
 from zfabric.protocol.effects import Action, Effects, Route
@@ -31,6 +39,7 @@ from zfabric.protocol.peers import PeerRecord, PeerTable
 from zfabric.protocol.queues import Queues
 from zfabric.protocol.serving import Serving
 from zfabric.protocol.shares import Shares
+from zfabric.protocol.signatures import Signatures
 from zfabric.protocol.stores import Stores
 from zfabric.protocol.streams import Streams
 from zfabric.wire.batch import Batch, Buffer, parse_batch
@@ -84,10 +93,11 @@ class Core:
         jitter: Jitter,
         wall_offset: float = 0.0,
         authority: Authority | None = None,
+        signer: Signer | None = None,
     ) -> None:
         """`usable` tells whether an endpoint can work from here; `wall_offset` turns `now` into UTC seconds.
 
-        Without `authority` every peer may do anything.
+        Without `authority` every peer may do anything; without `signer` nobody can tell who signed a batch.
         """
         self.me = me
         self._authority = authority or Everybody()
@@ -97,7 +107,8 @@ class Core:
         self.peers = PeerTable(me, config, self._effects, usable, self._on_step)
         self.interests = Interests(me, config, self._effects, self.peers, usable)
         self.channels = Channels(config, self._effects, self.peers)
-        self.streams = Streams(config, self._effects, self.peers, self.interests, jitter)
+        self.signatures = Signatures(signer, self._not_signed, required=config.require_signatures)
+        self.streams = Streams(config, self._effects, self.peers, self.interests, jitter, self.signatures)
         if self._authority.distinguishes:
             self.channels.screen = self._screen
         self._loopback = Loopback(me, self.channels)
@@ -107,7 +118,7 @@ class Core:
         self._loopback.register(self.queues)
         self._loopback.register(self.calls)
         self._loopback.register(self.serving)
-        self.stores = Stores(config, self.channels, self.interests, self._parse, self.not_protocol)
+        self.stores = Stores(config, self.channels, self.interests, self._parse, self.not_protocol, self.signatures)
         self.channels.register(self.stores)
         self.shares = Shares(config, self._loopback, self._parse, self.not_protocol, self.stores.home)
         self._loopback.register(self.shares)
@@ -204,6 +215,8 @@ class Core:
             self.not_authenticated(user, "it is not trusted any more", now)
         elif known is not None and known.user != user:
             self.not_authenticated(known.address, f"{user!r} speaks in the name of this node of {known.user!r}", now)
+        elif not self._authority.owns(user, sender):
+            self.not_authenticated(user, f"it speaks for node {sender.hex()}, which is not one of its own", now)
         else:
             self.peers.user = user
             return True
@@ -285,6 +298,13 @@ class Core:
         self.authentication_failures += 1
         if self._is_news(now, address, reason):
             self._effects.emit(AuthenticationFailed(address, reason))
+
+    def _not_signed(self, batch: Batch, reason: str) -> None:
+        """Report a batch that counts for nothing, unless that was done lately for its stream."""
+        if self._is_news(self._now, batch.producer.hex(), batch.topic, reason):
+            peer = self.peers.known.get(batch.producer)
+            source = Source(batch.producer.hex(), "") if peer is None else peer.source
+            self._effects.emit(SignatureRefused(source, batch.topic, batch.base, batch.end - 1, reason))
 
     def _is_news(self, now: float, *what: str) -> bool:
         told = self._reported.pop(what, -inf)
@@ -436,7 +456,9 @@ class Core:
 
     def loop_back(self, outbox: Outbox, frames: Sequence[Buffer], source: Source, now: float) -> None:
         """Hand a batch of this node's own to its own subscriptions."""
-        self.streams.deliver_local(outbox, self._parse(frames), source, now)
+        batch = self._parse(frames)
+        batch.signer = self.signatures.own if batch.signature else ""
+        self.streams.deliver_local(outbox, batch, source, now)
 
     # -- time, and what to do ------------------------------------------------------------------
 

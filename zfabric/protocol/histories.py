@@ -51,6 +51,7 @@ class Histories:
             offsets=offsets,
             store_id=store_id,
             live=live,
+            signed=lane.signed,
             credit_bytes=credit_bytes,
             rate=rate,
         )

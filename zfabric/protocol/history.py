@@ -93,6 +93,11 @@ class Joint:
     def __repr__(self) -> str:
         return f"<Joint {self.topic} {self.phase.name} offset={self.offset} held={self.held_bytes}>"
 
+    @property
+    def signed(self) -> bool:
+        """Whether the subscription takes nothing but what is signed."""
+        return self._history.signed
+
     # -- where the log is read -----------------------------------------------------------------
 
     def attach(self) -> None:
@@ -311,6 +316,7 @@ class History:
         offsets: dict[str, int] | None = None,
         store_id: bytes | None = None,
         live: bool = True,
+        signed: bool = False,
         credit_bytes: int,
         rate: float = 0.0,
     ) -> None:
@@ -324,7 +330,8 @@ class History:
         self.held_bytes_max = credit_bytes
         self.settle_s = config.gap_settle_s
         self.patience_s = config.grace_s
-        self._pattern = pattern
+        self.signed = signed
+        self.topic = pattern
         self._start = start
         self._offsets = offsets or {}
         self._store_id = store_id
@@ -337,7 +344,7 @@ class History:
         stores.watch(self._stores_changed)
 
     def __repr__(self) -> str:
-        return f"<History {self._pattern} {len(self._joints)} topics>"
+        return f"<History {self.topic} {len(self._joints)} topics>"
 
     def store_of(self, topic: str) -> KnownStore | None:
         """The store that this subscription reads a topic from: always the same one, because offsets are its log's."""
@@ -350,7 +357,7 @@ class History:
         self._watched = {peer_id: item for peer_id, item in self._watched.items() if there.get(peer_id) is item[0]}
         for peer_id, store in there.items():
             if peer_id not in self._watched:
-                self._watched[peer_id] = store, self.stores.watch_streams(store, self, self._pattern)
+                self._watched[peer_id] = store, self.stores.watch_streams(store, self, self.topic)
         for joint in self._joints.values():
             joint.attach()
 

@@ -268,6 +268,11 @@ class ReliableInbox:
                 return batch if batch.base == expected else replace(batch, skip=expected - batch.base)
         return None
 
+    def pass_over(self, batch: Batch) -> None:
+        """What `next_batch` gave is not fit to be delivered, and needs no processing."""
+        self._passed.append((batch.base + batch.skip, batch.end))
+        self._pass_gaps()
+
     def delivered(self, now: float) -> None:
         """Call after `next_batch` and `next_gap` gave something: plans the ack, and repair of what is missing next."""
         config, expected = self._config, self.expected

@@ -20,6 +20,7 @@ from zfabric.protocol.outbox import Outbox, Reader
 from zfabric.protocol.peers import PeerRecord, PeerTable
 from zfabric.protocol.remote import RemoteInterest
 from zfabric.protocol.telling import interest_records, offer_of
+from zfabric.wire.batch import Sign
 from zfabric.wire.records import (
     Attached,
     Incompatible,
@@ -86,6 +87,7 @@ class Interests:
         window_bytes: int | None = None,
         history: int = 0,
         keeping: Keeping | None = None,
+        sign: Sign | None = None,
     ) -> Outbox:
         """Start to publish. Raises LimitExceeded, or LocalProtocolError if the topic is open already."""
         if topic in self.outboxes:
@@ -102,6 +104,7 @@ class Interests:
             window_bytes=window_bytes,
             history=history,
             keeping=keeping,
+            sign=sign,
         )
         self._next_epoch += 1
         self.outboxes[topic] = outbox
@@ -121,11 +124,13 @@ class Interests:
         self._topics_added.pop(topic, None)
         self._topics_gone[topic] = None
 
-    def subscribe(self, pattern: Pattern, delivery: str, start: Start, sink: Sink, *, store: bool = False) -> Lane:
+    def subscribe(
+        self, pattern: Pattern, delivery: str, start: Start, sink: Sink, *, store: bool = False, signed: bool = False
+    ) -> Lane:
         """Start to listen; matching batches go to `sink`. Raises LimitExceeded."""
         if len(self.lanes) >= self._config.patterns_max:
             raise LimitExceeded("patterns_max", len(self.lanes) + 1, self._config.patterns_max)
-        lane = Lane(PatternRequest(self._next_lane, pattern.text, delivery, start, store), pattern, sink)
+        lane = Lane(PatternRequest(self._next_lane, pattern.text, delivery, start, store), pattern, sink, signed=signed)
         self._next_lane += 1
         self.lanes[lane.request.lane] = lane
         self._lanes_added[lane.request.lane] = lane

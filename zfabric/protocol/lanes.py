@@ -41,12 +41,14 @@ class Joined(Protocol):
 class Lane:
     """One subscription: its number, what it asks for, and its position in every reliable stream."""
 
-    __slots__ = ("attached", "history", "inboxes", "pattern", "request", "sink")
+    __slots__ = ("attached", "history", "inboxes", "pattern", "request", "signed", "sink")
 
-    def __init__(self, request: PatternRequest, pattern: Pattern, sink: Sink) -> None:
+    def __init__(self, request: PatternRequest, pattern: Pattern, sink: Sink, *, signed: bool = False) -> None:
+        """With `signed` it takes nothing else."""
         self.request = request
         self.pattern = pattern
         self.sink = sink
+        self.signed = signed
         self.history: Joined | None = None
         self.inboxes: dict[tuple[bytes, str], ReliableInbox] = {}
         self.attached: set[tuple[bytes, str]] = set()

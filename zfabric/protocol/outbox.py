@@ -17,7 +17,7 @@ import msgspec
 from zfabric.config import Config
 from zfabric.protocol.keeping import Keeping
 from zfabric.protocol.lanes import Lane
-from zfabric.wire.batch import FLAG_ACK_NOW, FLAG_DURABLE, FLAG_RELIABLE, BatchWriter, Buffer
+from zfabric.wire.batch import FLAG_ACK_NOW, FLAG_DURABLE, FLAG_RELIABLE, BatchWriter, Buffer, Sign
 from zfabric.wire.ranges import RangeSet
 from zfabric.wire.records import Ack, PatternRequest, Start
 
@@ -119,6 +119,7 @@ class Outbox:
         window_bytes: int | None = None,
         history: int = 0,
         keeping: Keeping | None = None,
+        sign: Sign | None = None,
     ) -> None:
         self.topic = topic
         self.epoch = epoch
@@ -126,7 +127,7 @@ class Outbox:
         self.reliable = delivery != "at-most-once"
         self.keeping = keeping
         "There if the topic is durable."
-        self.writer = BatchWriter(topic, producer, epoch, with_crc=with_crc)
+        self.writer = BatchWriter(topic, producer, epoch, with_crc=with_crc, sign=sign)
         self.base = 0
         self.skipped = 0
         self.remote: dict[tuple[bytes, int], PatternRequest] = {}

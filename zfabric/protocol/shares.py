@@ -37,6 +37,7 @@ from zfabric.wire.group_records import (
     Transacted,
     delivered_bytes,
 )
+from zfabric.wire.topics import Pattern
 
 __all__ = ["Holder", "Parcel", "Share", "Shares", "Voice"]
 
@@ -115,6 +116,7 @@ class Share:
     def __init__(self, number: int, join: Join, holder: Holder, changed: Callable[[Share], None]) -> None:
         self.number = number
         self.request = join
+        self.matches = Pattern(join.pattern).matches
         self.holder = holder
         self._changed = changed
         self._reset()
@@ -373,8 +375,12 @@ class Shares:
             return
         try:
             parcel = Parcel(delivered, self._parse(delivered.frames))
-            if len(parcel.places) != len(parcel.partitions) or max(parcel.places, default=0) >= parcel.batch.count:
+            places, topic = parcel.places, parcel.batch.topic
+            misfit = len(places) != len(parcel.partitions) or max(places, default=0) >= parcel.batch.count
+            if misfit or places != sorted(set(places)):
                 raise RemoteProtocolError("delivers places that its batch does not have")
+            if topic != parcel.stream or not share.matches(topic):
+                raise RemoteProtocolError("delivers what was not asked for")
         except RemoteProtocolError as error:
             self._not_protocol(peer.address, error)
             return

@@ -10,6 +10,7 @@ from zfabric.errors import RemoteProtocolError, TopicError
 from zfabric.protocol.channels import Channels
 from zfabric.protocol.interests import Interests
 from zfabric.protocol.peers import PeerRecord
+from zfabric.protocol.signatures import Signatures
 from zfabric.wire.batch import Batch, Buffer, StoredAt
 from zfabric.wire.group_records import ToldGroups
 from zfabric.wire.letters import LetterRecord
@@ -41,6 +42,13 @@ Answered = Callable[[Answer | None], None]
 
 class LogReader(Protocol):
     """Who reads a stream of a log; called in the order of offsets."""
+
+    topic: str
+    "The stream; its batches are of no other topic."
+
+    @property
+    def signed(self) -> bool:
+        """Whether it takes nothing but what is signed."""
 
     def stored(self, batch: Batch, now: float) -> None:
         """A batch; `batch.stored` says where it stands. `Stores.more` gives its `nbytes` back to the store."""
@@ -89,6 +97,7 @@ class Stores:
         interests: Interests,
         parse: Callable[[Sequence[Buffer]], Batch],
         damaged: Callable[[str, RemoteProtocolError], None],
+        signatures: Signatures,
     ) -> None:
         self.records: dict[type[LetterRecord], Callable[[PeerRecord, Any, float], None]] = {
             StoreOffer: self._offered,
@@ -108,6 +117,7 @@ class Stores:
         self._interests = interests
         self._parse = parse
         self._damaged = damaged
+        self._signatures = signatures
         self._known: dict[bytes, KnownStore] = {}
         self._asked: dict[int, tuple[KnownStore, Answered]] = {}
         self._readings: dict[int, tuple[KnownStore, LogReader]] = {}
@@ -258,11 +268,17 @@ class Stores:
             return
         try:
             batch = self._parse(record.frames)
+            if batch.topic != reader.topic or any(not a < b <= batch.count for a, b in record.dropped):
+                raise RemoteProtocolError("reads out what was not asked for")
         except RemoteProtocolError as error:
             self._damaged(peer.address, error)
             return
-        batch.stored = StoredAt(store.id, record.offset, tuple(record.dropped), record.reading)
-        reader.stored(batch, now)
+        if self._signatures.check(batch, required=reader.signed):
+            batch.stored = StoredAt(store.id, record.offset, tuple(record.dropped), record.reading)
+            reader.stored(batch, now)
+        else:
+            self.more(record.reading, batch.nbytes)
+            reader.unreadable(record.offset, record.offset + batch.count, "signature", now)
 
     def _unreadable(self, peer: PeerRecord, record: Unreadable, now: float) -> None:
         _, reader = self._reader(peer, record.reading)

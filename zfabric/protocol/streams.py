@@ -19,6 +19,7 @@ from zfabric.protocol.lanes import Lane
 from zfabric.protocol.outbox import Outbox
 from zfabric.protocol.peers import PeerRecord, PeerTable
 from zfabric.protocol.sending import Sending
+from zfabric.protocol.signatures import Signatures
 from zfabric.wire.batch import Batch
 from zfabric.wire.records import Attached, Missing, Position, Positions, Resume
 from zfabric.wire.records import Evicted as EvictedRecord
@@ -49,9 +50,16 @@ class Streams(Sending):
     """All streams of one node: the receiving ends here, the sending ends in the base class."""
 
     def __init__(
-        self, config: Config, effects: Effects, peers: PeerTable, interests: Interests, jitter: Jitter
+        self,
+        config: Config,
+        effects: Effects,
+        peers: PeerTable,
+        interests: Interests,
+        jitter: Jitter,
+        signatures: Signatures,
     ) -> None:
         super().__init__(config, effects, peers, interests)
+        self._signatures = signatures
         self._jitter = jitter
         self._inboxes: dict[Key, Inbox] = {}
         self._busy: dict[tuple[int, bytes, str], tuple[Lane, ReliableInbox]] = {}
@@ -91,8 +99,12 @@ class Streams(Sending):
         if gap is not None:
             self.count_lost(Gap(peer.source, batch.topic, *gap, cause="overflow"))
         if new:
-            self.count(batch)
-            for lane in lanes:
+            takers = [lane for lane in lanes if self._signatures.check(batch, required=lane.signed)]
+            if len(takers) < len(lanes):
+                self.count_lost(_refused(batch, peer.source))
+            if takers:
+                self.count(batch)
+            for lane in takers:
                 lane.sink.deliver(batch, peer.source)
         else:
             self.duplicates += 1
@@ -112,7 +124,11 @@ class Streams(Sending):
                 first, stop, reason = gap
                 self._missed(lane, inbox.epoch, Gap(peer.source, inbox.topic, first, stop - 1, cause=reason), now)
             elif (batch := inbox.next_batch()) is not None:
-                self._deliver(lane, batch, peer.source, now)
+                if lane.request.store or self._signatures.check(batch, required=lane.signed):
+                    self._deliver(lane, batch, peer.source, now)
+                else:
+                    inbox.pass_over(batch)
+                    self._missed(lane, inbox.epoch, _refused(batch, peer.source), now)
             else:
                 break
             progressed = True
@@ -136,7 +152,9 @@ class Streams(Sending):
         if outbox.local and not all(lane.history for lane in outbox.local):
             self.count(batch)
         for lane in outbox.local:
-            if lane.history is None:
+            if not self._signatures.check(batch, required=lane.signed):
+                self.count_lost(_refused(batch, source))
+            elif lane.history is None:
                 lane.sink.deliver(batch, source)
             else:
                 lane.history.take(batch, source, now)
@@ -409,3 +427,7 @@ class Streams(Sending):
             self._drain(lane, peer, inbox, now)
         elif repair is not None:
             self._peers.tell(peer, repair, now=now)
+
+
+def _refused(batch: Batch, source: Source) -> Gap:
+    return Gap(source, batch.topic, batch.base + batch.skip, batch.end - 1, cause="signature")

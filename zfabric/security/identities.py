@@ -1,7 +1,7 @@
 """A key pair for each node, and a directory with the public keys of all whom it trusts.
 
     self.key              this node's name and secret, readable by its owner only
-    trusted/<name>.toml   public = ["<Z85>"], roles = ["<role>"], one file for each identity
+    trusted/<name>.toml   public = ["<Z85>"], signing = ["<Z85>"], roles = ["<role>"], one file for each identity
     roles.toml            [<role>] with publish, subscribe, push, pull, serve, request = ["<pattern>"]
 
 The directory is read again while nodes run: who is taken out of it, or loses a role, loses what goes with it at once.
@@ -29,12 +29,13 @@ from zmq.utils import z85
 from zfabric.errors import InvalidKey
 from zfabric.security.acl import ANYTHING, Permissions
 from zfabric.security.keyfiles import read_private, write_private
-from zfabric.security.keys import fingerprint
+from zfabric.security.keys import MEMBER, fingerprint
+from zfabric.security.signing import available, key_id, public_key, signer, signing_seed, verify
+from zfabric.wire.batch import Batch, Sign
+from zfabric.wire.signatures import KEY_ID_BYTES, BadSignature
 
 __all__ = ["MEMBER", "Identities", "Identity", "accept", "check_name", "create", "invite", "revoke", "rotate", "unpack"]
 
-MEMBER = "member"
-"The role that may do anything, unless roles.toml says otherwise."
 _VERSION = "zfi1"
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,62}")
 _SECRET_BYTES = 32
@@ -56,8 +57,11 @@ class Identity:
     """One trusted identity."""
 
     public: tuple[bytes, ...]
+    "None of them: it is no member any more, and what it signed is still believed."
     roles: tuple[str, ...]
     permissions: tuple[Permissions, ...]
+    signing: tuple[bytes, ...] = ()
+    "Public Ed25519 keys, 32 bytes each, the newest first."
 
 
 class Identities:
@@ -73,6 +77,8 @@ class Identities:
             raise InvalidKey(f"{directory} belongs to fabric {self.fabric!r}, not to {fabric!r}")
         self.secret, self.public = _pair(secret)
         self.fingerprint = fingerprint(self.public)
+        self._seed = signing_seed(secret)
+        self._verifies = available()
         self.trusted: dict[str, Identity] = {}
         self._read()
 
@@ -82,7 +88,8 @@ class Identities:
         self.trusted = {path.stem: _identity(path, roles) for path in _trusted_files(self.directory)}
         self._names = {public: name for name, each in self.trusted.items() for public in each.public}
         self._keys = {fingerprint(public): public for public in self._names}
-        self._keys.update((name, each.public[0]) for name, each in self.trusted.items())
+        self._keys.update((name, each.public[0]) for name, each in self.trusted.items() if each.public)
+        self._signing = {key_id(key): (name, key) for name, each in self.trusted.items() for key in each.signing}
         self._answers: dict[tuple[str, str, str], bool] = {}
         self._seen = seen
 
@@ -124,11 +131,40 @@ class Identities:
             return ()
         return next((found for each in identity.permissions if (found := each.filters(prefix))), ())
 
+    # -- whose nodes, whose words ----------------------------------------------------------------
+
+    def node_id(self, random: bytes) -> bytes:
+        """An id for a node of this identity, or for something else of it that publishes, from 8 random bytes."""
+        return _node_id(self.name, random)
+
+    def owns(self, user: str, node_id: bytes) -> bool:
+        """Whether a node id is one of an identity's own."""
+        return node_id == _node_id(user, node_id[:8])
+
+    def signs(self) -> Sign:
+        """What signs batches for this identity. Raises LocalProtocolError where that is not possible."""
+        return signer(self._seed)
+
+    def signer_of(self, batch: Batch) -> str:
+        """The name of the identity that signed a batch; empty where nobody can tell. Raises BadSignature."""
+        if not self._verifies:
+            return ""
+        name, key = self._signing.get(batch.signature[:KEY_ID_BYTES], ("", b""))
+        if not name:
+            raise BadSignature("it was made with a key that nobody is trusted with here")
+        if not self.owns(name, batch.producer):
+            raise BadSignature(f"{name!r} signed it in the name of another identity's node")
+        if not self.may(name, "publish", batch.topic):
+            raise BadSignature(f"{name!r} may not publish this")
+        verify(key, batch.digest(), batch.signature[KEY_ID_BYTES:])
+        return name
+
     # -- operations ----------------------------------------------------------------------------
 
     def trusts(self, user: str) -> bool:
-        """Whether an identity is still in the directory."""
-        return user in self.trusted
+        """Whether an identity is still a member."""
+        identity = self.trusted.get(user)
+        return identity is not None and bool(identity.public)
 
     def may(self, user: str, action: str, name: str) -> bool:
         """Whether an identity may do this."""
@@ -184,16 +220,21 @@ def _roles(directory: Path) -> dict[str, Permissions]:
 def _identity(path: Path, roles: Mapping[str, Permissions]) -> Identity:
     check_name(path.stem)
     content = _read_public(path)
-    public, names = content.get("public"), content.get("roles", [MEMBER])
-    if not _is_list_of_texts(public) or not public or not _is_list_of_texts(names):
-        raise InvalidKey(f"{path} needs `public` and `roles`, lists of texts")
-    keys = tuple(text.encode() for text in public)
-    if not all(map(_is_key, keys)):
+    public, signing, names = content.get("public", ()), content.get("signing", []), content.get("roles", [MEMBER])
+    if not all(map(_is_list_of_texts, (public, signing, names))) or not (public or signing):
+        raise InvalidKey(f"{path} needs `public`, `signing` and `roles`, lists of texts")
+    keys, signing_keys = tuple(text.encode() for text in public), tuple(text.encode() for text in signing)
+    if not all(map(_is_key, keys + signing_keys)):
         raise InvalidKey(f"{path}: a public key is 40 characters of Z85")
     missing = [name for name in names if name not in roles]
     if missing:
         raise InvalidKey(f"{path}: there is no role {missing[0]!r}")
-    return Identity(keys, tuple(names), tuple(roles[name] for name in names))
+    signing_keys = tuple(map(z85.decode, signing_keys))
+    return Identity(keys, tuple(names), tuple(roles[name] for name in names), signing_keys)
+
+
+def _node_id(name: str, random: bytes) -> bytes:
+    return random + hashlib.blake2b(name.encode(), key=random, digest_size=8, person=b"zfabric-node").digest()
 
 
 def _is_list_of_texts(value: object) -> bool:
@@ -210,6 +251,10 @@ def _is_key(text: bytes) -> bool:
 def _pair(secret: bytes) -> tuple[bytes, bytes]:
     encoded = z85.encode(secret)
     return encoded, zmq.curve_public(encoded)
+
+
+def _signing_key(secret: bytes) -> str:
+    return z85.encode(public_key(signing_seed(secret))).decode()
 
 
 def _checksum(fabric: str, name: str, secret: bytes) -> bytes:
@@ -245,17 +290,26 @@ def create(directory: Path, fabric: str, name: str, roles: tuple[str, ...] = (ME
     secret = secrets.token_bytes(_SECRET_BYTES)
     write_private(directory / "self.key", (_format_secret(fabric, check_name(name), secret) + "\n").encode())
     (directory / "trusted").mkdir(mode=0o755, exist_ok=True)
-    _trust(directory, name, (_pair(secret)[1].decode(),), roles)
+    _trust(directory, name, (_pair(secret)[1].decode(),), (_signing_key(secret),), roles)
 
 
-def _trust(directory: Path, name: str, public: tuple[str, ...], roles: tuple[str, ...], *, new: bool = True) -> None:
+def _trust(
+    directory: Path,
+    name: str,
+    public: tuple[str, ...],
+    signing: tuple[str, ...],
+    roles: tuple[str, ...],
+    *,
+    new: bool = True,
+) -> None:
     path = directory / "trusted" / f"{name}.toml"
     if new and path.exists():
         raise FileExistsError(f"{path} exists: there is an identity of that name")
     unnamed = path.with_suffix(".new")
     import json
 
-    unnamed.write_text(f"public = {json.dumps(public)}\nroles = {json.dumps(roles)}\n", "utf-8")
+    lists = {"public": public, "signing": signing, "roles": roles}
+    unnamed.write_text("".join(f"{name} = {json.dumps(texts)}\n" for name, texts in lists.items()), "utf-8")
     unnamed.chmod(0o644)
     unnamed.replace(path)
 
@@ -270,7 +324,7 @@ def invite(directory: Path, fabric: str, name: str, roles: tuple[str, ...] = (ME
     missing = [role for role in roles if role not in known]
     if missing:
         raise InvalidKey(f"there is no role {missing[0]!r} in {directory / 'roles.toml'}")
-    _trust(directory, check_name(name), (_pair(secret)[1].decode(),), roles)
+    _trust(directory, check_name(name), (_pair(secret)[1].decode(),), (_signing_key(secret),), roles)
     import json
 
     files = {path.name: path.read_text("utf-8") for path in _trusted_files(directory)}
@@ -319,13 +373,15 @@ def rotate(directory: Path, fabric: str, *, finish: bool = False) -> None:
     """Give this node a new key pair, trusted beside the old one; with `finish` trust the old one no longer."""
     identities = Identities(directory, fabric)
     mine = identities.trusted.get(identities.name)
-    roles = (MEMBER,) if mine is None else mine.roles
+    roles, signing = ((MEMBER,), ()) if mine is None else (mine.roles, mine.signing)
+    known = tuple(z85.encode(key).decode() for key in signing)  # what they signed stays good
+    public = identities.public.decode()
     if finish:
-        _trust(directory, identities.name, (identities.public.decode(),), roles, new=False)
+        _trust(directory, identities.name, (public,), known, roles, new=False)
         return
     secret = secrets.token_bytes(_SECRET_BYTES)
-    public = (_pair(secret)[1].decode(), identities.public.decode())
-    _trust(directory, identities.name, public, roles, new=False)
+    both = _pair(secret)[1].decode(), public
+    _trust(directory, identities.name, both, (_signing_key(secret), *known), roles, new=False)
     unnamed = directory / "self.key.new"
     unnamed.unlink(missing_ok=True)
     write_private(unnamed, (_format_secret(fabric, identities.name, secret) + "\n").encode())

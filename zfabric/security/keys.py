@@ -17,9 +17,14 @@ import zmq
 from zmq.utils import z85
 
 from zfabric.errors import InvalidKey
+from zfabric.security.signing import key_id
+from zfabric.wire.batch import Batch, Sign
+from zfabric.wire.signatures import KEY_ID_BYTES, BadSignature, digest
 
-__all__ = ["KEY_CHARS_MAX", "FabricKey", "fingerprint", "new_key"]
+__all__ = ["KEY_CHARS_MAX", "MEMBER", "FabricKey", "fingerprint", "new_key"]
 
+MEMBER = "member"
+"Who all holders of a fabric's key are; and with identities, the role that one has if nothing else is said."
 KEY_CHARS_MAX = 2048
 _VERSION = "zfk1"
 _SECRET_BYTES = 32
@@ -50,6 +55,8 @@ class FabricKey:
         self.secret = z85.encode(curve)
         self.public: bytes = zmq.curve_public(self.secret)
         self.fingerprint = fingerprint(self.public)
+        self._signing = hashlib.blake2b(fabric.encode(), key=secret, person=b"zfabric-sign-1").digest()
+        self._key_id = key_id(self.public)
 
     @classmethod
     def parse(cls, text: str | bytes) -> FabricKey:
@@ -74,6 +81,7 @@ class FabricKey:
         return f"{_VERSION}:{quote(self.fabric, safe='')}:{encoded}"
 
     distinguishes = False
+    name = MEMBER
 
     def server_key(self, peer: str) -> bytes | None:
         """The public key that a node must prove to have: everybody's."""
@@ -85,7 +93,19 @@ class FabricKey:
 
     def admit(self, public: bytes) -> str | None:
         """Who has this public key (in Z85)? All members are one and the same."""
-        return "member" if hmac.compare_digest(public, self.public) else None
+        return MEMBER if hmac.compare_digest(public, self.public) else None
+
+    def signs(self) -> Sign:
+        """What signs batches: a keyed hash, which any member can make."""
+        return lambda frames: self._key_id + digest(frames, self._signing)
+
+    def signer_of(self, batch: Batch) -> str:
+        """Some member, if anybody. Raises BadSignature."""
+        if batch.signature[:KEY_ID_BYTES] != self._key_id:
+            raise BadSignature("it was made with another key than this fabric's")
+        if not hmac.compare_digest(batch.signature[KEY_ID_BYTES:], batch.digest(self._signing)):
+            raise BadSignature("it is forged, or the batch was changed")
+        return MEMBER
 
 
 def _split(text: str) -> tuple[str, str]:

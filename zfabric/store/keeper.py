@@ -65,8 +65,12 @@ class Keeper:
         done: Callable[[Lane, Batch, Append, Appended], None],
         told: Callable[[bytes, str, int, str], None],
         has_room: Callable[[Lane], None],
+        check: Callable[[Batch], bool],
     ) -> None:
-        """`done` is called for each batch that is safe, `told(producer, topic, epoch, reason)` when storing stops."""
+        """`done` is called for each batch that is safe, `told(producer, topic, epoch, reason)` when storing stops.
+
+        `check` tells whether the signature of a batch, or its lack, lets it be stored.
+        """
         self.lane: Lane
         self.full = False
         self._topic = topic
@@ -75,6 +79,7 @@ class Keeper:
         self._done = done
         self._told = told
         self._has_room = has_room
+        self._check = check
         self._loop = asyncio.get_running_loop()
         self._outstanding = 0
         "Batches that the writer has."
@@ -89,6 +94,9 @@ class Keeper:
 
     def deliver(self, batch: Batch, _source: Source) -> None:
         """Take a batch."""
+        if not self._check(batch):
+            self._told(batch.producer, self._topic, batch.epoch, f"a message was refused: {batch.refused}")
+            return  # not acknowledged: its publisher finds no other store in this one
         append = append_of(batch)
         if self._again:
             self._again.append((batch, append))

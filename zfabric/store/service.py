@@ -161,6 +161,7 @@ class StoreService:
             done=self._kept,
             told=self._storing,
             has_room=self._driver.has_room,
+            check=self._core.signatures.check,
         )
         pattern = Pattern(topic, bytes_max=self._config.topic_bytes_max)
         start = Start("earliest")

@@ -172,13 +172,15 @@ def _survivors(stream: Stream, held: Range, seed: int, dropping: Mapping[tuple[i
 def _blanked(row: Row, gone: Collection[int]) -> bytes:
     """The body with the dropped values replaced by nil, without their keys and headers; the numbers stay.
 
-    A body that is no batch, or has buffers beside it, stays as it is.
+    A body that is no batch, is signed, or has buffers beside it, stays as it is.
     """
     body = bytes(row[14])
     if row[13] is not None:
         return body
     try:
         batch = parse_batch([body], messages_max=row[2], buffers_max=0, topic_bytes_max=TOPIC_BYTES_MAX)
+        if batch.signature:
+            return body
         values = _decode_values(batch.body)
     except (RemoteProtocolError, msgspec.MsgspecError):
         return body

@@ -69,7 +69,9 @@ class Stage:
 
     def _writer(self) -> BatchWriter:
         outbox = self.outbox
-        return BatchWriter(outbox.topic, self.driver.core.me, outbox.epoch, with_crc=outbox.writer.with_crc)
+        return BatchWriter(
+            outbox.topic, self.driver.core.me, outbox.epoch, with_crc=outbox.writer.with_crc, sign=outbox.writer.sign
+        )
 
     # -- in any thread -------------------------------------------------------------------------
 

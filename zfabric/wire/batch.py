@@ -1,6 +1,7 @@
 """The batch: all that one publisher said on one topic in one turn, as one ZeroMQ message.
 
     topic NUL | header (MessagePack bin8 around a fixed-width array) | body (array32 of values) | meta (optional)
+    | signature (optional)
 
 The topic and its terminator stand in front because libzmq filters by prefix. The header has a fixed width, so
 that a sealed batch costs one `pack_into` over placeholders and values are appended without knowing how many
@@ -11,24 +12,27 @@ their own. `docs/protocol.md` is the specification.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, TypeAlias
 from zlib import crc32
 
 import msgspec
 
 from zfabric.errors import EncodeFailed, RemoteProtocolError
+from zfabric.wire.signatures import SIGNATURE_BYTES, digest
 
 __all__ = [
     "FLAG_ACK_NOW",
     "FLAG_DURABLE",
     "FLAG_RELIABLE",
+    "FLAG_SIGNED",
     "REPAIR_BYTES",
     "VERSION",
     "Batch",
     "BatchWriter",
     "Buffer",
     "Meta",
+    "Sign",
     "StoredAt",
     "frame_bytes",
     "parse_batch",
@@ -43,6 +47,8 @@ FLAG_ACK_NOW = 4
 "Somebody waits for the acknowledgement."
 FLAG_DURABLE = 8
 "The stream is kept by stores."
+FLAG_SIGNED = 16
+"The first frame ends in a signature."
 
 REPAIR_BYTES = 16 * 1024
 "What a repair adds to the frames of a batch, at most."
@@ -51,6 +57,8 @@ TTL_S_MAX = 1e9
 "Longest lifetime of a message: it fits the 64 bits of any clock."
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
+Sign: TypeAlias = Callable[[Sequence[Buffer]], bytes]
+"""The signature of a batch's frames."""
 
 # Fixed-width MessagePack: array of 9, uint8 version, bin8 producer, uint32 epoch, uint64 base, uint32 count,
 # uint64 nanoseconds, uint8 flags, uint32 body length, uint32 CRC of everything else.
@@ -117,6 +125,11 @@ class Batch(msgspec.Struct, gc=False):
     "All of the first frame."
     stored: StoredAt | None = None
     "Where a store keeps it, if it comes from there."
+    signature: bytes = b""
+    signer: str = ""
+    "Who signed it, once that was checked."
+    refused: str = ""
+    "Why its signature makes it unfit to be delivered."
 
     @property
     def reliable(self) -> bool:
@@ -133,6 +146,10 @@ class Batch(msgspec.Struct, gc=False):
         """The sequence number after the last message."""
         return self.base + self.count
 
+    def digest(self, key: bytes = b"") -> bytes:
+        """What its signature is about."""
+        return digest([memoryview(self.frame)[: len(self.frame) - len(self.signature)], *self.buffers], key)
+
 
 class BatchWriter:
     """The open batch of one stream: append values to `buffer`, count them, then `seal()`.
@@ -143,17 +160,20 @@ class BatchWriter:
     # fmt: off
     __slots__ = (
         "_epoch", "_offset", "_prefix", "_producer", "buffer", "buffers", "buffers_counted", "count", "meta",
-        "meta_bytes", "with_crc",
+        "meta_bytes", "sign", "with_crc",
     )
     # fmt: on
 
-    def __init__(self, topic: str, producer: bytes, epoch: int, *, with_crc: bool = False) -> None:
+    def __init__(
+        self, topic: str, producer: bytes, epoch: int, *, with_crc: bool = False, sign: Sign | None = None
+    ) -> None:
         head = topic.encode("ascii") + b"\0"
         self._offset = len(head)
         self._prefix = head + bytes(_PREFIX_BYTES)
         self._producer = producer
         self._epoch = epoch
-        self.with_crc = with_crc
+        self.sign = sign
+        self.with_crc = with_crc and sign is None  # a signature is made over all, and tells more
         self._clear()
 
     def _clear(self) -> None:
@@ -161,7 +181,7 @@ class BatchWriter:
         self.buffers: list[Buffer] = []
         self.buffers_counted = 0
         self.meta: Meta | None = None
-        self.meta_bytes = 0
+        self.meta_bytes = 0 if self.sign is None else SIGNATURE_BYTES
         self.count = 0
 
     @property
@@ -190,6 +210,8 @@ class BatchWriter:
         _BODY.pack_into(buffer, body_start, 0xDD, self.count)
         if self.meta is not None:
             buffer += _encode_meta(self.meta)
+        if self.sign is not None:
+            flags |= FLAG_SIGNED
         _WRAP.pack_into(buffer, offset, 0xC4, _HEADER.size)
         # fmt: off
         _HEADER.pack_into(
@@ -200,6 +222,8 @@ class BatchWriter:
         # fmt: on
         if self.with_crc:
             _CRC.pack_into(buffer, body_start - _CRC.size, _checksum(buffer, body_start, self.buffers))
+        elif self.sign is not None:
+            buffer += self.sign([buffer, *self.buffers])
         frames: list[Buffer] = [buffer, *self.buffers]
         self._clear()
         return frames
@@ -265,13 +289,14 @@ def parse_batch(frames: Sequence[Buffer], *, messages_max: int, buffers_max: int
         topic = frame[:split].decode("ascii")
         header = _decode_header(view[header_start:body_start])
         body_end = body_start + header.body_bytes
-        meta = _decode_meta(view[body_end:]) if body_end < len(frame) else None
+        end = len(frame) - SIGNATURE_BYTES if header.flags & FLAG_SIGNED else len(frame)
+        meta = _decode_meta(view[body_end:end]) if body_end < end else None
     except _MALFORMED as error:
         raise RemoteProtocolError(f"malformed batch: {error}") from None
     if header.version != VERSION:
         raise RemoteProtocolError(f"batch of protocol version {header.version}; this node speaks {VERSION}")
-    if body_end > len(frame):
-        raise RemoteProtocolError(f"truncated batch: {len(frame)} bytes of {body_end}")
+    if body_end > end:
+        raise RemoteProtocolError(f"truncated batch: {end} bytes of {body_end}")
     if header.count > messages_max:
         raise RemoteProtocolError(f"batch of {header.count} messages is over Config.batch_messages_max")
     if len(frames) - 1 > buffers_max:
@@ -283,6 +308,6 @@ def parse_batch(frames: Sequence[Buffer], *, messages_max: int, buffers_max: int
     # fmt: off
     return Batch(
         topic, header.producer, header.epoch, header.base, header.count, header.published_ns, body, meta, buffers,
-        nbytes, header.flags, 0, frame,
+        nbytes, header.flags, 0, frame, None, frame[end:],
     )
     # fmt: on
