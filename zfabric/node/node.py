@@ -402,9 +402,7 @@ class Node(QueueMethods, ServiceMethods):
         beginning = Beginning(start, replay_rate)
         name, value_type = (pattern.name, pattern.type) if isinstance(pattern, Topic) else (pattern, None)
         compiled = Pattern(name, bytes_max=self._config.topic_bytes_max)
-        driver.rights.check_subscribe(compiled)
-        if signed:
-            driver.rights.signs()
+        driver.rights.check_subscribe(compiled, signed=signed)
         codec = Codec(type if type is not None else value_type, inline_bytes=self._config.inline_bytes)
         size = self._config.buffer_bytes if buffer_bytes is None else buffer_bytes
         _check_reading(size, ack, overflow, delivery, group, member)

@@ -31,8 +31,10 @@ class Rights:
         if mine is not None and not mine.may(mine.name, action, name):
             raise NotAuthorized(mine.name, action, name)
 
-    def check_subscribe(self, pattern: Pattern) -> None:
-        """Raise NotAuthorized unless this node may subscribe to a pattern."""
+    def check_subscribe(self, pattern: Pattern, *, signed: bool = False) -> None:
+        """Raise NotAuthorized unless this node may subscribe to a pattern; with `signed` also what `signs` raises."""
+        if signed:
+            self.signs()
         mine = self.identities
         if mine is not None and not mine.filters(mine.name, pattern.prefix):
             raise NotAuthorized(mine.name, "subscribe", pattern.text)
