@@ -19,7 +19,7 @@ from benchmarks.model import Entry, Results, Row, RunFailed
 from benchmarks.options import number
 from benchmarks.targets import judge
 
-__all__ = ["main"]
+__all__ = ["chosen", "main"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -66,16 +66,22 @@ def _run(
 ) -> list[Row]:
     """The rows of one workload; none if no peer fits."""
     workload = next(workload for workload in known if workload.name == options.command)
-    wanted = [word for word in options.peers.split(",") if word]
-    chosen = [
-        entry
-        for entry in entries
-        if workload.name in entry.workloads and (not wanted or any(word in entry.peer for word in wanted))
-    ]
-    cells = workload.cells(options, chosen)
+    playing = [entry for entry in entries if workload.name in entry.workloads]
+    cells = workload.cells(options, chosen(options.peers, playing))
     if not cells:
         return []
     return workload.rows(cells, measure(cells, options.repeat or workload.repetitions[options.scale], deadline))
+
+
+def chosen(wanted: str, entries: Sequence[Entry]) -> list[Entry]:
+    """The peers that are named in full, or whose names have one of the words; all of them if there is no word."""
+    words = [word for word in wanted.split(",") if word]
+    names = {entry.peer for entry in entries}
+    return [
+        entry
+        for entry in entries
+        if not words or any(word == entry.peer if word in names else word in entry.peer for word in words)
+    ]
 
 
 def _report(options: argparse.Namespace, known: Sequence[workloads.Workload]) -> int:
@@ -145,7 +151,9 @@ def _parser(known: Sequence[workloads.Workload]) -> argparse.ArgumentParser:
         command = commands.add_parser(workload.name, help=told, description=told)
         _add_scale(command)
         command.add_argument("--repeat", type=number, help="repetitions of everything")
-        command.add_argument("--peers", default="", help="comma-separated words: only peers whose name has one")
+        command.add_argument(
+            "--peers", default="", help="comma-separated: only these peers; a part of a name means all that have it"
+        )
         command.add_argument("--json", action="store_true", help="JSON lines instead of tables")
         workload.add_arguments(command)
     summary = "run what the targets need; write report.jsonl, report.html and report.png, and say what is met"

@@ -42,7 +42,9 @@ def measure(cells: Sequence[Cell], repetitions: int, deadline: float = math.inf)
                 collected.append(Sample(failure=TIME_IS_OVER))
                 continue
             print(f"[{repetition + 1}/{repetitions}] {cell.title}", file=sys.stderr, flush=True)
+            start = time.monotonic()
             sample = run_cell(cell)
+            print(f"  {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
             if sample.failure:
                 print(f"  failed: {sample.failure.strip().splitlines()[-1]}", file=sys.stderr, flush=True)
             collected.append(sample)

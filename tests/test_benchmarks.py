@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from benchmarks import machine, peers, plan, report, tables, workloads
-from benchmarks.__main__ import main
+from benchmarks.__main__ import chosen, main
 from benchmarks.growth import growths
 from benchmarks.harness import TIME_IS_OVER, measure, run_cell
 from benchmarks.model import Cell, Entry, Link, Missing, Part, Results, Row, Run, Sample
@@ -340,6 +340,17 @@ def test_table_names_misses_and_what_was_not_measured() -> None:
 
     assert "| 100 B bytes, batches, at-most-once | NATS | ≥ 20 | 1x (1 to 1), missed |" in lines
     assert "| 100 B bytes, batches, at-most-once | Zenoh | ≥ 4 | not measured |" in lines
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [("", ["a", "a, fast", "b"]), ("a", ["a"]), ("fast", ["a, fast"]), ("fast,b", ["a, fast", "b"]), ("c", [])],
+)
+def test_peers_are_chosen_by_name_or_by_a_part_of_it(wanted: str, found: list[str]) -> None:
+    """A whole name means that peer alone, though other names have it as a part."""
+    entries = [Entry(workloads=(), peer=peer, roles={}) for peer in ("a", "a, fast", "b")]
+
+    assert [entry.peer for entry in chosen(wanted, entries)] == found
 
 
 @pytest.mark.parametrize("scale", plan.MINUTES)

@@ -1,15 +1,17 @@
-"""Cyclone DDS from Python: one reliable keep-all topic of a sequence of bytes, taken in lists of up to 1,000 samples.
+"""Cyclone DDS from Python: one reliable keep-all topic of an array of bytes (which its binding encodes at once, while a
+sequence is a list of numbers to it), taken in lists of up to 1,000 samples.
 
 Loopback only, discovery by unicast: the configuration is set before the library is loaded.
 """
 
-# No `from __future__ import annotations` here: Cyclone reads the types of `Payload` when the class is made.
+# No `from __future__ import annotations` here: Cyclone reads the types of a class when it is made.
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import Any
 from zlib import crc32
 
@@ -23,7 +25,7 @@ os.environ["CYCLONEDDS_URI"] = """<CycloneDDS><Domain id="any">
 from cyclonedds.core import InstanceState, Policy, Qos, ReadCondition, SampleState, ViewState, WaitSet
 from cyclonedds.domain import DomainParticipant
 from cyclonedds.idl import IdlStruct
-from cyclonedds.idl.types import sequence, uint8
+from cyclonedds.idl.types import array, uint8
 from cyclonedds.pub import DataWriter
 from cyclonedds.sub import DataReader
 from cyclonedds.topic import Topic
@@ -38,29 +40,33 @@ RELIABLE = Qos(Policy.Reliability.Reliable(duration(seconds=60)), Policy.History
 TAKE = 1_000
 
 
-@dataclass
-class Payload(IdlStruct):  # type: ignore[misc]
-    """What the topic carries."""
+def payload_type(size: int) -> Any:
+    """What the topic carries: so many bytes."""
 
-    data: sequence[uint8]
+    @dataclass
+    class Payload(IdlStruct, typename="Payload"):  # type: ignore[misc, call-arg]
+        data: array[uint8, size]
+
+    return Payload
 
 
 @contextmanager
 def write(run: Run, link: Link) -> Iterator[Sender]:
     """Write, when every reader has been matched."""
     participant = DomainParticipant(_domain(run))
-    writer = DataWriter(participant, Topic(participant, "benchmark", Payload), qos=RELIABLE)
+    payload = payload_type(run.size)
+    writer = DataWriter(participant, Topic(participant, "benchmark", payload), qos=RELIABLE)
     link.meet()
     while len(writer.get_matched_subscriptions()) < run.receivers:
         time.sleep(0.01)
-    yield Sender(sends=[lambda value: writer.write(Payload(data=value))], flush=partial(_confirm, writer))
+    yield Sender(sends=[lambda value: writer.write(payload(data=value))], flush=partial(_confirm, writer))
 
 
 @contextmanager
 def take(run: Run, link: Link) -> Iterator[Receiver]:
     """Take lists of samples."""
     participant = DomainParticipant(_domain(run))
-    reader = DataReader(participant, Topic(participant, "benchmark", Payload), qos=RELIABLE)
+    reader = DataReader(participant, Topic(participant, "benchmark", payload_type(run.size)), qos=RELIABLE)
     waiter = WaitSet(participant)
     waiter.attach(ReadCondition(reader, SampleState.Any | ViewState.Any | InstanceState.Any))
     link.meet()
@@ -70,7 +76,7 @@ def take(run: Run, link: Link) -> Iterator[Receiver]:
         samples: list[Any] = reader.take(N=TAKE)
         return samples
 
-    yield Receiver(receive=receive, lists=True, payload=lambda sample: bytes(sample.data))
+    yield Receiver(receive=receive, lists=True, payload=attrgetter("data"))
 
 
 def _confirm(writer: Any) -> None:

@@ -10,6 +10,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from confluent_kafka import OFFSET_END, Consumer, Producer, TopicPartition
@@ -33,12 +34,7 @@ def produce(run: Run, link: Link) -> Iterator[Sender]:
     brokers = producer.list_topics(TOPIC, timeout=10).brokers.values()
     if "receiver" in link.meet(",".join(f"{broker.host}:{broker.port}" for broker in brokers)):
         link.meet()
-
-    def send(value: bytes) -> None:
-        producer.produce(TOPIC, value, partition=0)
-        producer.poll(0)
-
-    yield Sender(sends=[send], flush=lambda: producer.flush(60))
+    yield Sender(sends=[partial(producer.produce, TOPIC, partition=0)], flush=lambda: producer.flush(60))
 
 
 @contextmanager

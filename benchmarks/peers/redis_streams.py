@@ -1,4 +1,5 @@
-"""Redis streams: redis-py with a redis-server, XADD in pipelines of 500 and XREAD of up to 1,000 entries.
+"""Redis streams: redis-py (with hiredis, its parser in C) and a redis-server, XADD in pipelines of 500 and XREAD of up
+to 1,000 entries.
 
 Not persistent where nothing must be stored; in the durable workload the append-only file is synced once a second (the
 default) or before every reply (`always`: once per pipeline).

@@ -1,12 +1,14 @@
 """Zenoh in peer mode: declared publishers, callbacks, queryables; shared memory for arrays where asked.
 
 Its own multicast scouting is off, the two sides connect directly. Congestion control is `BLOCK`, because the default
-drops. Messages of one publisher are batched by Zenoh itself.
+drops. Zenoh itself batches messages, except where their latency is measured and in requests one at a time: these go
+`express`, as in its own examples.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -42,10 +44,14 @@ def publish(run: Run, link: Link) -> Iterator[Sender]:
     """Declare a publisher for each topic, wait until the subscribers match, and put."""
     with _listening(run, link) as session:
         publishers = [
-            session.declare_publisher(_key(name), congestion_control=zenoh.CongestionControl.BLOCK)
+            session.declare_publisher(
+                _key(name), congestion_control=zenoh.CongestionControl.BLOCK, express=run.rate > 0
+            )
             for name in run.topic_names
         ]
         link.meet()
+        for publisher in publishers:
+            _wait_for_match(publisher)
         yield Sender(sends=[publisher.put for publisher in publishers])
 
 
@@ -96,8 +102,9 @@ def subscribe_arrays(run: Run, link: Link) -> Iterator[Receiver]:
 def ask(run: Run, link: Link) -> Iterator[Start]:
     """Get, with a callback for the reply."""
     with _connected(run, link) as session:
-        querier = session.declare_querier("benchmark/echo")
+        querier = session.declare_querier("benchmark/echo", express=run.in_flight == 1)
         link.meet()
+        _wait_for_match(querier)
 
         def start(value: bytes, done: Callable[[], None]) -> None:
             querier.get(payload=value, handler=lambda _reply: done())
@@ -110,11 +117,18 @@ def reply(run: Run, link: Link) -> Iterator[None]:
     """Declare a queryable that echoes."""
     with _listening(run, link) as session:
         queryable = session.declare_queryable(
-            "benchmark/echo", lambda query: query.reply("benchmark/echo", query.payload.to_bytes())
+            "benchmark/echo",
+            lambda query: query.reply("benchmark/echo", query.payload.to_bytes(), express=run.in_flight == 1),
         )
         link.meet()
         yield
         queryable.undeclare()
+
+
+def _wait_for_match(declared: Any) -> None:
+    """Until the other side's declaration has come, too: what is sent before is lost."""
+    while not declared.matching_status.matching:
+        time.sleep(0.001)
 
 
 def _key(name: str) -> str:
