@@ -323,6 +323,8 @@ class QueueState(msgspec.Struct, frozen=True):
     source: Source
     "The node that the jobs were pushed at."
     statistics: QueueStatistics
+    pullers: tuple[str, ...] = ()
+    "Ids of the nodes that pull from it."
 
 
 class Statistics(msgspec.Struct, frozen=True):

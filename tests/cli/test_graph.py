@@ -15,13 +15,17 @@ pytestmark = pytest.mark.slow
 
 
 async def test_a_fabric_is_drawn(cli: Commands, node: zfabric.Node) -> None:
-    """Publishers, subscribers and providers, as text, as a picture and as JSON."""
+    """Publishers, subscribers, providers, pushers and pullers, as text, as a picture and as JSON."""
     node.publisher("plant.temp")
     node.subscribe("plant.*")
 
     @node.service("math.add")
     async def add(a: int, b: int) -> int:
         return a + b
+
+    pusher = node.pusher("plant.jobs")
+    node.puller("plant.jobs")
+    await pusher.wait_for(workers=1, timeout=10)
 
     mermaid, dot, svg, records = await asyncio.gather(
         cli.run("graph", "--wait", "1"),
@@ -35,9 +39,10 @@ async def test_a_fabric_is_drawn(cli: Commands, node: zfabric.Node) -> None:
     assert '(["plant.temp"])' in mermaid.out
     assert 'label="plant.temp", shape=ellipse' in dot.out
     titles = [title.text for title in ET.fromstring(svg.out).iter("{http://www.w3.org/2000/svg}title")]
-    assert {"node friend", "topic plant.temp", "service math.add"} <= set(titles)
+    assert {"node friend", "topic plant.temp", "service math.add", "queue plant.jobs"} <= set(titles)
     arrows = {(record["source"]["name"], record["target"]["name"]) for record in records.records}
     assert {("friend", "plant.temp"), ("plant.temp", "friend"), ("math.add", "friend")} <= arrows
+    assert {("friend", "plant.jobs"), ("plant.jobs", "friend")} <= arrows
 
 
 def test_names_cannot_break_a_picture() -> None:

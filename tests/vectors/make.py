@@ -123,7 +123,7 @@ QUEUES: list[queues.QueueRecord] = [
     queues.CreditRecall(1),
     queues.AckRefused(1, 8, 0, 1),
     queues.QueueQuestion(),
-    queues.QueueReport([queues.QueueFigures("jobs", 9, 4, 2, 20, 10, 3, 1, 0)]),
+    queues.QueueReport([queues.QueueFigures("jobs", 9, 4, 2, 20, 10, 3, 1, 0, [OTHER])]),
 ]  # fmt: skip
 
 CONTROL: dict[str, list[Record]] = {

@@ -90,7 +90,7 @@ DOCUMENTED: dict[str, list[list[Any]]] = {
         [44, 1],
         [43, 1, 8, 0, 1],
         [45],
-        [46, [["jobs", 9, 4, 2, 20, 10, 3, 1, 0]], False],
+        [46, [["jobs", 9, 4, 2, 20, 10, 3, 1, 0, [bytes(range(16, 32))]]], False],
     ]]],
     "letter-store": [[18, 1, 2, 7, [
         [64, bytes(range(32, 48)), ["orders.#"]],

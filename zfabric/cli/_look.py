@@ -13,13 +13,13 @@ from zfabric.cli._exits import Exit, Stop
 from zfabric.cli._options import Options
 from zfabric.config import Config
 from zfabric.events import AuthenticationFailed, PeerRefused
-from zfabric.model import Peer
+from zfabric.model import Peer, QueueState
 from zfabric.node.eventhub import EventStream
 from zfabric.node.node import Node
 from zfabric.node.publisher import Publisher
 from zfabric.wire.topics import Pattern
 
-__all__ = ["Sighting", "find_audience", "look_around", "nearest", "open_node", "poll", "settle"]
+__all__ = ["Sighting", "find_audience", "least_look_s", "look_around", "nearest", "open_node", "poll", "settle"]
 
 POLL_S = 0.02
 SETTLE_S = 1.0
@@ -101,8 +101,9 @@ async def find_audience(options: Options, node: Node, publishers: Sequence[Publi
 class Sighting:
     """What a look around found: the peers, and why others are none."""
 
-    def __init__(self, peers: tuple[Peer, ...], refusals: tuple[str, ...]) -> None:
+    def __init__(self, peers: tuple[Peer, ...], queues: Sequence[QueueState], refusals: tuple[str, ...]) -> None:
         self.peers = peers
+        self.queues = queues
         self.refusals = refusals
 
     def require(self, count: int, options: Options) -> None:
@@ -126,22 +127,30 @@ def nobody(options: Options) -> str:
     return f"no node of fabric {options.fabric!r} on {place}; try {', '.join(cures[:-1])} or {cures[-1]}"
 
 
-async def look_around(options: Options, verb: str, wait: int = 0) -> Sighting:
-    """Open a node, wait until discovery has settled or `wait` nodes are there, and say what it sees."""
+def least_look_s(options: Options) -> float:
+    """How long to look at least before nobody there means that nobody is."""
+    return 0.3 if not options.mdns else 0.8 if options.interface == "loopback" else 1.5
+
+
+async def look_around(options: Options, verb: str, wait: int = 0, *, queues: bool = False) -> Sighting:
+    """Open a node, wait until discovery has settled or `wait` nodes are there, and say what it sees.
+
+    With `queues` it asks all of them for theirs.
+    """
     async with open_node(options, verb) as node:
         events = node.events()
-        least_s = 0.3 if not options.mdns else 0.8 if options.interface == "loopback" else 1.5
         peers = await settle(
             node,
             quiet_s=0.25,
-            least_s=float("inf") if wait else least_s,
+            least_s=float("inf") if wait else least_look_s(options),
             most_s=options.timeout or (10.0 if wait else LOOK_S),
             enough=lambda peers: bool(wait) and len(peers) >= wait,
         )
         if wait and len(peers) >= wait:
             # The last one to come has only just begun to tell what it does.
             peers = await settle(node, quiet_s=0.1, least_s=0.1, most_s=1.0)
-        return Sighting(peers, await _refusals(events))
+        found = await node.queues(options.timeout or LOOK_S) if queues else ()
+        return Sighting(peers, found, await _refusals(events))
 
 
 async def _refusals(events: EventStream) -> tuple[str, ...]:

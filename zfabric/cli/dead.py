@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from zfabric.cli._exits import Exit, Stop
-from zfabric.cli._look import open_node, settle
+from zfabric.cli._look import LOOK_S, least_look_s, open_node, settle
 from zfabric.cli._options import Options, TopicParameter, networked
 from zfabric.cli._output import Output, count
 from zfabric.cli._running import run
@@ -105,8 +105,7 @@ def _own(job: Job) -> dict[str, Any] | None:
 async def _collect(options: Options, node: Node, queue: str) -> tuple[Puller, list[Job]]:
     """All dead letters of a queue, in hand."""
     puller = node.puller(DEAD_PREFIX + queue, ack="manual")
-    least_s = 0.3 if not options.mdns else 0.8 if options.interface == "loopback" else 1.5
-    await settle(node, quiet_s=0.25, least_s=least_s, most_s=options.timeout or 3.0)
+    await settle(node, quiet_s=0.25, least_s=least_look_s(options), most_s=options.timeout or LOOK_S)
     jobs: list[Job] = []
     while True:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import click
 
@@ -12,7 +13,8 @@ from zfabric.cli._options import Options, networked
 from zfabric.cli._output import Output, count
 from zfabric.cli._running import run
 from zfabric.cli.topics import matched
-from zfabric.model import Peer
+from zfabric.model import Peer, QueueState
+from zfabric.protocol.queues import DEAD_PREFIX
 from zfabric.wire.topics import Pattern
 
 __all__ = ["command"]
@@ -23,7 +25,7 @@ __all__ = ["command"]
 @click.option("--format", "format_", type=click.Choice(list(FORMATS)), default="mermaid", show_default=True)
 @click.option("--wait", type=click.IntRange(min=1), metavar="N", help="Wait for N nodes; 75 if they do not come.")
 def command(options: Options, format_: str, wait: int | None) -> int:
-    """Draw nodes, topics and services: who publishes, subscribes, provides.
+    """Draw nodes, topics, services and queues: who publishes, subscribes, provides, pushes and pulls.
 
     Mermaid and dot are text for their programs, svg is a picture. With --json: one line for each arrow.
     """
@@ -31,9 +33,9 @@ def command(options: Options, format_: str, wait: int | None) -> int:
 
 
 async def _show(options: Options, output: Output, format_: str, wait: int) -> int:
-    sighting = await look_around(options, "graph", wait)
+    sighting = await look_around(options, "graph", wait, queues=True)
     sighting.require(wait, options)
-    graph = drawn(sighting.peers)
+    graph = drawn(sighting.peers, sighting.queues)
     if output.json:
         for edge in graph.edges:
             ends = {"source": edge.source, "target": edge.target}
@@ -44,8 +46,8 @@ async def _show(options: Options, output: Output, format_: str, wait: int) -> in
     return 0
 
 
-def drawn(peers: tuple[Peer, ...]) -> Graph:
-    """The graph of what these nodes say of themselves. Arrows go the way messages and requests go."""
+def drawn(peers: Sequence[Peer], queues: Sequence[QueueState] = ()) -> Graph:
+    """The graph of what these nodes say of themselves. Arrows go the way messages, requests and jobs go."""
     nodes = {peer: Vertex("node", peer.name, peer.id) for peer in peers}
     edges: set[Edge] = set()
     shared: set[Vertex] = set()
@@ -62,4 +64,12 @@ def drawn(peers: tuple[Peer, ...]) -> Graph:
             service = Vertex("service", offer.service, "")
             shared.add(service)
             edges.add(Edge(service, node))
+    by_id = {peer.id: node for peer, node in nodes.items()}
+    for state in queues:
+        if state.source.id not in by_id or (state.queue.startswith(DEAD_PREFIX) and not state.statistics.depth):
+            continue
+        queue = Vertex("queue", state.queue, "")
+        shared.add(queue)
+        edges.add(Edge(by_id[state.source.id], queue))
+        edges.update(Edge(queue, by_id[puller]) for puller in state.pullers if puller in by_id)
     return Graph(tuple(sorted({*nodes.values(), *shared})), tuple(sorted(edges)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from zfabric.cli._exits import Exit, Stop
-from zfabric.cli._look import nobody, open_node, settle
+from zfabric.cli._look import look_around
 from zfabric.cli._options import Options, networked
 from zfabric.cli._output import Output, count
 from zfabric.cli._running import run
@@ -26,13 +26,9 @@ def command(options: Options, dead: bool) -> int:
 
 
 async def _show(options: Options, output: Output, *, dead: bool) -> int:
-    async with open_node(options, "queues") as node:
-        least_s = 0.3 if not options.mdns else 0.8 if options.interface == "loopback" else 1.5
-        peers = await settle(node, quiet_s=0.25, least_s=least_s, most_s=options.timeout or 3.0)
-        if not peers:
-            raise Stop(Exit.NOBODY, nobody(options))
-        states = await node.queues(options.timeout or 3.0)
-    states = [state for state in states if dead or not state.queue.startswith(DEAD_PREFIX)]
+    sighting = await look_around(options, "queues", queues=True)
+    sighting.require(0, options)
+    states = [state for state in sighting.queues if dead or not state.queue.startswith(DEAD_PREFIX)]
     if output.json:
         for state in states:
             figures = {name: getattr(state.statistics, name) for name in _FIGURES}
@@ -46,7 +42,8 @@ async def _show(options: Options, output: Output, *, dead: bool) -> int:
             ],
         )
     if not states:
-        raise Stop(Exit.NOBODY, f"nobody has a queue; {count(len(peers), 'node')} on fabric {options.fabric!r}")
+        there = count(len(sighting.peers), "node")
+        raise Stop(Exit.NOBODY, f"nobody has a queue; {there} on fabric {options.fabric!r}")
     return Exit.OK
 
 

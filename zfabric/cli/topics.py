@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import click
@@ -62,7 +63,7 @@ async def _show(options: Options, output: Output, pattern: str, wait: int) -> in
     return 0
 
 
-def matched(peers: tuple[Peer, ...]) -> dict[str, _Topic]:
+def matched(peers: Sequence[Peer]) -> dict[str, _Topic]:
     """Every topic that is published or subscribed to by its full name, with the names of the nodes."""
     topics: dict[str, _Topic] = {}
     for peer in peers:

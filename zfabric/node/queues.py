@@ -131,7 +131,12 @@ class NodeQueues:
         with suppress(TimeoutError):
             await self._driver.wait_until(lambda: not queues.unanswered, timeout)
         states = [
-            QueueState(name, queues.source(peer_id), QueueStatistics(**_counters(figures)))
+            QueueState(
+                name,
+                queues.source(peer_id),
+                QueueStatistics(**_counters(figures)),
+                tuple(puller.hex() for puller in figures.pullers),
+            )
             for peer_id, told in queues.reports.items()
             for name, figures in told.items()
         ]
@@ -158,7 +163,8 @@ class NodeQueues:
 
 
 def _counters(figures: QueueFigures) -> dict[str, int]:
-    return {field: getattr(figures, field) for field in figures.__struct_fields__ if field != "queue"}
+    counters = QueueStatistics.__struct_fields__
+    return {field: getattr(figures, field) for field in figures.__struct_fields__ if field in counters}
 
 
 class QueueMethods:

@@ -20,6 +20,7 @@ from zfabric.protocol.pulls import Pull
 from zfabric.wire import queue_records
 from zfabric.wire.letters import LetterRecord
 from zfabric.wire.queue_records import (
+    PULLERS_TOLD_MAX,
     QUEUES_PER_RECORD_MAX,
     Backlog,
     Credit,
@@ -281,7 +282,8 @@ class Queues:
         figures = [_figures(dispatcher) for dispatcher in self.dispatchers.values()]
         for first in range(0, max(1, len(figures)), QUEUES_PER_RECORD_MAX):
             some, left = figures[first : first + QUEUES_PER_RECORD_MAX], figures[first + QUEUES_PER_RECORD_MAX :]
-            self._tell(peer_id, QueueReport(some, bool(left)), 64 * (1 + len(some)))
+            nbytes = 64 * (1 + len(some)) + 18 * sum(len(queue.pullers) for queue in some)
+            self._tell(peer_id, QueueReport(some, bool(left)), nbytes)
 
     def _on_report(self, peer_id: bytes, record: QueueReport, now: float) -> None:
         if peer_id in self.unanswered:
@@ -365,6 +367,7 @@ def _figures(dispatcher: Dispatcher) -> QueueFigures:
     """What others may want to know of a queue."""
     counts, workers = dispatcher.counters, len(dispatcher.workers.all)
     now = dispatcher.depth, dispatcher.in_flight, workers
+    pullers = sorted({peer_id for peer_id, _ in dispatcher.workers.all})[:PULLERS_TOLD_MAX]
     return QueueFigures(
-        dispatcher.queue, *now, counts.pushed, counts.done, counts.redelivered, counts.dead, counts.expired
+        dispatcher.queue, *now, counts.pushed, counts.done, counts.redelivered, counts.dead, counts.expired, pullers
     )

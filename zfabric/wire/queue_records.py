@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
-from zfabric.wire.fields import Count, Name
+from zfabric.wire.fields import Count, Id, Name
 
 __all__ = [
+    "PULLERS_TOLD_MAX",
     "QUEUES_PER_RECORD_MAX",
     "AckRefused",
     "Backlog",
@@ -39,6 +40,8 @@ __all__ = [
 
 QUEUES_PER_RECORD_MAX = 1000
 DONE_MAX = 10_000
+PULLERS_TOLD_MAX = 1000
+"Of each queue, in a report."
 REASON_MAX = 1000
 
 Reason = Annotated[str, msgspec.Meta(max_length=REASON_MAX)]
@@ -185,6 +188,8 @@ class QueueFigures(msgspec.Struct, array_like=True, frozen=True):
     redelivered: Count
     dead: Count
     expired: Count
+    pullers: Annotated[list[Id], msgspec.Meta(max_length=PULLERS_TOLD_MAX)] = []
+    "The nodes that pull from it."
 
 
 class QueueQuestion(msgspec.Struct, array_like=True, tag=45, frozen=True):
