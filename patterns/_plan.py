@@ -7,11 +7,12 @@ import inspect
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from typing import Any, Literal
 
-__all__ = ["Kind", "Plan", "Stage", "StageStatistics"]
+__all__ = ["Caller", "Kind", "Plan", "Stage", "StageStatistics"]
 
 Kind = Literal["map", "flat_map", "filter"]
 
@@ -41,25 +42,13 @@ class Stage:
     name: str
     statistics: StageStatistics = field(compare=False)
 
-    def executor(self) -> Executor | None:
-        """Where a plain function runs; None for `async def`."""
-        if self.processes:
-            return ProcessPoolExecutor(self.workers, mp_context=get_context("forkserver"))
-        if inspect.iscoroutinefunction(self.function):
-            return None
-        return ThreadPoolExecutor(self.workers, f"{self.name}-worker")
-
-    async def call(self, executor: Executor | None, values: list[Any]) -> list[Any]:
+    async def call(self, caller: Caller, values: list[Any]) -> list[Any]:
         """What comes of these values."""
         outcome: list[Any] = []
-        loop = asyncio.get_running_loop()
         for value in values:
             begun = time.perf_counter()
             try:
-                if executor is None:
-                    result = await self.function(value)
-                else:
-                    result = await loop.run_in_executor(executor, self.function, value)
+                result = await caller.call(value)
             finally:
                 self.statistics.busy_s += time.perf_counter() - begun
             if self.kind == "map":
@@ -69,6 +58,45 @@ class Stage:
             elif result:
                 outcome.append(value)
         return outcome
+
+
+class Caller:
+    """Calls a stage's function where it runs: in the event loop, in threads, or in processes."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._executor: Executor | None = None
+        if stage.processes:
+            self._executor = _pool(stage.workers)
+        elif not inspect.iscoroutinefunction(stage.function):
+            self._executor = ThreadPoolExecutor(stage.workers, f"{stage.name}-worker")
+
+    async def call(self, value: Any) -> Any:
+        """The function's result. Raises what it raises, and BrokenProcessPool for a value that kills its process."""
+        function, executor = self._stage.function, self._executor
+        if executor is None:
+            return await function(value)
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(executor, function, value)
+        except BrokenProcessPool:
+            if self._executor is executor:
+                self._executor = _pool(self._stage.workers)
+        # One of several has killed its process, and the pool with it: which one shows when each is alone.
+        alone = _pool(1)
+        try:
+            return await loop.run_in_executor(alone, function, value)
+        finally:
+            alone.shutdown(wait=False)
+
+    def close(self) -> None:
+        """Call nothing more."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _pool(processes: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(processes, mp_context=get_context("forkserver"))
 
 
 @dataclass

@@ -7,7 +7,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
-from zfabric.patterns._plan import Plan
+from zfabric.patterns._plan import Caller, Plan
 
 from zfabric import DeliveryFailed, Job, Node, NodeClosed, Puller, Pusher
 
@@ -85,7 +85,7 @@ class Workers:
         self._free = asyncio.Semaphore(self._stage.workers)
 
     async def __aenter__(self) -> Self:
-        self._executor = self._stage.executor()
+        self._caller = Caller(self._stage)
         queue = self._plan.queue(self._number)
         self._puller: Puller = self._node.puller(queue, ack="manual", handler_timeout_s=HELD_S)
         self._reading = asyncio.create_task(self._read())
@@ -100,8 +100,7 @@ class Workers:
         await asyncio.wait([self._reading, *self._tasks])
         await asyncio.gather(*(outlet.close() for outlet in self._outlets.values()))
         await self._puller.close()
-        if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
+        self._caller.close()
 
     async def _read(self) -> None:
         async for job in self._puller:
@@ -123,7 +122,7 @@ class Workers:
         run, index, values = job.value
         stage.statistics.received += len(values)
         try:
-            outcome = await stage.call(self._executor, values)
+            outcome = await stage.call(self._caller, values)
         except Exception as error:  # noqa: BLE001 - functions may raise anything
             stage.statistics.failed += 1
             if job.attempt < plan.attempts:

@@ -14,9 +14,10 @@ nothing is pickled, arguments and results are what MessagePack carries, and nump
 Calls wait until there is a worker. Those of a worker that dies are made again by another, so functions should bear
 that. `submit` blocks while `in_flight` calls are under way.
 
-What can fail: a function that raises, or that nobody exports, fails its future with CallFailed. A call that kills its
-worker every time is tried for ever; cancel its future, or shut down with `cancel_futures=True`. Functions of one `name`
-must be the same everywhere: a call goes to any of its workers. Callers that end leave their calls unfinished.
+What can fail: a function that raises, that nobody exports, or that kills its process of `processes=`, fails its future
+with CallFailed. A call that kills its worker's whole program every time is tried for ever; cancel its future, or shut
+down with `cancel_futures=True`. Functions of one `name` must be the same everywhere: a call goes to any of its workers.
+Callers that end leave their calls unfinished.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import asynccontextmanager, suppress
@@ -117,15 +119,19 @@ class FabricExecutor(Executor):
         self, fn: Function | str, *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1,
         progress: bool = False,
     ) -> Iterator[Any]:  # fmt: skip
-        """Results in the order of the arguments. `progress` shows a bar on stderr; calls are always sent one by one."""
-        futures = [self.submit(fn, *arguments) for arguments in zip(*iterables, strict=False)]
-        return self._results(futures, timeout, fn if isinstance(fn, str) else fn.__name__, progress)
+        """Results in the order of the arguments; TimeoutError for one that is not there `timeout` seconds from now.
 
-    def _results(self, futures: list[Future[Any]], timeout: float | None, name: str, progress: bool) -> Iterator[Any]:
+        `progress` shows a bar on stderr; calls are always sent one by one.
+        """
+        until_s = None if timeout is None else time.monotonic() + timeout
+        futures = [self.submit(fn, *arguments) for arguments in zip(*iterables, strict=False)]
+        return self._results(futures, until_s, fn if isinstance(fn, str) else fn.__name__, progress)
+
+    def _results(self, futures: list[Future[Any]], until_s: float | None, name: str, progress: bool) -> Iterator[Any]:
         try:
             with Bar(name, len(futures), shown=progress) as bar:
                 for done, future in enumerate(futures):
-                    yield future.result(timeout)
+                    yield future.result(None if until_s is None else until_s - time.monotonic())
                     bar.update(done + 1)
         finally:
             for future in futures:

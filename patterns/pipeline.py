@@ -18,10 +18,11 @@ A worker that dies loses nothing: what it had is done again by another. `run` gi
 order of the source if `ordered`.
 
 What can fail: the process that runs `run` holds the source, so its death ends the run. An item whose function raises
-`attempts` times counts as failed, see `on_error`. An item that kills its worker every time is tried for ever. Functions
-may be called more than once for the same item, so what they do to the outside world should bear repetition. With
-`ordered`, one slow item holds up those behind it, up to `in_flight` items. Processes call functions by name: they are
-passed on by the `multiprocessing` of one machine, never through the fabric.
+`attempts` times counts as failed, see `on_error`, and so does one that kills its process of `processes=`. An item that
+kills a worker's whole program every time is tried for ever. Functions may be called more than once for the same item,
+so what they do to the outside world should bear repetition. With `ordered`, one slow item holds up those behind it, up
+to `in_flight` items. Processes call functions by name: they are passed on by `multiprocessing` on one machine, never
+through the fabric.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import operator
 import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -40,6 +41,13 @@ def double(value: int) -> int:
 def worker_of(value: int) -> int:
     """Where it runs."""
     return os.getpid()
+
+
+def lethal(value: int) -> int:
+    """Kills the process that calls it with 5."""
+    if value == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return value
 
 
 async def test_results_are_those_of_one_loop_in_order(nodes: list[Node]) -> None:
@@ -113,6 +121,21 @@ async def test_processes_run_beside_this_one(nodes: list[Node]) -> None:
 
     assert len(pids) == 1
     assert os.getpid() not in pids
+
+
+async def test_a_process_that_is_killed_harms_no_other_item(nodes: list[Node]) -> None:
+    """One item kills its process every time: it counts as failed, and all others get through, now and later."""
+    pipeline = Pipeline("p", attempts=2).map(lethal, processes=2)
+    statistics = PipelineStatistics()
+    async with pipeline.serve(nodes[1]):
+        got = await collect(pipeline, nodes[0], range(12), on_error="skip", statistics=statistics)
+        again = await collect(pipeline, nodes[0], range(4))
+        with pytest.raises(ItemFailed, match=r"item 1 of .*BrokenProcessPool"):
+            await collect(pipeline, nodes[0], [1, 5])
+
+    assert got == [value for value in range(12) if value != 5]
+    assert again == [0, 1, 2, 3]
+    assert statistics.failed == 1
 
 
 async def test_failures_are_tried_again_and_then_told(nodes: list[Node]) -> None:

@@ -100,6 +100,11 @@ class SharedSubscription(Subscription):
         return waiting + len(self._leftover) + length_hint(self._current)
 
     @property
+    def handed_out(self) -> bool:
+        """Whether asking for more says of something that it is done with."""
+        return self._parcel is not None
+
+    @property
     def publishers(self) -> int:
         """1 once the store has taken this member into the group, else 0."""
         return int(bool(self._share.epoch))

@@ -94,6 +94,11 @@ class Subscription:
         return self._buffer.pending + length_hint(self._current)
 
     @property
+    def handed_out(self) -> bool:
+        """Whether asking for more says of something that it is done with."""
+        return bool(self._buffer.taken)
+
+    @property
     def publishers(self) -> int:
         """How many nodes have this subscription in place: their next message arrives here."""
         return self._driver.core.interests.publishers_of(self.lane)

@@ -243,8 +243,8 @@ class Subscription(Reader[Message]):
         return cast("AsyncGenerator[list[Message], None]", self._subscription.batches())
 
     def _has_more(self) -> bool:
-        # Asking for more acknowledges what came before: of reliable streams, only what the reader has taken may be.
-        return self._subscription.pending > 0 and not self._subscription._buffer.taken  # noqa: SLF001
+        # Asking for more acknowledges what came before: only what the reader has taken may be.
+        return self._subscription.pending > 0 and not self._subscription.handed_out
 
 
 class EventStream(Reader[Event]):
