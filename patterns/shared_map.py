@@ -31,10 +31,11 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakSet
 
 from zfabric import FabricError, Node, WindowFull
 
-__all__ = ["Change", "MapOwner", "SharedMap"]
+__all__ = ["Change", "MapOwner", "SharedMap", "Watch"]
 
 _CHUNK = 256
 "Entries of a snapshot that travel together."
@@ -161,7 +162,7 @@ class SharedMap(Mapping[str, Any]):
         self._number = -1
         self._heard_s = 0.0
         self._moved = asyncio.Event()
-        self._watches: list[_Watch] = []
+        self._watches: WeakSet[Watch] = WeakSet()
 
     def __repr__(self) -> str:
         return f"<SharedMap {self._name} [{len(self._entries)} entries, change {self._number}]>"
@@ -184,6 +185,8 @@ class SharedMap(Mapping[str, Any]):
         await self._subscription.close()
         self._following.cancel()
         await asyncio.gather(self._following, return_exceptions=True)
+        for watch in list(self._watches):
+            await watch.aclose()
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -201,18 +204,11 @@ class SharedMap(Mapping[str, Any]):
         """Seconds since the owner was heard: what is read here may be as old."""
         return asyncio.get_running_loop().time() - self._heard_s
 
-    async def watch(self, subtree: str = "") -> AsyncGenerator[Change, None]:
+    def watch(self, subtree: str = "") -> Watch:
         """Changes below `subtree` from now on; where they come faster than they are read, the newest of each key."""
-        watch = _Watch(subtree)
-        self._watches.append(watch)
-        try:
-            while True:
-                await watch.news.wait()
-                watch.news.clear()
-                while watch.pending:
-                    yield watch.pending.pop(next(iter(watch.pending)))
-        finally:
-            self._watches.remove(watch)
+        watch = Watch(subtree)
+        self._watches.add(watch)
+        return watch
 
     # -- changing --------------------------------------------------------------------------------
 
@@ -280,7 +276,7 @@ class SharedMap(Mapping[str, Any]):
             self._entries.pop(change.key, None)
         else:
             self._entries[change.key] = change.value
-        for watch in self._watches:
+        for watch in list(self._watches):
             watch.add(change)
 
     def _tell_moved(self) -> None:
@@ -288,20 +284,37 @@ class SharedMap(Mapping[str, Any]):
         moved.set()
 
 
-class _Watch:
-    """What one watcher has not read yet."""
+class Watch:
+    """An async iterator of changes; `replica.watch()` makes it. It ends when it or its map is closed."""
 
     def __init__(self, subtree: str) -> None:
-        self.subtree = subtree
-        self.pending: dict[str, Change] = {}
-        self.news = asyncio.Event()
+        self._subtree = subtree
+        self._pending: dict[str, Change] = {}
+        self._news = asyncio.Event()
+        self._ended = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Change:
+        while not self._pending:
+            if self._ended:
+                raise StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+        return self._pending.pop(next(iter(self._pending)))
 
     def add(self, change: Change) -> None:
         """Keep it, in place of an older one of the same key."""
-        if _below(change.key, self.subtree):
-            self.pending.pop(change.key, None)
-            self.pending[change.key] = change
-            self.news.set()
+        if _below(change.key, self._subtree):
+            self._pending.pop(change.key, None)
+            self._pending[change.key] = change
+            self._news.set()
+
+    async def aclose(self) -> None:
+        """No more changes; those that wait can still be read."""
+        self._ended = True
+        self._news.set()
 
 
 def _same(left: Any, right: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from typing import Any
 
@@ -30,19 +29,12 @@ async def test_a_table_has_what_the_store_has_and_follows(runtime_dir: Any) -> N
             assert dict(table) == {"a": "a2", "c": "c2"}
             assert (table["a"], table.get("b"), len(table)) == ("a2", None, 2)
             snapshot = table.snapshot()
-            changes: list[zfabric.Change] = []
-
-            async def watch() -> None:
-                changes.extend([change async for change in table.watch()])
-
-            watching = asyncio.create_task(watch())
-            await asyncio.sleep(0)
+            watch = table.watch()  # from here on, whenever it is read
             await config.publish("d0", key="d")
             await config.publish(None, key="a")
             await wait_until_async(lambda: dict(table) == {"c": "c2", "d": "d0"}, 10)
-        await watching
 
-        assert changes == [zfabric.Change("d", "d0"), zfabric.Change("a", None)]
+        assert [change async for change in watch] == [zfabric.Change("d", "d0"), zfabric.Change("a", None)]
         assert snapshot.values == {"a": "a2", "c": "c2"}
         assert snapshot.position is not None
         async with reader.table("config", snapshot=snapshot, timeout=10) as continued:

@@ -124,8 +124,6 @@ def test_a_new_owner_is_followed() -> None:
             await stack.enter_async_context(MapOwner(first, "m", initial={"old": 1, "same": 1}))
             replica = await stack.enter_async_context(SharedMap(reader, "m"))
             watch = await stack.enter_async_context(aclosing(replica.watch()))
-            news = asyncio.create_task(anext(watch))
-            await asyncio.sleep(0)
             fabric.crash(first)
             await fabric.clock.advance(30)
             assert dict(replica) == {"old": 1, "same": 1}
@@ -133,7 +131,7 @@ def test_a_new_owner_is_followed() -> None:
             second = await fabric.open("second")
             await stack.enter_async_context(MapOwner(second, "m", initial={"same": 1, "new": 2}))
             await eventually(lambda: dict(replica) == {"same": 1, "new": 2})
-            changes = [await news, await anext(watch)]
+            changes = [await anext(watch), await anext(watch)]
             assert [(c.key, c.deleted) for c in changes] == [("old", True), ("new", False)]
             await replica.set("same", 3)
             assert replica["same"] == 3

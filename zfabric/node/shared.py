@@ -234,8 +234,11 @@ class SharedSubscription(Subscription):
             codec = self._codecs[value_type] = Codec(value_type, inline_bytes=self._config.inline_bytes)
         return codec
 
-    async def commit(self, outputs: list[list[bytes]]) -> str:
-        """Store outputs with the position of what was handed out; returns why not, or an empty string."""
+    async def commit(self, outputs: list[list[bytes]], held_back: int) -> str:
+        """Store outputs with the position of what was handed out, but for the last `held_back` messages.
+
+        Returns why not, or an empty string.
+        """
         driver, share, parcel = self._driver, self._share, self._parcel
         driver.check_open()
         if self._transaction is not None:
@@ -243,7 +246,7 @@ class SharedSubscription(Subscription):
         if not share.epoch:
             return "the membership was lost"
         now = driver.loop.time()
-        handed = self._handed()
+        handed = self._handed() - held_back
         driver.core.shares.commit(share, now)
         count = 0
         if parcel is not None and handed:

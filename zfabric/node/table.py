@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
+from weakref import WeakSet
 
 import msgspec
 
@@ -15,7 +17,7 @@ from zfabric.model import Message, Position
 from zfabric.node.driver import Driver
 from zfabric.node.subscription import Subscription
 
-__all__ = ["Change", "Snapshot", "Table"]
+__all__ = ["Change", "Snapshot", "Table", "Watch"]
 
 WATCHED_MAX = 10_000
 "Changes that one `watch()` may have waiting; a reader that is further behind gets the newest value of each key."
@@ -57,7 +59,7 @@ class Table(Mapping[Any, Any]):
         self.topic = topic
         self._values: dict[Any, Any] = {} if snapshot is None else dict(snapshot.values)
         self._position = None if snapshot is None else snapshot.position
-        self._watchers: dict[_Watcher, None] = {}
+        self._watches: WeakSet[Watch] = WeakSet()
         self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -91,8 +93,11 @@ class Table(Mapping[Any, Any]):
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-        for watcher in self._watchers:
-            watcher.end()
+        self._end_watches()
+
+    def _end_watches(self) -> None:
+        for watch in list(self._watches):
+            watch.end()
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -109,16 +114,11 @@ class Table(Mapping[Any, Any]):
         """The table as of now, to be kept anywhere. One that is older than the topic's tombstones misses deletions."""
         return Snapshot(dict(self._values), self._position)
 
-    async def watch(self) -> AsyncIterator[Change]:
+    def watch(self) -> Watch:
         """Every change from now on."""
-        watcher = _Watcher(self._driver.loop)
-        self._watchers[watcher] = None
-        try:
-            while (changes := await watcher.take()) is not None:
-                for change in changes:
-                    yield change
-        finally:
-            del self._watchers[watcher]
+        watch = Watch()
+        self._watches.add(watch)
+        return watch
 
     # -- following -----------------------------------------------------------------------------
 
@@ -128,8 +128,7 @@ class Table(Mapping[Any, Any]):
                 async for batch in subscription.batches():
                     for message in batch:
                         self._apply(message)
-        for watcher in self._watchers:
-            watcher.end()
+        self._end_watches()
 
     def _apply(self, message: Message) -> None:
         if message.position is not None:
@@ -141,41 +140,50 @@ class Table(Mapping[Any, Any]):
             self._values.pop(key, None)
         else:
             self._values[key] = value
-        if self._watchers:
+        if self._watches:
             change = Change(key, value)
-            for watcher in self._watchers:
-                watcher.put(change)
+            for watch in list(self._watches):
+                watch.put(change)
 
 
-class _Watcher:
-    """Changes that wait for one reader."""
+class Watch:
+    """An async iterator of changes, from the moment it was made; `table.watch()` makes it.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._waiting: list[Change] = []
+    It ends when it or its table is closed.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[Change] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._ended = False
 
+    def __aiter__(self) -> Watch:
+        return self
+
+    async def __anext__(self) -> Change:
+        while not self._waiting:
+            if self._ended:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return self._waiting.popleft()
+
+    async def aclose(self) -> None:
+        """No more changes; those that wait can still be read."""
+        self.end()
+
     def put(self, change: Change) -> None:
+        """Add a change; of a key that has many only the newest stays if nobody reads them."""
         self._waiting.append(change)
         if len(self._waiting) > 2 * WATCHED_MAX:
-            self._waiting = list({change.key: change for change in self._waiting}.values())
+            self._waiting = deque({change.key: change for change in self._waiting}.values())
         self._wake()
 
     def end(self) -> None:
+        """End the iteration after what is waiting."""
         self._ended = True
         self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-    async def take(self) -> list[Change] | None:
-        """What waits; None at the end."""
-        while not self._waiting:
-            if self._ended:
-                return None
-            self._waiter = self._loop.create_future()
-            await self._waiter
-        changes, self._waiting = self._waiting, []
-        return changes

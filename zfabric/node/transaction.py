@@ -39,6 +39,8 @@ class Transaction:
         self._writers: dict[str, BatchWriter] = {}
         self._counts: dict[str, int] = {}
         self._state = "new"
+        self.held_back = 0
+        "Messages at the end of what was handed out that it does not cover: their reader has not come to them."
 
     async def __aenter__(self) -> Transaction:
         if self._state != "new":
@@ -57,7 +59,7 @@ class Transaction:
             self._seal(topic)
         if self._epoch and self._epoch != self._share.epoch:
             raise TransactionFailed(self._subscription.group, "the membership ended meanwhile")
-        reason = await self._subscription.commit(self._frames)
+        reason = await self._subscription.commit(self._frames, self.held_back)
         if reason:
             self._subscription.rewind()
             raise TransactionFailed(self._subscription.group, reason)

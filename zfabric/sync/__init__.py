@@ -10,8 +10,22 @@ once, but not from inside a running event loop, which it would block: there use 
 
 from zfabric.sync.node import Node
 from zfabric.sync.publisher import Publisher
-from zfabric.sync.queues import Puller, Pusher
+from zfabric.sync.queues import Binding, Puller, Pusher
 from zfabric.sync.reader import EventStream, Subscription
 from zfabric.sync.services import Service
+from zfabric.sync.tables import Table, Watch
+from zfabric.sync.transaction import Transaction
 
-__all__ = ["EventStream", "Node", "Publisher", "Puller", "Pusher", "Service", "Subscription"]
+__all__ = [
+    "Binding",
+    "EventStream",
+    "Node",
+    "Publisher",
+    "Puller",
+    "Pusher",
+    "Service",
+    "Subscription",
+    "Table",
+    "Transaction",
+    "Watch",
+]

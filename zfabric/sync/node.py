@@ -19,9 +19,10 @@ from zfabric.node import node as asynchronous
 from zfabric.sync.engine import Engine
 from zfabric.sync.loop import LoopThread, refuse_in_loop
 from zfabric.sync.publisher import Publisher
-from zfabric.sync.queues import Puller, Pusher
+from zfabric.sync.queues import Binding, Puller, Pusher
 from zfabric.sync.reader import EventStream, Reader, Subscription
 from zfabric.sync.services import ServiceMethods
+from zfabric.sync.tables import Table
 
 __all__ = ["Node"]
 
@@ -194,6 +195,12 @@ class Node(ServiceMethods):
         await self._engine.drained()
         return function()
 
+    @_parameters_of(asynchronous.Node.table)
+    def table(self, *arguments: Any, **options: Any) -> Table:
+        """A durable topic as a mapping. Options and errors as for zfabric.Node.table."""
+        thread = self._opened()
+        return Table(thread, thread.call(lambda: self._engine.table(*arguments, **options)), self._watched)
+
     def on(self, pattern: str | Topic[Any], **options: Any) -> Callable[[Handler], Handler]:
         """Decorator: call the function with every message that matches; options as for `subscribe`.
 
@@ -221,6 +228,12 @@ class Node(ServiceMethods):
         """Take jobs of a queue. Options and errors as for zfabric.Node.puller."""
         thread = self._opened()
         return Puller(thread, thread.call(lambda: self._engine.puller(*arguments, **options)))
+
+    @_parameters_of(asynchronous.Node.bind)
+    def bind(self, *arguments: Any, **options: Any) -> Binding:
+        """Make jobs of what is published. Options and errors as for zfabric.Node.bind."""
+        thread = self._opened()
+        return Binding(thread, thread.call(lambda: self._engine.bind(*arguments, **options)))
 
     def queues(self, timeout: float | None = 1.0) -> list[QueueState]:
         """Every queue of every node that answers within `timeout` seconds, this one included."""

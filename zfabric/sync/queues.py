@@ -11,10 +11,10 @@ from typing import Any
 
 from zfabric.errors import NodeClosed, NodeForked
 from zfabric.model import Job
-from zfabric.node import puller, pusher
+from zfabric.node import bindings, puller, pusher
 from zfabric.sync.loop import LoopThread, acquire_within
 
-__all__ = ["Puller", "Pusher"]
+__all__ = ["Binding", "Puller", "Pusher"]
 
 CHUNK = 10_000
 "Values handed to the loop at a time."
@@ -175,3 +175,51 @@ class Puller:
         """Take no more. What nobody has begun with goes back."""
         with suppress(NodeClosed, NodeForked):
             self._thread.run(self._puller.close)
+
+
+class Binding:
+    """Makes jobs of what is published; `node.bind(pattern, queue)` makes it. It lives until it or its node closes."""
+
+    def __init__(self, thread: LoopThread, source: bindings.Binding) -> None:
+        self._thread = thread
+        self._binding = source
+
+    def __repr__(self) -> str:
+        return f"<sync.{repr(self._binding)[1:]}"
+
+    def __enter__(self) -> Binding:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pattern(self) -> str:
+        """The topics."""
+        return self._binding.pattern
+
+    @property
+    def queue(self) -> str:
+        """The queue."""
+        return self._binding.queue
+
+    @property
+    def routed(self) -> int:
+        """Messages that became jobs of the queue."""
+        return self._binding.routed
+
+    @property
+    def unrouted(self) -> int:
+        """Messages that the selector did not let through."""
+        return self._binding.unrouted
+
+    def wait_for(self, publishers: int = 1, timeout: float | None = None) -> None:
+        """Return once that many publishers have this binding in place: their next message is routed."""
+        self._thread.run(self._binding.wait_for, publishers, timeout)
+
+    def close(self) -> None:
+        """Route what has arrived, and no more."""
+        with suppress(NodeClosed, NodeForked):
+            self._thread.run(self._binding.close)

@@ -22,6 +22,7 @@ from zfabric.events import Event
 from zfabric.model import Message
 from zfabric.node import eventhub, subscription
 from zfabric.sync.loop import LoopThread, acquire_within, get_within, refuse_in_loop
+from zfabric.sync.transaction import Transaction
 
 __all__ = ["EventStream", "Reader", "Subscription"]
 
@@ -199,7 +200,7 @@ class Subscription(Reader[Message]):
     @property
     def pending(self) -> int:
         """Messages that arrived and were not read yet, about."""
-        return self._subscription.pending + self._moved - self._taken + length_hint(self._current)
+        return self._subscription.pending + self._unread()
 
     @property
     def publishers(self) -> int:
@@ -221,6 +222,27 @@ class Subscription(Reader[Message]):
                 yield rest
             elif not self._refill(current, timeout):
                 return
+
+    def transaction(self) -> Transaction:
+        """`with subscription.transaction() as tx: tx.publish(topic, value)`: all of it or nothing.
+
+        It covers the messages taken since the last one; see zfabric.Subscription.transaction. Threads may not share a
+        subscription that has transactions.
+        """
+        source = self._thread.call(self._subscription.transaction)
+        return Transaction(self._thread, source, self._unread, self._forget)
+
+    def _unread(self) -> int:
+        """Messages that left the subscription and that nobody has taken."""
+        return self._moved - self._taken + length_hint(self._current)
+
+    def _forget(self) -> None:
+        """Drop those; the end stays."""
+        _ = list(self._current)
+        with suppress(Empty):
+            while batch := self._mailbox.get_nowait():
+                self._taken += len(batch)
+            self._mailbox.put(batch)
 
     def ack(self, message: Message) -> None:
         """As `await message.ack()`: dealt with, it will not come again. Needs `ack="manual"`."""
