@@ -67,7 +67,7 @@ class AccessDenied(Event, frozen=True):
     peer: Source
     "The other side."
     action: str
-    "`publish`, `subscribe`, `push`, `pull`, `serve` or `request`."
+    "`publish`, `subscribe`, `push`, `pull`, `serve`, `request` or `store`."
     name: str
     "The topic, pattern, queue or service."
     here: bool

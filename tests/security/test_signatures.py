@@ -255,7 +255,7 @@ def lying(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def open_store(town: Town, config: Config = QUICK) -> Store:
     """A store with an identity."""
-    town.invite("vault")
+    town.invite("vault", "store")
     store = Store("memory:", node=town.fabric.node("vault", key=town.root / "vault", config=config), config=config)
     await store.open()
     return store

@@ -257,7 +257,10 @@ def _identities(output: Output, fabric: str) -> int:
         known = Identities(identities_path(fabric), fabric)
     except FileNotFoundError:
         raise Stop(Exit.NOBODY, f"fabric {fabric!r} has no identities here") from None
-    rows = [(name, ", ".join(each.roles), fingerprint(each.public[0])) for name, each in sorted(known.trusted.items())]
+    rows = [
+        (name, ", ".join(each.roles), fingerprint(each.public[0]) if each.public else "-")
+        for name, each in sorted(known.trusted.items())
+    ]
     if output.json:
         for name, roles, key in rows:
             output.record({"identity": name, "roles": roles.split(", "), "fingerprint": key, "own": name == known.name})

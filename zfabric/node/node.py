@@ -261,7 +261,7 @@ class Node(QueueMethods, ServiceMethods):
             handler_errors=sum(part.errors for part in (self._handlers, self._services) if part is not None),
             events_dropped=driver.events.dropped,
             strangers=core.strangers,
-            denials=core.denials,
+            denials=core.gate.denials,
             authentication_failures=core.authentication_failures,
             signatures_refused=core.signatures.refused,
             queues=self._queues.statistics() if self._queues is not None else {},

@@ -26,10 +26,17 @@ class Rights:
         self.identities = credentials if isinstance(credentials, Identities) else None
 
     def check(self, action: str, name: str) -> None:
-        """Raise NotAuthorized unless this node may `publish`, `push`, `pull`, `serve` or `request` a name."""
+        """Raise NotAuthorized unless this node may `publish`, `push`, `pull`, `serve` `request` or `store` a name."""
         mine = self.identities
         if mine is not None and not mine.may(mine.name, action, name):
             raise NotAuthorized(mine.name, action, name)
+
+    def check_stores(self, patterns: Sequence[str]) -> None:
+        """Raise NotAuthorized unless this node may keep all durable topics that match these patterns."""
+        mine = self.identities
+        for pattern in patterns:
+            if mine is not None and not mine.may_all(mine.name, "store", pattern):
+                raise NotAuthorized(mine.name, "store", pattern)
 
     def check_subscribe(self, pattern: Pattern, *, signed: bool = False) -> None:
         """Raise NotAuthorized unless this node may subscribe to a pattern; with `signed` also what `signs` raises."""

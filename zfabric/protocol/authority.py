@@ -35,7 +35,10 @@ class Authority(Protocol):
         """Whether a node id is one of an identity's own."""
 
     def may(self, user: str, action: str, name: str) -> bool:
-        """Whether an identity may publish, subscribe to, push, pull, serve or request this name."""
+        """Whether an identity may publish, subscribe to, push, pull, serve, request or store this name."""
+
+    def may_all(self, user: str, action: str, pattern: str) -> bool:
+        """Whether an identity may do this to every name that a pattern matches."""
 
     def filters(self, user: str, prefix: bytes) -> tuple[bytes, ...]:
         """What an identity that subscribed to a prefix may get; nothing if it may not."""
@@ -55,6 +58,10 @@ class Everybody:
         return True
 
     def may(self, user: str, action: str, name: str) -> bool:
+        """Yes."""
+        return True
+
+    def may_all(self, user: str, action: str, pattern: str) -> bool:
         """Yes."""
         return True
 

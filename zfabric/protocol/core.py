@@ -15,7 +15,6 @@ import msgspec
 from zfabric.config import Config
 from zfabric.errors import LimitExceeded, RemoteProtocolError, TopicError
 from zfabric.events import (
-    AccessDenied,
     AuthenticationFailed,
     PeerJoined,
     PeerLeft,
@@ -28,6 +27,7 @@ from zfabric.protocol.authority import Authority, Everybody, Signer
 from zfabric.protocol.calls import Calls
 from zfabric.protocol.channels import Channels
 from zfabric.protocol.effects import Action, Effects, Route
+from zfabric.protocol.gate import Gate
 from zfabric.protocol.histories import Histories
 from zfabric.protocol.inbox import Jitter
 from zfabric.protocol.interests import Interests
@@ -43,9 +43,7 @@ from zfabric.protocol.signatures import Signatures
 from zfabric.protocol.stores import Stores
 from zfabric.protocol.streams import Streams
 from zfabric.wire.batch import Batch, Buffer, parse_batch
-from zfabric.wire.group_records import Join
-from zfabric.wire.letters import Broken, Letter, LetterAck, LetterRecord
-from zfabric.wire.queue_records import Pull, QueueOffers
+from zfabric.wire.letters import Broken, Letter, LetterAck
 from zfabric.wire.records import (
     Ack,
     Attached,
@@ -70,16 +68,11 @@ from zfabric.wire.records import (
     Welcome,
     decode_envelope,
 )
-from zfabric.wire.service_records import Request, ServiceOffers
-from zfabric.wire.topics import Pattern
 
 __all__ = ["Core"]
 
 HELLOS_PER_FRAME_MAX = 4
 "Each is answered with everything that this node publishes and subscribes to."
-REPORT_PAUSE_S = 60.0
-REPORTED_MAX = 1000
-"Failed handshakes, by address and reason, that are reported once in this time."
 
 
 class Core:
@@ -106,11 +99,12 @@ class Core:
         self._effects = Effects(me)
         self.peers = PeerTable(me, config, self._effects, usable, self._on_step)
         self.interests = Interests(me, config, self._effects, self.peers, usable)
+        self.gate = Gate(self._authority, config, self._effects, self.peers)
         self.channels = Channels(config, self._effects, self.peers)
         self.signatures = Signatures(signer, self._not_signed, required=config.require_signatures)
         self.streams = Streams(config, self._effects, self.peers, self.interests, jitter, self.signatures)
         if self._authority.distinguishes:
-            self.channels.screen = self._screen
+            self.channels.screen = self.gate.screen
         self._loopback = Loopback(me, self.channels)
         self.calls = Calls(config, self._loopback, jitter)
         self.serving = Serving(config, self._loopback)
@@ -129,7 +123,7 @@ class Core:
             Attached: self._on_attached,
             Broken: self.channels.broken,
             Data: self._on_data,
-            Denied: self._on_denied,
+            Denied: self.gate.denied,
             Evicted: self.streams.evicted,
             Heartbeat: self.peers.heartbeat,
             Incompatible: self.interests.incompatible,
@@ -146,9 +140,7 @@ class Core:
         self.protocol_errors = 0
         self.strangers = 0
         self.authentication_failures = 0
-        self.denials = 0
         self._markers = MarkerCounts()
-        self._reported: dict[tuple[str, ...], float] = {}
 
     # -- who we are ----------------------------------------------------------------------------
 
@@ -164,7 +156,7 @@ class Core:
 
     def found(self, peer_id: bytes, endpoints: Iterable[str], now: float) -> None:
         """Discovery saw a node of this fabric."""
-        self._now = now
+        self._now = self.gate.now = now
         self.peers.found(peer_id, endpoints, now)
 
     def seek(self, endpoint: str, now: float) -> None:
@@ -183,7 +175,7 @@ class Core:
 
     def receive(self, route: Route, frame: bytes, now: float, user: str = "") -> None:
         """One control frame, from the identity that the transport has verified."""
-        self._now = now
+        self._now = self.gate.now = now
         try:
             sender, records = decode_envelope(frame, self._config.control_records_max)
         except VersionMismatch as error:
@@ -261,8 +253,8 @@ class Core:
 
     def _on_interest(self, peer: PeerRecord, interest: Interest, now: float) -> None:
         if self._authority.distinguishes:
-            topics = [offer for offer in interest.topics if self.may(peer, "publish", offer.topic)]
-            patterns = [request for request in interest.patterns if self._may_subscribe(peer, request.pattern)]
+            topics = [offer for offer in interest.topics if self.gate.may(peer, "publish", offer.topic)]
+            patterns = [request for request in interest.patterns if self.gate.may_listen(peer, request)]
             interest = msgspec.structs.replace(interest, topics=topics, patterns=patterns)
         try:
             self.interests.received(peer, interest, now)
@@ -274,7 +266,7 @@ class Core:
             batch = self._parse(data.frames)
             if batch.producer != peer.id:
                 raise RemoteProtocolError("repairs what another node has published")
-            if not self.may(peer, "publish", batch.topic):
+            if not self.gate.may(peer, "publish", batch.topic):
                 return
             self.streams.repaired_batch(peer, data.lane, batch, now)
         except RemoteProtocolError as error:
@@ -296,72 +288,24 @@ class Core:
     def not_authenticated(self, address: str, reason: str, now: float) -> None:
         """Count a connection that came to nothing because of keys; report it unless that was done lately."""
         self.authentication_failures += 1
-        if self._is_news(now, address, reason):
+        if self.gate.is_news(now, address, reason):
             self._effects.emit(AuthenticationFailed(address, reason))
 
     def _not_signed(self, batch: Batch, reason: str) -> None:
         """Report a batch that counts for nothing, unless that was done lately for its stream."""
-        if self._is_news(self._now, batch.producer.hex(), batch.topic, reason):
+        if self.gate.is_news(self._now, batch.producer.hex(), batch.topic, reason):
             peer = self.peers.known.get(batch.producer)
             source = Source(batch.producer.hex(), "") if peer is None else peer.source
             self._effects.emit(SignatureRefused(source, batch.topic, batch.base, batch.end - 1, reason))
 
-    def _is_news(self, now: float, *what: str) -> bool:
-        told = self._reported.pop(what, -inf)
-        news = now - told >= REPORT_PAUSE_S
-        self._reported[what] = now if news else told
-        if len(self._reported) > REPORTED_MAX:
-            del self._reported[next(iter(self._reported))]
-        return news
-
     # -- who may do what -----------------------------------------------------------------------
-
-    def may(self, peer: PeerRecord, action: str, name: str) -> bool:
-        """Whether a peer may `publish`, `subscribe` to, `push`, `pull`, `serve` or `request` a name.
-
-        If not, that is counted and reported, and the peer is told.
-        """
-        return self._authority.may(peer.user, action, name) or self._deny(peer, action, name)
-
-    def _may_subscribe(self, peer: PeerRecord, pattern: str) -> bool:
-        """Subscriptions are allowed as libzmq filters them: everything below the pattern's literal beginning."""
-        try:
-            prefix = Pattern(pattern, bytes_max=self._config.topic_bytes_max).prefix
-        except TopicError:
-            return True  # the interests will complain
-        return bool(self._authority.filters(peer.user, prefix)) or self._deny(peer, "subscribe", pattern)
-
-    def _screen(self, peer: PeerRecord, record: LetterRecord) -> LetterRecord | None:
-        """What of a record about queues and services its sender may say."""
-        if isinstance(record, Request):
-            return record if self.may(peer, "request", record.service) else None
-        if isinstance(record, Pull):
-            return record if self.may(peer, "pull", record.queue) else None
-        if isinstance(record, Join):
-            return record if self._may_subscribe(peer, record.pattern) else None
-        if isinstance(record, ServiceOffers):
-            return ServiceOffers([each for each in record.offers if self.may(peer, "serve", each.service)])
-        if isinstance(record, QueueOffers):
-            return msgspec.structs.replace(record, queues=[q for q in record.queues if self.may(peer, "push", q)])
-        return record
-
-    def _deny(self, peer: PeerRecord, action: str, name: str) -> bool:
-        self.denials += 1
-        if self._is_news(self._now, peer.source.id, action, name):
-            self._effects.emit(AccessDenied(peer.source, action, name, here=True))
-            self.peers.tell(peer, Denied(action, name), now=self._now)
-        return False
-
-    def _on_denied(self, peer: PeerRecord, denied: Denied, now: float) -> None:
-        if self._is_news(now, "", peer.source.id, denied.action, denied.name):
-            self._effects.emit(AccessDenied(peer.source, denied.action, denied.name, here=False))
 
     def trust_changed(self, now: float) -> None:
         """The authority judges differently from now on: part with those whom it does not trust, greet the others."""
-        self._now = now
+        self._now = self.gate.now = now
         for peer in [peer for peer in self.peers.known.values() if not self._authority.trusts(peer.user)]:
             self.peers.revoked(peer, now)
-        self._reported.clear()
+        self.gate.reported.clear()
         self.reintroduce(now)
 
     def _on_step(self, step: Step, peer: PeerRecord, reason: str) -> None:
@@ -399,7 +343,7 @@ class Core:
 
     def receive_filter(self, data: bytes, now: float, user: str = "") -> None:
         """A subscription or its end, as our outlet received it; of no `user` where libzmq says it itself."""
-        self._now = now
+        self._now = self.gate.now = now
         found = parse_marker(data)
         if found is None:
             return
@@ -413,7 +357,7 @@ class Core:
 
     def receive_batch(self, frames: Sequence[Buffer], now: float, user: str = "") -> None:
         """One batch from the feed, from the identity that the transport has verified."""
-        self._now = now
+        self._now = self.gate.now = now
         try:
             batch = self._parse(frames)
         except RemoteProtocolError as error:
@@ -427,7 +371,7 @@ class Core:
             if peer.user != user:
                 self.not_authenticated(peer.address, f"{user!r} publishes in the name of this node", now)
                 return
-            if not self.may(peer, "publish", batch.topic):
+            if not self.gate.may(peer, "publish", batch.topic):
                 return
         peer.last_heard = now
         lanes = self.interests.local.match(batch.topic)
@@ -471,7 +415,7 @@ class Core:
 
     def handle_timer(self, now: float) -> None:
         """Time has passed."""
-        self._now = now
+        self._now = self.gate.now = now
         self.peers.handle_timer(now)
         self.streams.handle_timer(now)
         self.channels.handle_timer(now)

@@ -8,9 +8,9 @@ from functools import cache
 from zfabric.errors import InvalidKey, TopicError
 from zfabric.wire.topics import Pattern
 
-__all__ = ["ACTIONS", "ANYTHING", "Permissions", "covers"]
+__all__ = ["ACTIONS", "ANYTHING", "MEMBERS", "Permissions", "covers"]
 
-ACTIONS = ("publish", "subscribe", "push", "pull", "serve", "request")
+ACTIONS = ("publish", "subscribe", "push", "pull", "serve", "request", "store")
 
 
 class Permissions:
@@ -22,7 +22,8 @@ class Permissions:
         if unknown:
             raise InvalidKey(f"there is no action {unknown[0]!r}, only {', '.join(ACTIONS)}")
         try:
-            self._patterns = {action: tuple(map(Pattern, patterns.get(action, ()))) for action in ACTIONS}
+            found = {action: tuple(map(Pattern, patterns.get(action, ()))) for action in ACTIONS}
+            self._patterns = {**found, "subscribe": found["subscribe"] + found["store"]}  # who keeps a topic hears it
         except TopicError as error:
             raise InvalidKey(str(error)) from None
 
@@ -57,6 +58,8 @@ class Permissions:
 
 
 ANYTHING = Permissions(dict.fromkeys(ACTIONS, ("#",)))
+MEMBERS = Permissions({action: ("#",) for action in ACTIONS if action != "store"})
+"Everything but to keep what others rely on: whoever confirms that something is stored must be meant to."
 
 
 def covers(wide: str, narrow: str) -> bool:

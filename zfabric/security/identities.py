@@ -2,7 +2,7 @@
 
     self.key              this node's name and secret, readable by its owner only
     trusted/<name>.toml   public = ["<Z85>"], signing = ["<Z85>"], roles = ["<role>"], one file for each identity
-    roles.toml            [<role>] with publish, subscribe, push, pull, serve, request = ["<pattern>"]
+    roles.toml            [<role>] with publish, subscribe, push, pull, serve, request, store = ["<pattern>"]
 
 The directory is read again while nodes run: who is taken out of it, or loses a role, loses what goes with it at once.
 """
@@ -27,7 +27,7 @@ import zmq
 from zmq.utils import z85
 
 from zfabric.errors import InvalidKey
-from zfabric.security.acl import ANYTHING, Permissions
+from zfabric.security.acl import ANYTHING, MEMBERS, Permissions
 from zfabric.security.keyfiles import read_private, write_private
 from zfabric.security.keys import MEMBER, fingerprint
 from zfabric.security.signing import available, key_id, public_key, signer, signing_seed, verify
@@ -36,6 +36,8 @@ from zfabric.wire.signatures import KEY_ID_BYTES, BadSignature
 
 __all__ = ["MEMBER", "Identities", "Identity", "accept", "check_name", "create", "invite", "revoke", "rotate", "unpack"]
 
+STORE = "store"
+"The role that, unless roles.toml says otherwise, may also keep durable topics."
 _VERSION = "zfi1"
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,62}")
 _SECRET_BYTES = 32
@@ -178,6 +180,11 @@ class Identities:
             self._answers[question] = answer
         return answer
 
+    def may_all(self, user: str, action: str, pattern: str) -> bool:
+        """Whether an identity may do this to all that a pattern matches."""
+        identity = self.trusted.get(user)
+        return identity is not None and any(each.allow_all(action, pattern) for each in identity.permissions)
+
 
 # -- files -------------------------------------------------------------------------------------
 
@@ -208,7 +215,7 @@ def _trusted_files(directory: Path) -> list[Path]:
 
 def _roles(directory: Path) -> dict[str, Permissions]:
     path = directory / "roles.toml"
-    roles = {MEMBER: ANYTHING}
+    roles = {MEMBER: MEMBERS, STORE: ANYTHING}
     if path.exists():
         for role, allowed in _read_public(path).items():
             if not isinstance(allowed, Mapping) or not all(map(_is_list_of_texts, allowed.values())):

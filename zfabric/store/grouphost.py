@@ -46,7 +46,7 @@ class GroupHost:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
         self._reads: set[asyncio.Task[None]] = set()
-        self.groups = Groups(log, config, self, self._commit, self._wake, self._clock_ns, driver.core.may)
+        self.groups = Groups(log, config, self, self._commit, self._wake, self._clock_ns, driver.core.gate)
         driver.core.channels.register(self.groups)
 
     def appended(self, append: Append, appended: Appended) -> None:

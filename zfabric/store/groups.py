@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 
 from zfabric.config import Config
-from zfabric.errors import FabricError, LocalProtocolError, RemoteProtocolError
+from zfabric.errors import FabricError, LocalProtocolError
+from zfabric.protocol.gate import Gate
 from zfabric.protocol.peers import PeerRecord
 from zfabric.store.group import PREFIX, Group, GroupState, Read, Seat, Voice
 from zfabric.store.keeper import append_of
@@ -61,11 +62,11 @@ class Groups:
         commit: Callable[[Commit, Done], None],
         wake: Callable[[], None],
         clock_ns: Callable[[], int],
-        may: Callable[[PeerRecord, str, str], bool] = lambda *_: True,
+        gate: Gate | None = None,
     ) -> None:
         """`commit` writes to the log in order; `wake` is called when `flush` or `reads` have something.
 
-        `may` tells whether a peer may do something (`publish`) with a name.
+        `gate` tells what a peer may do.
         """
         self._log = log
         self._config = config
@@ -73,7 +74,7 @@ class Groups:
         self._commit = commit
         self._wake = wake
         self._clock_ns = clock_ns
-        self._may = may
+        self._gate = gate
         self._groups: dict[str, Group] = {}
         self._waiting: dict[str, list[_Waiting]] = {}
         self._streams: dict[str, list[Group]] = {}
@@ -261,11 +262,9 @@ class Groups:
             group.refused += 1
         else:
             try:
-                appends = [self._append(frames) for frames in transact.outputs]
-            except (RemoteProtocolError, LocalProtocolError) as malformed:
-                error = str(malformed)
-            denied = [append.stream for append in appends if not self._may(peer, "publish", append.stream)]
-            error = error or (f"it may not publish {denied[0]!r}" if denied else "")
+                appends = [self._append(peer, frames) for frames in transact.outputs]
+            except FabricError as refusal:
+                error = str(refusal)
         if error:
             self._answer(group, seat, transact.number, error)
             return
@@ -283,7 +282,7 @@ class Groups:
             record = Transacted(seat.share, seat.member.epoch, number, error[:1000])
             self._voice.tell(seat.peer, record, 64, self._now)
 
-    def _append(self, frames: list[bytes]) -> Append:
+    def _append(self, peer: PeerRecord, frames: list[bytes]) -> Append:
         config = self._config
         batch = parse_batch(
             frames,
@@ -292,6 +291,8 @@ class Groups:
             topic_bytes_max=config.topic_bytes_max,
         )
         check_topic(batch.topic)
+        if self._gate is not None:
+            self._gate.check_writes(peer, batch)
         return append_of(batch)
 
     # -- driving -------------------------------------------------------------------------------
@@ -363,7 +364,8 @@ class Groups:
             self._voice.tell(peer, told, 256 * (1 + sum(1 + len(group.streams) for group in groups)), self._now)
 
         try:
-            if ask.group and not self._may(peer, "subscribe", self._known(ask.group).state.pattern):
+            pattern = self._known(ask.group).state.pattern if ask.group else "#"
+            if ask.group and self._gate is not None and not self._gate.may_read(peer, pattern):
                 raise LocalProtocolError(f"it may not read {ask.group!r}")
             if ask.verb == "seek":
                 self.seek(ask.group, ask.start, ask.streams, done, now)

@@ -71,6 +71,7 @@ class Store:
         logger.info("keeping %s in %s", ", ".join(self._topics), self._url)
 
     def _serve(self, driver: Driver) -> None:
+        driver.rights.check_stores(self._topics)
         self._service = StoreService(driver, self.log, self._writer, self._topics, self.log.id, self._config)
         self._service.start()
 

@@ -21,6 +21,7 @@ from zfabric.errors import (
 from zfabric.node.driver import Driver
 from zfabric.protocol.lanes import Lane
 from zfabric.protocol.peers import PeerRecord
+from zfabric.store.group import PREFIX
 from zfabric.store.grouphost import GroupHost
 from zfabric.store.keeper import Keeper, append_of
 from zfabric.store.log import Append, Appended, Commit, Log, PositionUpdate
@@ -197,13 +198,15 @@ class StoreService:
 
     def _write(self, peer: PeerRecord, record: Write, now: float) -> None:
         try:
-            appends = tuple(append_of(self._parse(frames)) for frames in record.batches)
+            appends = tuple(append_of(self._allowed(peer, frames)) for frames in record.batches)
+            if any(position.name.startswith(PREFIX) for position in record.positions):
+                raise NotStored(f"names that begin with {PREFIX} belong to groups")
             positions = tuple(PositionUpdate(p.name, p.value, p.epoch) for p in record.positions)
             future = self._writer.commit(Commit(appends, positions))
         except RemoteProtocolError as error:
             self._tell(peer, Unwritten(record.request, "refused", error.reason))
             return
-        except (LimitExceeded, StoreFailed) as error:
+        except (LimitExceeded, NotStored, StoreFailed) as error:
             self._tell(peer, _unwritten(record.request, error))
             return
         future.add_done_callback(lambda done: self._written(peer, record.request, appends, done))
@@ -225,14 +228,19 @@ class StoreService:
             self._appended(append, appended)
         self._tell(peer, Written(request, [appended.offset for appended in future.result()]))
 
-    def _parse(self, frames: list[bytes]) -> Batch:
+    def _allowed(self, peer: PeerRecord, frames: list[bytes]) -> Batch:
+        """A batch that this peer may have written. Raises RemoteProtocolError or NotStored."""
         config = self._config
-        return parse_batch(
+        batch = parse_batch(
             frames,
             messages_max=config.batch_messages_max,
             buffers_max=config.buffers_per_batch_max,
             topic_bytes_max=config.topic_bytes_max,
         )
+        self._core.gate.check_writes(peer, batch)
+        if not self._core.signatures.check(batch):
+            raise NotStored(f"it was refused: {batch.refused}", batch.topic)
+        return batch
 
     def _positions(self, peer: PeerRecord, record: AskPositions, now: float) -> None:
         _ = self._spawn(self._tell_positions(peer, record))
