@@ -144,10 +144,10 @@ def test_keys_and_signatures_are_those_of_rfc_8032() -> None:
 # -- nodes -------------------------------------------------------------------------------------
 
 
-async def send(publisher: Node, *values: Any, topic: str = "orders", **options: Any) -> None:
-    """Publish, once somebody listens."""
-    outgoing = publisher.publisher(topic, **options)
-    await outgoing.wait_for(1, timeout=10)
+async def send(publisher: Node, *values: Any, listeners: int = 1, **options: Any) -> None:
+    """Publish, once so many listen."""
+    outgoing = publisher.publisher("orders", **options)
+    await outgoing.wait_for(listeners, timeout=10)
     await outgoing.publish_many(values)
     await outgoing.flush()
     await outgoing.close()
@@ -159,8 +159,8 @@ async def test_a_subscription_may_ask_for_signatures(town: Town, opened: Opened,
     ada, bob = await opened("ada"), await opened("bob")
     events = bob.events()
     strict, lax = bob.subscribe("orders", signed=True), bob.subscribe("orders")
-    await send(ada, "unsigned", delivery=delivery)
-    await send(ada, "signed", delivery=delivery, sign=True)
+    await send(ada, "unsigned", listeners=2, delivery=delivery)
+    await send(ada, "signed", listeners=2, delivery=delivery, sign=True)
     assert [(await lax.receive(10)).value for _ in range(2)] == ["unsigned", "signed"]
     assert (await strict.receive(10)).value == "signed"
     refused = await next_event(events, SignatureRefused)
