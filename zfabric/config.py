@@ -34,6 +34,13 @@ class Config:
     "Bytes values and array buffers from this size on travel as ZeroMQ frames of their own."
     buffers_per_batch_max: int = 1024
     "Frames of their own beside one batch, at most."
+    shared_memory_bytes: int = 64 * 1024 * 1024
+    """Memory that large buffers are lent in to peers on the same host (Linux), at most; 0 turns it off. When all of it
+    is in use they travel through the sockets."""
+    shared_memory_min_bytes: int = 128 * 1024
+    "Buffers from this size on are lent."
+    shared_memory_blocks_max: int = 64
+    "Buffers that are lent at one time, at most: each costs every process a file descriptor."
 
     # -- publish / subscribe -------------------------------------------------------------------
     outlet_queue_bytes: int = 64 * 1024 * 1024
@@ -259,12 +266,14 @@ class Config:
         """Refuse nonsense early, naming the field."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) or field.name == "port":
+            if isinstance(value, bool) or field.name in ("port", "shared_memory_bytes"):
                 continue
             if value <= 0:
                 raise ValueError(f"Config.{field.name} must be above 0, not {value!r}")
         if self.group_partitions > 256:
             raise ValueError(f"Config.group_partitions must be at most 256, not {self.group_partitions!r}")
+        if self.shared_memory_bytes < 0:
+            raise ValueError(f"Config.shared_memory_bytes must not be negative, not {self.shared_memory_bytes!r}")
         if not 0 <= self.port <= 65_535:
             raise ValueError(f"Config.port must be 0 to 65535, not {self.port!r}")
         if self.peer_timeout_s < 2 * self.heartbeat_interval_s:

@@ -350,6 +350,10 @@ class Statistics(msgspec.Struct, frozen=True):
     "Frames from connections that never said HELLO, or from nodes that are not peers."
     signatures_refused: int = 0
     "Messages that were not delivered because of their signature, or because they had none."
+    buffers_lent: int = 0
+    "Large buffers that peers on the same host got in shared memory."
+    buffers_not_lent: int = 0
+    "Those that went through the sockets although they could have been lent, because all the memory was in use."
     queues: dict[str, QueueStatistics] = {}
 
     def total(self, name: str) -> int:

@@ -63,7 +63,7 @@ def batch(data: bytes) -> None:
     """A batch, whole and in several frames, and the values in it."""
     for frames in ([data], split(data)):
         try:
-            found = parse_batch(frames, messages_max=1000, buffers_max=8, topic_bytes_max=255)
+            found = parse_batch(frames, messages_max=1000, buffers_max=8, topic_bytes_max=255, loans=True)
             values(bytes(found.body))
         except RemoteProtocolError:
             continue

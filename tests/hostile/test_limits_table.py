@@ -27,6 +27,9 @@ REACHED = {
     "frame_bytes_max": "hostile/test_raw.py::test_an_oversize_frame_ends_its_connection",
     "inline_bytes": "node/test_events.py::test_batches_are_sealed_at_their_limits",
     "buffers_per_batch_max": "hostile/test_data.py::test_batches_beyond_the_limits_are_refused",
+    "shared_memory_bytes": "node/test_lending.py::test_memory_that_is_all_in_use_holds_nobody_up",
+    "shared_memory_min_bytes": "node/test_lending.py::test_limits_of_shared_memory",
+    "shared_memory_blocks_max": "node/test_lending.py::test_limits_of_shared_memory",
     # publish and subscribe
     "outlet_queue_bytes": "transport/test_sockets.py::test_a_stuck_subscriber_costs_no_more_than_its_queue",
     "outlet_filter_bytes": "hostile/test_data.py::test_a_flood_of_subscriptions_is_bounded",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from msgspec import Raw
+from msgspec.structs import replace
 
 from zfabric.security.keys import FabricKey
 from zfabric.wire import queue_records as queues
@@ -35,6 +36,7 @@ from zfabric.wire.group_records import (
     Transacted,
 )
 from zfabric.wire.letters import Broken, Letter, LetterAck
+from zfabric.wire.loans import Block, Loan, MemoryOffer, encode_loan, proof_of
 from zfabric.wire.records import (
     Ack,
     Attached,
@@ -47,6 +49,7 @@ from zfabric.wire.records import (
     Identity,
     Incompatible,
     Interest,
+    Mapped,
     Missing,
     PatternRequest,
     PeerAddress,
@@ -57,6 +60,7 @@ from zfabric.wire.records import (
     Refuse,
     Repair,
     Resume,
+    Returned,
     Start,
     TopicOffer,
     Unknown,
@@ -101,6 +105,7 @@ IDENTITY = Identity(
     ("ipc:///run/zfabric/0001.in", "tcp://192.0.2.1:7400"),
     ("ipc:///run/zfabric/0001.out", "tcp://192.0.2.1:7401"),
 )
+OFFER = MemoryOffer("zfabric-0123456789abcdef", 9, proof_of(bytes(16), SENDER))
 POSITION = Position(3, "plant.line1.temp", EPOCH, 10, BASE)
 
 QUEUES: list[queues.QueueRecord] = [
@@ -128,6 +133,9 @@ QUEUES: list[queues.QueueRecord] = [
 
 CONTROL: dict[str, list[Record]] = {
     "hello": [Hello(OTHER, IDENTITY)],
+    "hello-memory": [Hello(OTHER, replace(IDENTITY, memory=OFFER))],
+    "mapped": [Mapped(proof_of(bytes(16), OTHER)), Mapped(b"")],
+    "returned": [Returned(0), Returned(BASE, [7, 9], [8])],
     "hello-to-seed": [Hello(None, IDENTITY)],
     "welcome": [Welcome(IDENTITY)],
     "refuse": [Refuse("fabric", "this node belongs to another fabric")],
@@ -308,6 +316,12 @@ def with_crc_and_buffers() -> list[Buffer]:
     return _batch([b"a" * 64], with_crc=True, inline_bytes=64)
 
 
+def lent() -> list[Buffer]:
+    """Two large values: the first in shared memory, the second in a frame."""
+    frame, first, second = _batch([b"a" * 100, b"b" * 64], inline_bytes=64)
+    return [frame, b"", encode_loan(Loan(12, [OTHER], [Block(3, 10, len(first)), None])), second]
+
+
 def reliable() -> list[Buffer]:
     """A stream that can be repaired."""
     return _batch([1], flags=FLAG_RELIABLE)
@@ -338,6 +352,7 @@ BATCHES: dict[str, Callable[[], list[Buffer]]] = {
     "batch-crc": with_crc,
     "batch-buffers": with_buffers,
     "batch-crc-buffers": with_crc_and_buffers,
+    "batch-lent": lent,
     "batch-reliable": reliable,
     "batch-reliable-urgent": reliable_urgent,
     "batch-durable": durable,

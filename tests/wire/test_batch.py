@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.vectors import make
 from zfabric.errors import RemoteProtocolError
 from zfabric.wire.batch import Batch, BatchWriter, Buffer, parse_batch
+from zfabric.wire.loans import Loan, encode_loan
 
 LIMITS = {"messages_max": 1000, "buffers_max": 3, "topic_bytes_max": 50}
 GOLDEN = [[bytes(frame) for frame in build()] for build in make.BATCHES.values()]
@@ -24,9 +25,9 @@ values = st.recursive(
 )
 
 
-def parse(*frames: Buffer, **limits: int) -> Batch:
+def parse(*frames: Buffer, **limits: Any) -> Batch:
     """Parse with small limits."""
-    return parse_batch(frames, **{**LIMITS, **limits})
+    return parse_batch(frames, **{**LIMITS, "loans": True, **limits})
 
 
 def write(*items: Any, crc: bool = False, topic: str = "t", base: int = 0) -> bytes:
@@ -97,7 +98,9 @@ def test_a_checksum_finds_every_flipped_bit() -> None:
         ([b"t\0" + b"\xc4\x3d"], "not a batch"),
         ([write(1)[:-1]], "truncated"),
         ([write(*[1] * 1001)], "batch of 1001 messages is over Config.batch_messages_max"),
-        ([write(1), b"", b"", b"", b""], "batch with 4 buffers is over Config.buffers_per_batch_max"),
+        ([write(1), b"", b"\x91"], "malformed loan"),
+        ([write(1), b"", encode_loan(Loan(1, [], [None] * 4))], "batch with 4 buffers"),
+        ([write(1), b"x", b"", b"", b""], "batch with 4 buffers is over Config.buffers_per_batch_max"),
         ([write(1, topic="t" * 51)], "not a batch"),
         ([b"\xff" + write(1)], "malformed"),
         ([write(1) + b"\xc1"], "malformed"),

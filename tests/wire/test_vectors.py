@@ -16,9 +16,19 @@ from zfabric.wire.records import decode_envelope
 
 FILES = {path.name: path.read_bytes() for path in sorted(Path(make.FOLDER).glob("*.bin"))}
 IDENTITY = [
-    bytes(range(32, 48)), "plant", "sensor-1", "host-a", 4711,
+    bytes(range(32, 48)),
+    "plant",
+    "sensor-1",
+    "host-a",
+    4711,
     ["ipc:///run/zfabric/0001.in", "tcp://192.0.2.1:7400"],
-    ["ipc:///run/zfabric/0001.out", "tcp://192.0.2.1:7401"], 67_108_864,
+    ["ipc:///run/zfabric/0001.out", "tcp://192.0.2.1:7401"],
+    67_108_864,
+    None,
+]
+PROOFS = [
+    hashlib.blake2b(node, digest_size=16, key=bytes(16), person=b"zfabric-memory").digest()
+    for node in (bytes(range(16)), bytes(range(16, 32)))
 ]  # fmt: skip
 TOPIC = "plant.line1.temp"
 BASE = 2**33
@@ -29,6 +39,9 @@ FIVE_AND_SIX = b"\xdd\x00\x00\x00\x02\x05\x06"
 
 DOCUMENTED: dict[str, list[list[Any]]] = {
     "hello": [[1, bytes(range(16, 32)), IDENTITY]],
+    "hello-memory": [[1, bytes(range(16, 32)), [*IDENTITY[:-1], ["zfabric-0123456789abcdef", 9, PROOFS[0]]]]],
+    "mapped": [[22, PROOFS[1]], [22, b""]],
+    "returned": [[23, 0, [], []], [23, BASE, [7, 9], [8]]],
     "hello-to-seed": [[1, None, IDENTITY]],
     "welcome": [[2, IDENTITY]],
     "refuse": [[3, "fabric", "this node belongs to another fabric"]],
@@ -160,7 +173,7 @@ def test_every_record_has_a_vector() -> None:
     records = [msgpack.unpackb(FILES[f"{name}.bin"], strict_map_key=False)[2][0] for name in DOCUMENTED]
     inside = [other[0] for record in records if record[0] == 18 for other in record[4]]
 
-    assert {record[0] for record in records} == set(range(1, 22))
+    assert {record[0] for record in records} == set(range(1, 24))
     assert set(inside) >= set(range(32, 47))
 
 
@@ -229,3 +242,13 @@ def test_batches_are_parsed_back(name: str) -> None:
     assert batch.reliable is bool(batch.flags & 2)
     assert batch.nbytes == sum(map(len, frames))
     assert msgpack.unpackb(batch.body) == BATCHES[name][0]
+
+
+def test_a_loan_names_blocks_and_holders() -> None:
+    """The frames of a batch with lent buffers: its own, an empty one, the loan, and what was not lent."""
+    frames = [FILES[f"batch-lent.{number}.bin"] for number in range(4)]
+
+    assert frames[1] == b"" and frames[3] == b"b" * 64
+    assert msgpack.unpackb(frames[2]) == [12, [bytes(range(16, 32))], [[3, 10, 100], None]]
+    loan = parse_batch(frames, messages_max=10, buffers_max=2, topic_bytes_max=255, loans=True).loan
+    assert loan is not None and loan.number == 12 and loan.blocks[1] is None

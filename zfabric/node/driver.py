@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from heapq import heappop, heappush
 from math import inf
 from typing import Protocol
@@ -103,6 +104,7 @@ class Driver:
         self.loop = asyncio.get_running_loop()
         self._transport.open(self)
         self.open_state = "open"
+        self.core.lending.wake = self._returned
         self._source = Source(self.core.me.hex(), identity.name)
         self._credentials = credentials
         self._identity = identity
@@ -172,8 +174,11 @@ class Driver:
         """Send what is open, say goodbye, stop. Always returns within about `timeout` seconds."""
         if self.open_state != "open":
             return
+        deadline = self.loop.time() + timeout
         self.flush()
         self.pump()  # what machines have to say comes before the goodbye
+        with suppress(TimeoutError):
+            await self.wait_until(lambda: not self.core.lending.unseen, timeout)
         self.core.goodbye()
         self.pump()
         self.open_state = "closed"
@@ -183,6 +188,7 @@ class Driver:
             self._timer.cancel()
         for task in self._tasks:
             task.cancel()
+        timeout = max(0.0, deadline - self.loop.time())
         closing = [self._transport.close(timeout), *(way.close() for way in self._ways)]
         try:
             async with asyncio.timeout(timeout + 1):
@@ -190,6 +196,7 @@ class Driver:
         except TimeoutError:
             log.warning("closing took longer than %.1f s: what was left is given up", timeout)
         finally:
+            self.core.lending.close()
             self.events.close()
             self._confirm()
             self._wake()
@@ -234,7 +241,7 @@ class Driver:
         self.batches_sent += 1
         self.bytes_sent += sum(map(len, frames))
         if outbox.remote:
-            self._transport.publish(frames)
+            self._transport.publish(self.core.lending.lend(outbox, frames, now) if len(frames) > 1 else frames)
         if outbox.local:
             self.core.loop_back(outbox, frames, self._source, now)
 
@@ -261,6 +268,12 @@ class Driver:
         self.batches_received += 1
         self.bytes_received += sum(map(len, frames))
         self.core.receive_batch(frames, self.loop.time(), user)
+
+    def _returned(self) -> None:
+        """Something borrowed is not referred to any more. Called in any thread."""
+        if self.open_state == "open":
+            with suppress(RuntimeError):  # the event loop was closed before its node
+                self.loop.call_soon_threadsafe(self.schedule_pump)
 
     def on_outlet_flooded(self) -> None:
         """There were too many subscriptions."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import time
 from pathlib import Path
@@ -13,7 +14,9 @@ from zfabric.discovery import ways
 from zfabric.discovery.base import Discovery
 from zfabric.discovery.interfaces import Scope, resolve
 from zfabric.discovery.registry import runtime_dir
+from zfabric.protocol.lending import Memory
 from zfabric.transport.base import Credentials, Transport
+from zfabric.transport.sharedmemory import ROUND_BYTES, MemoryFiles, SharedMemory
 from zfabric.transport.sockets import ZmqTransport
 
 __all__ = ["Environment", "Machine"]
@@ -35,6 +38,9 @@ class Environment(Protocol):
 
     def transport(self, node_id: bytes, scope: Scope, config: Config, credentials: Credentials | None) -> Transport:
         """Sockets, not open yet."""
+
+    def memory(self, node_id: bytes, config: Config) -> Memory | None:
+        """Memory that can be lent to peers on the same host, if there is such."""
 
     def ways(self, scope: Scope, config: Config) -> list[Discovery]:
         """Ways to find peers, not started yet."""
@@ -65,6 +71,16 @@ class Machine:
                 log.warning("no ipc, because the runtime directory cannot be used: %s", error)
         with_crc = not scope.loopback and credentials is None  # CURVE authenticates every frame
         return ZmqTransport(config, scope.addresses, stem, credentials=credentials, with_crc=with_crc)
+
+    def memory(self, node_id: bytes, config: Config) -> Memory | None:
+        """Sealed files, on Linux."""
+        if not config.shared_memory_bytes or not hasattr(os, "memfd_create"):
+            return None
+        try:
+            return SharedMemory(node_id, self.random_bytes, config, MemoryFiles(config.frame_bytes_max + ROUND_BYTES))
+        except OSError as error:
+            log.warning("no shared memory: %s", error)
+            return None
 
     def ways(self, scope: Scope, config: Config) -> list[Discovery]:
         """mDNS, the same-host registry and plugins."""

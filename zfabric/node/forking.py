@@ -21,5 +21,10 @@ def _forked() -> None:
                 outbox.ready = False
 
 
+def _keep_held() -> None:
+    for driver in list(open_drivers):
+        driver.core.lending.keep_held()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(before=_keep_held, after_in_child=_forked, after_in_parent=_keep_held)

@@ -118,9 +118,8 @@ class Node(QueueMethods, ServiceMethods):
         loop = asyncio.get_running_loop()
         transport = environment.transport(node_id, scope, config, credentials)
         jitter = random.Random(environment.random_bytes(8))  # noqa: S311 - spreads requests, hides nothing
-        core = Core(
-            node_id, config, transport.usable, jitter, environment.utc() - loop.time(), rights.identities, credentials
-        )
+        memory, offset = environment.memory(node_id, config), environment.utc() - loop.time()
+        core = Core(node_id, config, transport.usable, jitter, offset, rights.identities, credentials, memory)
         driver = Driver(core, transport, environment.ways(scope, config), config, environment.utc)
         driver.loop = loop
         driver.rights = rights
@@ -128,7 +127,8 @@ class Node(QueueMethods, ServiceMethods):
             extend(driver)
         host = socket.gethostname()
         token = environment.random_bytes(16)
-        identity = Identity(token, self.fabric, self.name, host, os.getpid(), (), (), config.frame_bytes_max)
+        offer, longest = core.lending.offer, config.frame_bytes_max
+        identity = Identity(token, self.fabric, self.name, host, os.getpid(), (), (), longest, offer)
         driver.open(identity, credentials, driver.rights.located(self._seeds))
         self.id = node_id.hex()
         self._driver = driver
@@ -264,6 +264,8 @@ class Node(QueueMethods, ServiceMethods):
             denials=core.gate.denials,
             authentication_failures=core.authentication_failures,
             signatures_refused=core.signatures.refused,
+            buffers_lent=core.lending.lent,
+            buffers_not_lent=core.lending.not_lent,
             queues=self._queues.statistics() if self._queues is not None else {},
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -98,6 +99,7 @@ class OpenTopic:
             if self._file is not None:
                 self._file.close()
             raise
+        codec.room = partial(driver.core.lending.take, self.outbox)
         if self._file is not None:
             driver.files[self.outbox] = self._file
             self._file.epoch = self.outbox.epoch

@@ -7,6 +7,7 @@ feeds it and carries out `actions()`; tests and the simulator do the same withou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -31,6 +32,7 @@ from zfabric.protocol.gate import Gate
 from zfabric.protocol.histories import Histories
 from zfabric.protocol.inbox import Jitter
 from zfabric.protocol.interests import Interests
+from zfabric.protocol.lending import Lending, LoanLost, Memory
 from zfabric.protocol.loopback import Loopback
 from zfabric.protocol.markers import MarkerCounts, parse_marker
 from zfabric.protocol.membership import Step
@@ -56,6 +58,7 @@ from zfabric.wire.records import (
     Identity,
     Incompatible,
     Interest,
+    Mapped,
     Missing,
     Peers,
     Positions,
@@ -63,6 +66,7 @@ from zfabric.wire.records import (
     Refuse,
     Repair,
     Resume,
+    Returned,
     Unknown,
     VersionMismatch,
     Welcome,
@@ -87,19 +91,28 @@ class Core:
         wall_offset: float = 0.0,
         authority: Authority | None = None,
         signer: Signer | None = None,
+        memory: Memory | None = None,
     ) -> None:
         """`usable` tells whether an endpoint can work from here; `wall_offset` turns `now` into UTC seconds.
 
-        Without `authority` every peer may do anything; without `signer` nobody can tell who signed a batch.
+        Without `authority` every peer may do anything; without `signer` nobody can tell who signed a batch; without
+        `memory` all buffers travel as frames.
         """
         self.me = me
         self._authority = authority or Everybody()
         self._wall_offset = wall_offset
         self._config = config
+        self._parse = partial(
+            parse_batch,
+            messages_max=config.batch_messages_max,
+            buffers_max=config.buffers_per_batch_max,
+            topic_bytes_max=config.topic_bytes_max,
+        )
         self._effects = Effects(me)
         self.peers = PeerTable(me, config, self._effects, usable, self._on_step)
         self.interests = Interests(me, config, self._effects, self.peers, usable)
         self.gate = Gate(self._authority, config, self._effects, self.peers)
+        self.lending = Lending(me, config, self.peers, memory)
         self.channels = Channels(config, self._effects, self.peers)
         self.signatures = Signatures(signer, self._not_signed, required=config.require_signatures)
         self.streams = Streams(config, self._effects, self.peers, self.interests, jitter, self.signatures)
@@ -118,9 +131,17 @@ class Core:
         self._loopback.register(self.shares)
         self.stores.watch(self.shares.stores_changed)
         self.histories = Histories(config, self.peers, self.streams, self.stores)
-        self._dispatch: dict[type[Record], Callable[[PeerRecord, Any, float], None]] = {
+        self._dispatch = self._handlers()
+        self._now = 0.0
+        self.protocol_errors = 0
+        self.strangers = 0
+        self.authentication_failures = 0
+        self._markers = MarkerCounts()
+
+    def _handlers(self) -> dict[type[Record], Callable[[PeerRecord, Any, float], None]]:
+        return {
             Ack: self._on_ack,
-            Attached: self._on_attached,
+            Attached: self.streams.attached,
             Broken: self.channels.broken,
             Data: self._on_data,
             Denied: self.gate.denied,
@@ -130,17 +151,14 @@ class Core:
             Interest: self._on_interest,
             Letter: self.channels.heard,
             LetterAck: self.channels.acked,
+            Mapped: self.lending.mapped,
             Missing: self.streams.missing,
             Peers: self._on_peers,
             Positions: self.streams.heard,
             Repair: self.streams.repair,
             Resume: self.interests.resume,
+            Returned: self.lending.returned,
         }
-        self._now = 0.0
-        self.protocol_errors = 0
-        self.strangers = 0
-        self.authentication_failures = 0
-        self._markers = MarkerCounts()
 
     # -- who we are ----------------------------------------------------------------------------
 
@@ -238,39 +256,29 @@ class Core:
         peer = self.peers.traffic(route, sender, now)
         if peer is None:
             return False
-        self._dispatch[type(record)](peer, record, now)
+        try:
+            self._dispatch[type(record)](peer, record, now)
+        except (TopicError, LimitExceeded, RemoteProtocolError) as error:
+            self.not_protocol(peer.address, RemoteProtocolError(str(error)))
         return True
 
     def _on_ack(self, peer: PeerRecord, ack: Ack, now: float) -> None:
         if not self.streams.acked(peer, ack, now):
-            self.not_protocol(peer.address, RemoteProtocolError("acknowledges what was never sent"))
-
-    def _on_attached(self, peer: PeerRecord, attached: Attached, now: float) -> None:
-        try:
-            self.streams.attached(peer, attached, now)
-        except LimitExceeded as error:
-            self.not_protocol(peer.address, RemoteProtocolError(str(error)))
+            raise RemoteProtocolError("acknowledges what was never sent")
 
     def _on_interest(self, peer: PeerRecord, interest: Interest, now: float) -> None:
         if self._authority.distinguishes:
             topics = [offer for offer in interest.topics if self.gate.may(peer, "publish", offer.topic)]
             patterns = [request for request in interest.patterns if self.gate.may_listen(peer, request)]
             interest = msgspec.structs.replace(interest, topics=topics, patterns=patterns)
-        try:
-            self.interests.received(peer, interest, now)
-        except (TopicError, LimitExceeded) as error:
-            self.not_protocol(peer.address, RemoteProtocolError(str(error)))
+        self.interests.received(peer, interest, now)
 
     def _on_data(self, peer: PeerRecord, data: Data, now: float) -> None:
-        try:
-            batch = self._parse(data.frames)
-            if batch.producer != peer.id:
-                raise RemoteProtocolError("repairs what another node has published")
-            if not self.gate.may(peer, "publish", batch.topic):
-                return
+        batch = self._parse(data.frames)
+        if batch.producer != peer.id:
+            raise RemoteProtocolError("repairs what another node has published")
+        if self.gate.may(peer, "publish", batch.topic):
             self.streams.repaired_batch(peer, data.lane, batch, now)
-        except RemoteProtocolError as error:
-            self.not_protocol(peer.address, error)
 
     def _on_peers(self, _: PeerRecord, peers: Peers, now: float) -> None:
         for other in peers.peers:
@@ -314,7 +322,9 @@ class Core:
             self.interests.peer_left(peer, self._now, for_good=reason in ("goodbye", "revoked"))
             self.streams.peer_left(peer, self._now, for_good=reason in ("goodbye", "revoked"))
             self.channels.peer_left(peer, self._now)
+            self.lending.left(peer)
             return
+        self.lending.greeted(peer, self._now)
         self.streams.peer_joined(peer.id)
         self.interests.peer_joined(peer, self._now)
         self.channels.peer_joined(peer, self._now)
@@ -359,7 +369,7 @@ class Core:
         """One batch from the feed, from the identity that the transport has verified."""
         self._now = self.gate.now = now
         try:
-            batch = self._parse(frames)
+            batch = self._parse(frames, loans=True)
         except RemoteProtocolError as error:
             self.not_protocol("feed", error)
             return
@@ -374,23 +384,18 @@ class Core:
             if not self.gate.may(peer, "publish", batch.topic):
                 return
         peer.last_heard = now
-        lanes = self.interests.local.match(batch.topic)
-        if lanes:
-            try:
+        try:
+            if batch.loan is not None:
+                batch = self._parse(self.lending.borrow(peer, batch.loan, frames, now))
+            lanes = self.interests.local.match(batch.topic)
+            if lanes:
                 self.streams.take(peer, batch, lanes, now)
-            except (TopicError, LimitExceeded) as error:
-                self.not_protocol(peer.address, RemoteProtocolError(str(error)))
+        except LoanLost:
+            return
+        except (TopicError, LimitExceeded, RemoteProtocolError) as error:
+            self.not_protocol(peer.address, RemoteProtocolError(str(error)))
         if peer.leaves_at < inf and not self.streams.awaits(peer.id):
             self.peers.depart(peer, now)
-
-    def _parse(self, frames: Sequence[Buffer]) -> Batch:
-        config = self._config
-        return parse_batch(
-            frames,
-            messages_max=config.batch_messages_max,
-            buffers_max=config.buffers_per_batch_max,
-            topic_bytes_max=config.topic_bytes_max,
-        )
 
     def seal(self, outbox: Outbox, published_ns: int, now: float) -> list[Buffer]:
         """Finish an outbox's open batch: the frames to publish."""
@@ -434,4 +439,5 @@ class Core:
         self.queues.flush(now)
         self.shares.flush(now)
         self.channels.flush(now)
+        self.lending.flush(now)
         return self._effects.take()

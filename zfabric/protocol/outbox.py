@@ -179,6 +179,11 @@ class Outbox:
         stores = 0 if self.keeping is None else self.keeping.stores
         return len(self.remote) - stores + len(self.local)
 
+    @property
+    def has_history(self) -> bool:
+        """Whether what everybody has is kept for late joiners."""
+        return self._history_max > 0
+
     def count_listeners(self) -> None:
         """Call after any change to `remote`, `readers` or `local`."""
         self.listeners = self.subscribers

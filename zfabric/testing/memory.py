@@ -14,10 +14,12 @@ from zfabric.discovery.base import Announcement, Discovery, Found
 from zfabric.discovery.interfaces import Scope
 from zfabric.errors import LocalProtocolError
 from zfabric.node.node import Node
+from zfabric.protocol.lending import Memory
 from zfabric.testing.links import MemoryTransport, Switchboard
 from zfabric.testing.loop import VirtualClockLoop
 from zfabric.testing.network import Faults, Network, Plane
 from zfabric.transport.base import Credentials, Transport
+from zfabric.transport.sharedmemory import SharedMemory
 
 __all__ = ["Clock", "MemoryFabric"]
 
@@ -70,6 +72,7 @@ class MemoryFabric:
         self._ids = _generator(f"{seed} ids")
         self._network = Network(_generator(f"{seed} faults"))
         self._board = Switchboard(self._network)
+        self._arena = MemoryArena()
         self._announced: dict[MemoryDiscovery, None] = {}
         self._places: dict[Node, _Place] = {}
 
@@ -205,6 +208,32 @@ class MemoryDiscovery:
             self._found(announcement)
 
 
+class MemoryArena:
+    """Implements `transport.sharedmemory.Arena` in the memory of this very process."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, tuple[str, bytearray]] = {}
+        self._descriptor = 0
+
+    def create(self, name: str, nbytes: int) -> tuple[int, bytearray]:
+        """A new block."""
+        self._descriptor += 1
+        buffer = bytearray(nbytes)
+        self._blocks[self._descriptor] = name, buffer
+        return self._descriptor, buffer
+
+    def destroy(self, descriptor: int) -> None:
+        """Forget a block."""
+        del self._blocks[descriptor]
+
+    def open(self, pid: int, name: str, descriptor: int) -> bytearray:
+        """A block of that name."""
+        found, buffer = self._blocks.get(descriptor, ("", bytearray()))
+        if found != name:
+            raise FileNotFoundError(f"{name} is not there")
+        return buffer
+
+
 class _Place:
     """Implements `node.environment.Environment` for one node."""
 
@@ -227,6 +256,11 @@ class _Place:
         board = self._fabric._board  # noqa: SLF001 - one thing in two classes
         self.carrier = MemoryTransport(board, self._name, config, credentials)
         return self.carrier
+
+    def memory(self, node_id: bytes, config: Config) -> Memory | None:
+        if not config.shared_memory_bytes:
+            return None
+        return SharedMemory(node_id, self.random_bytes, config, self._fabric._arena)  # noqa: SLF001 - as above
 
     def ways(self, scope: Scope, config: Config) -> list[Discovery]:
         if not (config.mdns or config.registry):

@@ -19,6 +19,7 @@ from zlib import crc32
 import msgspec
 
 from zfabric.errors import EncodeFailed, RemoteProtocolError
+from zfabric.wire.loans import Loan, decode_loan
 from zfabric.wire.signatures import SIGNATURE_BYTES, digest
 
 __all__ = [
@@ -130,6 +131,8 @@ class Batch(msgspec.Struct, gc=False):
     "Who signed it, once that was checked."
     refused: str = ""
     "Why its signature makes it unfit to be delivered."
+    loan: Loan | None = None
+    "Where its buffers are, if they are not here yet."
 
     @property
     def reliable(self) -> bool:
@@ -225,6 +228,7 @@ class BatchWriter:
         elif self.sign is not None:
             buffer += self.sign([buffer, *self.buffers])
         frames: list[Buffer] = [buffer, *self.buffers]
+        self.buffers.clear()  # a codec may still have the list
         self._clear()
         return frames
 
@@ -274,8 +278,10 @@ def plain_metadata(
     return plain.keys.get(0), plain.headers.get(0), ttl_ms, len(data) + _META_BYTES_MIN
 
 
-def parse_batch(frames: Sequence[Buffer], *, messages_max: int, buffers_max: int, topic_bytes_max: int) -> Batch:
-    """Check everything about a batch except its payloads. Raises RemoteProtocolError."""
+def parse_batch(
+    frames: Sequence[Buffer], *, messages_max: int, buffers_max: int, topic_bytes_max: int, loans: bool = False
+) -> Batch:
+    """Check everything about a batch except its payloads. Raises RemoteProtocolError, for a loan unless `loans`."""
     if not frames:
         raise RemoteProtocolError("not a batch: no frames")
     frame = bytes(frames[0])
@@ -299,15 +305,19 @@ def parse_batch(frames: Sequence[Buffer], *, messages_max: int, buffers_max: int
         raise RemoteProtocolError(f"truncated batch: {end} bytes of {body_end}")
     if header.count > messages_max:
         raise RemoteProtocolError(f"batch of {header.count} messages is over Config.batch_messages_max")
-    if len(frames) - 1 > buffers_max:
-        raise RemoteProtocolError(f"batch with {len(frames) - 1} buffers is over Config.buffers_per_batch_max")
-    if header.flags & FLAG_CRC and _checksum(frame, body_start, frames[1:]) != header.crc:
+    loan = decode_loan(frames[2]) if len(frames) > 2 and not len(frames[1]) else None
+    if loan is not None and not loans:
+        raise RemoteProtocolError("batch lends its buffers where they have to be")
+    buffers_count = len(frames) - 1 if loan is None else len(loan.blocks)
+    if buffers_count > buffers_max:
+        raise RemoteProtocolError(f"batch with {buffers_count} buffers is over Config.buffers_per_batch_max")
+    if loan is None and header.flags & FLAG_CRC and _checksum(frame, body_start, frames[1:]) != header.crc:
         raise RemoteProtocolError("batch damaged on the way: its checksum differs")
     body, buffers = view[body_start:body_end], frames[1:]
     nbytes = len(frame) + sum(len(b) for b in buffers)
     # fmt: off
     return Batch(
         topic, header.producer, header.epoch, header.base, header.count, header.published_ns, body, meta, buffers,
-        nbytes, header.flags, 0, frame, None, frame[end:],
+        nbytes, header.flags, 0, frame, None, frame[end:], "", "", loan,
     )
     # fmt: on

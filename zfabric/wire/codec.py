@@ -94,9 +94,11 @@ class Codec:
         "_frames",
         "_next_frame",
         "_snapshots",
+        "_together",
         "buffers",
         "encode_plain",
         "inline_bytes",
+        "room",
         "type",
     )
 
@@ -111,7 +113,10 @@ class Codec:
         self.buffers: list[Buffer] = []
         self._frames: Sequence[Buffer] = ()
         self._next_frame = 0
+        self._together = False
         self._snapshots = Snapshots()
+        self.room: Callable[[int], memoryview | None] | None = None
+        """Gives memory for so many bytes out of band, where there is better memory for them than any."""
         encoder = Encoder(enc_hook=self._encode_other)
         self._encode = encoder.encode
         self.encode_plain = encoder.encode_into if self.type is Any else None
@@ -169,15 +174,16 @@ class Codec:
         """
         if not _UNCHECKED.isdisjoint(map(_type, values)):
             return False
-        frames = len(self.buffers)
+        self._together = True
         try:
             data = self._encode(values)
             if self.encode_plain is None:
                 self._decode_many(data)
         except Exception:  # noqa: BLE001 - one by one, the culprit is found and reported
             data = b""
-        if not data or len(data) >= self.inline_bytes or len(self.buffers) > frames:
-            del self.buffers[frames:]
+        finally:
+            self._together = False
+        if not data or len(data) >= self.inline_bytes:
             return False
         buffer += memoryview(data)[1 if len(values) < 16 else 3 if len(values) < 65_536 else 5 :]
         return True
@@ -258,12 +264,14 @@ class Codec:
         data: int | bytes
         if array.nbytes < self.inline_bytes:
             data = array.tobytes()
+        elif self._together:
+            raise ValueError("an array travels out of band")
         else:
             data = len(self.buffers)
             if array.flags.c_contiguous and _is_frozen_array(numpy, array):
                 frame = array.reshape(-1).view(numpy.uint8)
             else:
-                frame = self._snapshots.copy(numpy, array)
+                frame = self._snapshots.copy(numpy, array, self.room)
             self.buffers.append(memoryview(frame).toreadonly())
         return Ext(EXT_ARRAY, _encode((dtype, array.shape, data)))
 

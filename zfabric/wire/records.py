@@ -15,6 +15,7 @@ from zfabric.errors import RemoteProtocolError
 from zfabric.wire.batch import VERSION
 from zfabric.wire.fields import Count, Digest, Endpoints, Id, Name, Start
 from zfabric.wire.letters import Broken, Letter, LetterAck
+from zfabric.wire.loans import MemoryOffer
 
 __all__ = [
     "RANGES_MAX",
@@ -29,6 +30,7 @@ __all__ = [
     "Identity",
     "Incompatible",
     "Interest",
+    "Mapped",
     "Missing",
     "PatternRequest",
     "PeerAddress",
@@ -39,6 +41,7 @@ __all__ = [
     "Refuse",
     "Repair",
     "Resume",
+    "Returned",
     "Start",
     "TopicOffer",
     "Unknown",
@@ -65,6 +68,8 @@ class Identity(msgspec.Struct, array_like=True, frozen=True):
     outlet: Endpoints
     frame_bytes_max: Count = 64 * 1024 * 1024
     "A longer frame ends the connection."
+    memory: MemoryOffer | None = None
+    "How peers on the same host can map what it lends them."
 
 
 class Hello(msgspec.Struct, array_like=True, tag=1, frozen=True):
@@ -219,6 +224,21 @@ class Denied(msgspec.Struct, array_like=True, tag=21, frozen=True):
     name: Name
 
 
+class Mapped(msgspec.Struct, array_like=True, tag=22, frozen=True):
+    """The sender can map the receiver's memory, or (empty) cannot any more: then it gets buffers as frames."""
+
+    proof: Annotated[bytes, msgspec.Meta(max_length=16)]
+
+
+class Returned(msgspec.Struct, array_like=True, tag=23, frozen=True):
+    """Which of the receiver's loans the sender still holds. All others up to `horizon` it does not, or never will."""
+
+    horizon: Count
+    held: list[Count] = []
+    kept: list[Count] = []
+    "Held for good: a copy of the sender's process may look at them, too."
+
+
 class Heartbeat(msgspec.Struct, array_like=True, tag=7, frozen=True):
     """Sent when nothing else was. `peers_digest` is the XOR of the first 8 bytes of all known ids."""
 
@@ -271,6 +291,8 @@ Record: TypeAlias = (
     | LetterAck
     | Broken
     | Denied
+    | Mapped
+    | Returned
 )
 
 
