@@ -125,12 +125,12 @@ EXPECTATIONS: Sequence[tuple[str, Pick, str, Sequence[str]]] = (
     ),
     *(
         (
-            f"jobs to {workers} workers, `batches()`",
-            Pick(workload="queue", peer="", case=f"{workers} workers"),
+            f"jobs to {workers}, `batches()`",
+            Pick(workload="queue", peer="", case=workers),
             "zfabric queue, batches",
             ("pyzmq PUSH/PULL", "Redis streams, group", "NATS queue group", "RabbitMQ, pika"),
         )
-        for workers in (1, 16)
+        for workers in ("1 worker", "16 workers")
     ),
     (
         "durable, confirmed",
@@ -215,13 +215,13 @@ GUARANTEES = (
     ),
     (
         "jobs with leases (`batches()`)",
-        Pick(workload="queue", peer="zfabric queue, batches", case="1 workers"),
+        Pick(workload="queue", peer="zfabric queue, batches", case="1 worker"),
         _BATCHES,
         "each job is leased, acknowledged, and may return",
     ),
     (
         "jobs with leases (`async for`)",
-        Pick(workload="queue", peer="zfabric queue, async for", case="1 workers"),
+        Pick(workload="queue", peer="zfabric queue, async for", case="1 worker"),
         _BATCHES,
         "and each is acknowledged by itself",
     ),

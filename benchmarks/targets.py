@@ -138,7 +138,7 @@ def _frames(peer: str) -> Pick:
 
 
 def _queue(peer: str) -> Pick:
-    return Pick(workload="queue", peer=peer, case="1 workers")
+    return Pick(workload="queue", peer=peer, case="1 worker")
 
 
 def _discovery(case: str, peer: str = "zfabric") -> Pick:

@@ -31,7 +31,8 @@ class Variant:
     @classmethod
     def along(cls, axis: str, at: int, **changes: Any) -> Variant:
         """A case with that much of what the axis names."""
-        return cls(case=f"{at:,} {axis}", axis=axis, at=at, changes=changes)
+        what = axis if at > 1 else axis.removesuffix("s")
+        return cls(case=f"{at:,} {what}", axis=axis, at=at, changes=changes)
 
 
 class Rates:
