@@ -12,12 +12,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import machine, page, peers, plan, report, tables, workloads
-from benchmarks.charts import write_png
-from benchmarks.harness import measure
-from benchmarks.model import Entry, Results, Row, RunFailed
-from benchmarks.options import number
-from benchmarks.targets import judge
+try:
+    from benchmarks import machine, page, peers, plan, report, tables, workloads
+    from benchmarks.charts import write_png
+    from benchmarks.harness import measure
+    from benchmarks.model import Entry, Results, Row, RunFailed
+    from benchmarks.options import number
+    from benchmarks.targets import judge
+except ModuleNotFoundError as error:
+    sys.exit(f"package {error.name} is not installed: pip install -e '.[bench]'")
 
 __all__ = ["chosen", "main"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ PACKAGES = (
     "msgspec",
     "msgpack",
     "zeroconf",
+    "apsw",
     "psutil",
     "confluent-kafka",
     "cyclonedds",
@@ -36,6 +38,11 @@ PACKAGES = (
     "redis",
     "zerorpc",
 )
+
+PROGRAMS = ("cc", "redis-server")
+"Programs that no package brings and that say their version."
+RABBITMQ = Path("/usr/lib/rabbitmq/lib")
+"Where Debian has it; it takes a second to say its version itself."
 
 
 def describe(packages: tuple[str, ...] = PACKAGES) -> Machine:
@@ -80,9 +87,22 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
         versions["libzmq"] = zmq.zmq_version()
     except ImportError:
         versions["libzmq"] = "not installed"
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    if commit.returncode == 0:
-        versions["commit"] = commit.stdout.strip()
+    for program in PROGRAMS:
+        if found := re.search(r"\d+\.[\d.]*\d", _said(program, "--version")):
+            versions[program] = found[0]
+    for folder in RABBITMQ.glob("rabbitmq_server-*"):
+        versions["rabbitmq-server"] = folder.name.partition("-")[2]
+    if commit := _said("git", "rev-parse", "--short", "HEAD"):
+        versions["commit"] = commit
     return versions
+
+
+def _said(*command: str) -> str:
+    """What a program prints; nothing if it is not there or fails."""
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return "" if done.returncode else done.stdout.strip()

@@ -73,6 +73,8 @@ _PLANS = {
         frames --transport tcp --repeat 1
         durable --repeat 1 --peers Redis,RabbitMQ
         durable --growing 5000,50000,500000 --repeat 1 --peers zfabric
+        replay --growing 10000,100000,1000000 --repeat 1
+        queue --workers 4 --growing 2000,20000,200000 --repeat 1 --peers pyzmq,zfabric
         confirm --repeat 1 --peers NATS,Redis,RabbitMQ
         cost --repeat 1 --peers pyzmq,Zenoh,NATS
         cost --growing 30000,300000,3000000 --repeat 1 --peers 'pyzmq PUB/SUB,zfabric'

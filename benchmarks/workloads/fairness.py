@@ -27,7 +27,7 @@ class Fairness(Rates):
 
     def variants(self, options: argparse.Namespace) -> Iterator[Variant]:
         """One case."""
-        yield Variant(changes={"receivers": WORKERS, "shared": True, "work_s": WORK_S, "quiet_s": 1.0})
+        yield Variant(changes={"receivers": WORKERS, "shared": True, "work_s": WORK_S, "quiet_s": 0.5})
 
     def figure(self, cell: Cell, sample: Sample) -> float | None:
         """The time of all, divided by what it takes if nobody ever waits."""

@@ -64,6 +64,8 @@ class Latency:
                 ),
                 processes=("receiver", "sender"),
                 case=f"{load} % load",
+                axis="% load",
+                at=load,
             )
             for load in options.load
             for rate in [highest * load / 100]
@@ -128,6 +130,8 @@ def _row(
         size=cell.run.size,
         messages=cell.run.messages,
         unit="us",
+        axis=cell.axis,
+        at=cell.at,
         **summarise(values),
         lost=sum(int(each["lost"]) for sample in samples for each in receivers_of(sample)),
         details=details,

@@ -6,6 +6,8 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 
+from hdrh.histogram import HdrHistogram
+
 __all__ = ["percentiles_us"]
 
 LONGEST_US = 60_000_000
@@ -16,8 +18,6 @@ def percentiles_us(latencies: bytes, wanted: Sequence[float]) -> list[float]:
 
     Three significant digits, from 0.1 us on. 100 is the longest.
     """
-    from hdrh.histogram import HdrHistogram
-
     histogram = HdrHistogram(1, LONGEST_US * 10, 3)
     seconds = array("d")
     seconds.frombytes(latencies)
