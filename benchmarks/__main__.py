@@ -163,7 +163,7 @@ def _parser(known: Sequence[workloads.Workload]) -> argparse.ArgumentParser:
     command = commands.add_parser("report", help=summary, description=summary)
     _add_scale(command)
     command.add_argument("--out", type=Path, default=RESULTS, help="folder to write to (default: %(default)s)")
-    minutes = "what is not measured by then is reported as not run (default: 25, quick 6)"
+    minutes = "what is not measured by then is reported as not run (default: 25, quick 4)"
     command.add_argument("--minutes", type=number, help=minutes)
     command.add_argument("--tables", action="store_true", help="also write the tables of README.md and docs anew")
     source = command.add_mutually_exclusive_group()
