@@ -81,12 +81,43 @@ async def test_verbs_use_the_key_and_the_doctor_explains(cli: Commands, tmp_path
     assert (found["key"]["status"], "chmod 600" in found["key"]["detail"]) == ("failed", True)
 
 
+async def test_an_invitation_works_once(cli: Commands, tmp_path: Path) -> None:
+    """The newcomer makes its own secret; both ends show its key; the same line is worth nothing afterwards."""
+    homes: list[dict[str, Any]] = [{"XDG_CONFIG_HOME": str(tmp_path / name)} for name in ("two", "three")]
+    assert (await cli.run("keys", "new", "plant", "ada")).code == 0
+    waiting = await cli.start("keys", "invite", "plant", "bob", "--interface", "loopback")
+    await waiting.note("on the machine of")
+    line = (await waiting.line()).split()[1:]
+    joined = await cli.run(*line, **homes[0])
+    assert joined.code == 0, joined.err
+    inviter = await waiting.end()
+    key = joined.err.partition("see the key ")[2].split()[0]
+    assert (inviter.code, key in inviter.err) == (0, True)
+    again = await cli.run(*line, **homes[1])
+    assert (again.code, "was used" in again.err) == (69, True)
+    for home in ({}, homes[0]):
+        listed = (await cli.run("keys", "list", "plant", "--json", **home)).records
+        assert {record["identity"]: record["fingerprint"] for record in listed}["bob"] == key
+    (secret,) = (tmp_path / "two").rglob("self.key")
+    assert (secret.stat().st_mode & 0o777, secret.read_text().strip() in " ".join(line)) == (0o600, False)
+    twice = await cli.run("keys", "invite", "plant", "bob")
+    assert (twice.code, "exists" in twice.err) == (1, True)
+
+
+async def test_an_invitation_expires(cli: Commands) -> None:
+    """After a while the inviter waits no more, and trusts nobody new."""
+    assert (await cli.run("keys", "new", "plant", "ada")).code == 0
+    expired = await cli.run("keys", "invite", "plant", "bob", "--interface", "loopback", "--expires", "1")
+    assert (expired.code, "expired" in expired.err) == (75, True)
+    assert [record["identity"] for record in (await cli.run("keys", "list", "plant", "--json")).records] == ["ada"]
+
+
 @pytest.mark.slow
 async def test_identities_from_the_shell(cli: Commands, tmp_path: Path) -> None:
     """New, invite, join, list, revoke and rotate, as on two machines."""
     home: dict[str, Any] = {"XDG_CONFIG_HOME": str(tmp_path / "two")}
     assert (await cli.run("keys", "new", "plant", "ada")).code == 0
-    invited = await cli.run("keys", "invite", "plant", "bob")
+    invited = await cli.run("keys", "invite", "plant", "bob", "--offline")
     assert invited.code == 0, invited.err
     joined = await cli.run(*invited.out.split()[1:], **home)
     assert joined.code == 0, joined.err

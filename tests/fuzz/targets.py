@@ -17,7 +17,9 @@ from zfabric import CaptureError, Config, DecodeFailed, InvalidKey, RemoteProtoc
 from zfabric.capture.reader import CaptureReader
 from zfabric.discovery._endpoints import ipc_path, parse_tcp
 from zfabric.discovery._txt import MalformedRecord, decode, instance_name
+from zfabric.security import enrolment
 from zfabric.security.acl import Permissions, covers
+from zfabric.security.enrolment import Invitation
 from zfabric.security.identities import accept
 from zfabric.security.keys import FabricKey
 from zfabric.wire.batch import parse_batch
@@ -116,15 +118,18 @@ def txt(data: bytes) -> None:
 
 
 def key(data: bytes) -> None:
-    """Keys of fabrics, and tokens of identities."""
+    """Keys of fabrics, tokens of identities, invitations and what is said because of them."""
     try:
         assert FabricKey.parse(data).text.encode() == data.strip()
     except InvalidKey:
         pass
-    try:
-        accept(data.decode("utf-8", "replace"))
-    except InvalidKey:
-        return
+    for read in (accept, Invitation.parse):
+        try:
+            read(data.decode("utf-8", "replace"))
+        except InvalidKey:
+            continue
+    word = enrolment.decode(data)
+    assert word is None or enrolment.decode(enrolment.encode(word)) == word
 
 
 def selector(data: bytes) -> None:

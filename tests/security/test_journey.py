@@ -88,6 +88,27 @@ def exchange(sender: Host, receiver: Host, options: str) -> None:
     assert MARK in out
 
 
+def test_a_host_that_was_invited(hosts: tuple[Host, Host, Host], tmp_path: Path) -> None:
+    """`keys new` and `keys invite` here, the printed line there: messages pass, the wire shows nothing, the line is spent."""
+    one, two, thief = hosts
+    assert one.type("zfabric keys new plant ada")[0] == 0
+    inviting = one.start("zfabric keys invite plant bob")
+    assert inviting.stdout is not None
+    line = inviting.stdout.readline()
+    capture = Capture(two, tmp_path / "joining.pcap")
+    code, _, err = two.type(line)
+    assert code == 0, err
+    _, err = inviting.communicate(timeout=TIMEOUT_S)
+    assert (inviting.returncode, "has joined" in err) == (0, True)
+    seen = capture.stop()
+    assert b"CURVE" in seen
+    assert b"roles = " not in seen
+
+    exchange(one, two, "--fabric plant --interface lan")
+    code, _, err = thief.type(line)
+    assert (code, "was used" in err) == (69, True)
+
+
 def test_two_hosts_joined_by_a_key(hosts: tuple[Host, Host, Host], tmp_path: Path) -> None:
     """`keys init` here, `keys join` there: messages pass, the wire shows none of them, and strangers stay outside.
 

@@ -102,6 +102,8 @@ def _join(output: Output, token: str | None) -> int:
     assert token is not None
     if token.strip().startswith("zfi1:"):
         return _join_as_identity(output, token)
+    if token.strip().startswith("zfo1:"):
+        return _enrol(output, token)
     key = FabricKey.parse(token) if token.strip().startswith("zfk1:") else read_key(Path(token))
     path = key_path(key.fabric)
     try:
@@ -120,11 +122,36 @@ def _join_as_identity(output: Output, token: str) -> int:
     from zfabric.security.keyfiles import identities_path
 
     fabric, name, files, secret = accept(token)
-    directory = identities_path(fabric)
-    try:
-        unpack(directory, files, secret)
-    except FileExistsError:
-        raise Stop(Exit.FAILED, f"{directory} has an identity already; remove it to join as {name!r}") from None
+    directory = _free(identities_path(fabric), name)
+    unpack(directory, files, secret)
+    return _joined(output, fabric, name, directory)
+
+
+def _enrol(output: Output, line: str) -> int:
+    """Join by an invitation that works once."""
+    from zfabric.cli._enrolling import enrol
+    from zfabric.security.enrolment import Invitation
+    from zfabric.security.identities import check_files, new_secret, unpack
+    from zfabric.security.keyfiles import identities_path
+    from zfabric.security.keys import fingerprint
+
+    invitation = Invitation.parse(line)
+    fabric, name = invitation.fabric, invitation.name
+    directory = _free(identities_path(fabric), name)
+    secret, public, signing = new_secret(fabric, name)
+    enrol(invitation, public, signing, lambda files: unpack(directory, check_files(files), secret))
+    output.note(f"the inviter should see the key {fingerprint(public.encode())}")
+    return _joined(output, fabric, name, directory)
+
+
+def _free(directory: Path, name: str) -> Path:
+    """The directory, if there is no identity in it."""
+    if (directory / "self.key").exists():
+        raise Stop(Exit.FAILED, f"{directory} has an identity already; remove it to join as {name!r}")
+    return directory
+
+
+def _joined(output: Output, fabric: str, name: str, directory: Path) -> int:
     output.note(f"this user's nodes of fabric {fabric!r} are {name!r} and trust {directory / 'trusted'}")
     if output.json:
         output.record({"fabric": fabric, "identity": name, "path": str(directory)})
@@ -167,24 +194,70 @@ def _new(output: Output, fabric: str, name: str, roles: tuple[str, ...]) -> int:
 @click.argument("fabric", envvar="ZFABRIC_FABRIC")
 @click.argument("name")
 @_role
+@click.option("--interface", default="lan", metavar="NAME", help="Where to wait: `lan`, a name or an address. [lan]")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port to wait at; 0 is any. [0]")
+@click.option("--expires", type=click.FloatRange(1), default=900.0, metavar="S", help="How long to wait. [900]")
+@click.option("--offline", is_flag=True, help="Do not wait: the line holds a secret, and can be used again.")
 @output_options
-def invite(options: Options, roles: tuple[str, ...]) -> int:
-    """Make an identity NAME for another machine, trust it, and print the line that makes it join.
+def invite(options: Options, roles: tuple[str, ...], port: int, expires: float, offline: bool) -> int:
+    """Let another machine join as NAME: print the line to type there, and wait until that was done.
 
-    The line holds its secret, which is kept nowhere else: use it once. Other machines trust the newcomer when
-    trusted/NAME.toml is copied to them.
+    The line works once. The other machine makes its own keys, and its public ones are trusted here from then on. Other
+    machines trust it when trusted/NAME.toml is copied to them. Where the other machine cannot reach this one, use
+    --offline.
     """
     output = Output(options)
-    return guard(options, output, lambda: _invite(output, options.fabric, options.name or "", roles))
+    fabric, name = options.fabric, options.name or ""
+    if offline:
+        return guard(options, output, lambda: _invite_offline(output, fabric, name, roles))
+    return guard(options, output, lambda: _invite(output, fabric, name, roles, options.interface, port, expires))
 
 
-def _invite(output: Output, fabric: str, name: str, roles: tuple[str, ...]) -> int:
-    from zfabric.security import identities
+def _inviter(fabric: str) -> Path:
     from zfabric.security.keyfiles import identities_path
 
     directory = identities_path(fabric)
     if not (directory / "self.key").exists():
         raise Stop(Exit.FAILED, f"fabric {fabric!r} has no identities here: `zfabric keys new` makes the first")
+    return directory
+
+
+def _invite(
+    output: Output, fabric: str, name: str, roles: tuple[str, ...], interface: str, port: int, expires_s: float
+) -> int:
+    import time
+
+    from zfabric.cli._enrolling import Listener
+    from zfabric.discovery.interfaces import resolve
+    from zfabric.security.enrolment import Enrolment, Invitation
+    from zfabric.security.identities import Identities, admit, check_newcomer
+    from zfabric.security.keys import fingerprint
+
+    directory = _inviter(fabric)
+    mine = Identities(directory, fabric)
+    check_newcomer(directory, name, roles)
+    with Listener(resolve(interface).addresses, port, mine.public, mine.secret) as listener:
+        expires = time.time() + expires_s
+        invitation = Invitation.new(fabric, name, mine.public.decode(), expires, listener.endpoints)
+        if output.json:
+            output.record({"fabric": fabric, "identity": name, "roles": list(roles), "token": invitation.text})
+        else:
+            output.note(f"on the machine of {name!r}, within {expires_s:g} s (it works once):")
+            output.line(f"zfabric keys join {invitation.text}")
+        enrolment = Enrolment(invitation, lambda public, signing: admit(directory, name, public, signing, roles))
+        if not listener.serve(enrolment, expires_s, lambda reason: output.warn(f"turned somebody away: {reason}")):
+            raise Stop(Exit.TIMED_OUT, f"nobody came: the invitation of {name!r} has expired, and is worth nothing")
+    key = fingerprint(enrolment.public.encode())
+    output.note(f"{name!r} has joined with the key {key}; if its machine shows another one, revoke it")
+    if output.json:
+        output.record({"identity": name, "fingerprint": key})
+    return 0
+
+
+def _invite_offline(output: Output, fabric: str, name: str, roles: tuple[str, ...]) -> int:
+    from zfabric.security import identities
+
+    directory = _inviter(fabric)
     token = identities.invite(directory, fabric, name, roles)
     if output.json:
         output.record({"fabric": fabric, "identity": name, "roles": list(roles), "token": token})

@@ -34,7 +34,23 @@ from zfabric.security.signing import available, key_id, public_key, signer, sign
 from zfabric.wire.batch import Batch, Sign
 from zfabric.wire.signatures import KEY_ID_BYTES, BadSignature
 
-__all__ = ["MEMBER", "Identities", "Identity", "accept", "check_name", "create", "invite", "revoke", "rotate", "unpack"]
+__all__ = [
+    "MEMBER",
+    "STORE",
+    "Identities",
+    "Identity",
+    "accept",
+    "admit",
+    "check_files",
+    "check_name",
+    "check_newcomer",
+    "create",
+    "invite",
+    "new_secret",
+    "revoke",
+    "rotate",
+    "unpack",
+]
 
 STORE = "store"
 "The role that, unless roles.toml says otherwise, may also keep durable topics."
@@ -294,10 +310,10 @@ def _parse_secret(text: bytes) -> tuple[str, str, bytes]:
 
 def create(directory: Path, fabric: str, name: str, roles: tuple[str, ...] = (MEMBER,)) -> None:
     """Begin a fabric with identities: this one is the first. Raises FileExistsError, InvalidKey or OSError."""
-    secret = secrets.token_bytes(_SECRET_BYTES)
-    write_private(directory / "self.key", (_format_secret(fabric, check_name(name), secret) + "\n").encode())
+    text, public, signing = new_secret(fabric, name)
+    write_private(directory / "self.key", (text + "\n").encode())
     (directory / "trusted").mkdir(mode=0o755, exist_ok=True)
-    _trust(directory, name, (_pair(secret)[1].decode(),), (_signing_key(secret),), roles)
+    _trust(directory, name, (public,), (signing,), roles)
 
 
 def _trust(
@@ -321,24 +337,46 @@ def _trust(
     unnamed.replace(path)
 
 
+def check_newcomer(directory: Path, name: str, roles: tuple[str, ...]) -> None:
+    """Raise InvalidKey, or FileExistsError, where no identity of that name can be trusted with those roles."""
+    known = _roles(directory)
+    missing = [role for role in roles if role not in known]
+    if missing:
+        raise InvalidKey(f"there is no role {missing[0]!r} in {directory / 'roles.toml'}")
+    path = directory / "trusted" / f"{check_name(name)}.toml"
+    if path.exists():
+        raise FileExistsError(f"{path} exists: there is an identity of that name")
+
+
+def admit(directory: Path, name: str, public: str, signing: str, roles: tuple[str, ...]) -> dict[str, str]:
+    """Trust another node's identity, and return what it needs to know: the directory's files."""
+    check_newcomer(directory, name, roles)
+    if not (_is_key(public.encode()) and _is_key(signing.encode())):
+        raise InvalidKey("a public key is 40 characters of Z85")
+    _trust(directory, name, (public,), (signing,), roles)
+    files = {path.name: path.read_text("utf-8") for path in _trusted_files(directory)}
+    if (directory / "roles.toml").exists():
+        files["roles.toml"] = (directory / "roles.toml").read_text("utf-8")
+    return files
+
+
+def new_secret(fabric: str, name: str) -> tuple[str, str, str]:
+    """A new identity: the text of its self.key, its public key, and its public signing key."""
+    secret = secrets.token_bytes(_SECRET_BYTES)
+    return _format_secret(fabric, check_name(name), secret), _pair(secret)[1].decode(), _signing_key(secret)
+
+
 def invite(directory: Path, fabric: str, name: str, roles: tuple[str, ...] = (MEMBER,)) -> str:
     """Make an identity for another node, trust it here, and return the token that it joins with.
 
     The token holds its secret, which is kept nowhere else, and all that is trusted here.
     """
-    secret = secrets.token_bytes(_SECRET_BYTES)
-    known = _roles(directory)
-    missing = [role for role in roles if role not in known]
-    if missing:
-        raise InvalidKey(f"there is no role {missing[0]!r} in {directory / 'roles.toml'}")
-    _trust(directory, check_name(name), (_pair(secret)[1].decode(),), (_signing_key(secret),), roles)
+    text, public, signing = new_secret(fabric, name)
+    files = admit(directory, name, public, signing, roles)
     import json
 
-    files = {path.name: path.read_text("utf-8") for path in _trusted_files(directory)}
-    if (directory / "roles.toml").exists():
-        files["roles.toml"] = (directory / "roles.toml").read_text("utf-8")
     packed = base64.urlsafe_b64encode(zlib.compress(json.dumps(files).encode(), 9)).decode()
-    return f"{_format_secret(fabric, name, secret)}:{packed}"
+    return f"{text}:{packed}"
 
 
 def accept(token: str) -> tuple[str, str, dict[str, str], str]:
@@ -353,12 +391,17 @@ def accept(token: str) -> tuple[str, str, dict[str, str], str]:
         files = json.loads(content)
     except (binascii.Error, zlib.error, ValueError, RecursionError):
         raise InvalidKey("the token is damaged") from None
+    return fabric, name, check_files(files), secret
+
+
+def check_files(files: object) -> dict[str, str]:
+    """Files of a directory of identities, as another node sent them. Raises InvalidKey."""
     if not isinstance(files, dict) or not all(isinstance(text, str) for text in files.values()):
         raise InvalidKey("the token is damaged")
     for file in files:
         if file != "roles.toml" and not (file.endswith(".toml") and check_name(file.removesuffix(".toml"))):
             raise InvalidKey("the token is damaged")
-    return fabric, name, files, secret
+    return files
 
 
 def unpack(directory: Path, files: Mapping[str, str], secret: str) -> None:
@@ -386,10 +429,9 @@ def rotate(directory: Path, fabric: str, *, finish: bool = False) -> None:
     if finish:
         _trust(directory, identities.name, (public,), known, roles, new=False)
         return
-    secret = secrets.token_bytes(_SECRET_BYTES)
-    both = _pair(secret)[1].decode(), public
-    _trust(directory, identities.name, both, (_signing_key(secret), *known), roles, new=False)
+    text, fresh, fresh_signing = new_secret(fabric, identities.name)
+    _trust(directory, identities.name, (fresh, public), (fresh_signing, *known), roles, new=False)
     unnamed = directory / "self.key.new"
     unnamed.unlink(missing_ok=True)
-    write_private(unnamed, (_format_secret(fabric, identities.name, secret) + "\n").encode())
+    write_private(unnamed, (text + "\n").encode())
     unnamed.replace(directory / "self.key")
