@@ -85,6 +85,7 @@ class ZmqTransport(Listening):
         self._calm = 0
         self._filter_bytes = 0
         self._paused = False
+        self._draining: zmq.Socket[bytes] | None = None
 
     # -- opening -------------------------------------------------------------------------------
 
@@ -182,11 +183,16 @@ class ZmqTransport(Listening):
         """Send a control frame; False if the route is gone or its queue full."""
         socket, routing_id = (self._dialler, _routing_id(route)) if isinstance(route, int) else (self._inbox, route)
         parts = (routing_id, frame, _crc(frame)) if self._with_crc else (routing_id, frame)
-        self._touch(socket)  # a call that fails swallows the edge as well
         try:
-            socket.send_multipart(parts, _NOBLOCK)
+            socket.send(parts[0], _NOBLOCK | _SNDMORE)
+            for part in parts[1:-1]:
+                socket.send(part, _NOBLOCK | _SNDMORE)
+            socket.send(parts[-1], _NOBLOCK)
         except zmq.ZMQError:
             return False
+        finally:  # a call that fails swallows the edge as well
+            if socket is not self._draining and socket not in self._touched and int(socket.get(_EVENTS)) & _POLLIN:
+                self._touch(socket)
         return True
 
     def connect_feed(self, endpoint: str) -> None:
@@ -260,26 +266,39 @@ class ZmqTransport(Listening):
     # -- receiving -----------------------------------------------------------------------------
 
     def _drain_control(self, socket: zmq.Socket[bytes]) -> None:
-        for _ in range(self._config.frames_per_turn_max):
-            if not int(socket.get(_EVENTS)) & _POLLIN:  # cheaper than the exception
+        self._draining = socket
+        for count in range(self._config.frames_per_turn_max):
+            if count and not int(socket.get(_EVENTS)) & _POLLIN:  # cheaper than the exception
                 break
-            user = ""
-            if self._distinguishes:
-                first, *parts = socket.recv_multipart(_NOBLOCK, copy=False)
-                routing_id, frames, user = first.bytes, [part.bytes for part in parts], _user(parts[-1])
-            else:
-                routing_id, frames = socket.recv(_NOBLOCK), [socket.recv(_NOBLOCK)]
-                while socket.get(_RCVMORE):
-                    frames.append(socket.recv(_NOBLOCK))
-            route: Route = routing_id
-            if socket is self._dialler:
-                route = _route(routing_id)
-                user = self._user_at(self._dialled.get(route, ""))
-            whole = len(frames) == 1 or (len(frames) == 2 and frames[1] == _crc(frames[0]))
-            self._receiver.on_control(route, frames[0] if whole else b"", user)
+            try:
+                self._receive_control(socket)
+            except zmq.Again:
+                break
+            if not count:
+                self._receiver.on_burst_end()  # it is often the only one: then one look at the socket is enough
         else:
             self._touch(socket)
-        self._receiver.on_burst_end()
+        self._draining = None
+        if count > 1:
+            self._receiver.on_burst_end()
+
+    def _receive_control(self, socket: zmq.Socket[bytes]) -> None:
+        user = ""
+        if self._distinguishes:
+            first, *parts = socket.recv_multipart(_NOBLOCK, copy=False)
+            routing_id, frames, user = first.bytes, [part.bytes for part in parts], _user(parts[-1])
+        else:
+            routing_id, last = socket.recv(_NOBLOCK), socket.recv(_NOBLOCK, copy=False)
+            frames = [last.bytes]
+            while last.more:  # cheaper than the socket's own option
+                last = socket.recv(_NOBLOCK, copy=False)
+                frames.append(last.bytes)
+        route: Route = routing_id
+        if socket is self._dialler:
+            route = _route(routing_id)
+            user = self._user_at(self._dialled.get(route, ""))
+        whole = len(frames) == 1 or (len(frames) == 2 and frames[1] == _crc(frames[0]))
+        self._receiver.on_control(route, frames[0] if whole else b"", user)
 
     def _drain_outlet(self) -> None:
         for _ in range(self._config.frames_per_turn_max):
