@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from heapq import heappop, heappush
@@ -44,6 +44,9 @@ from zfabric.wire.records import Identity
 __all__ = ["Driver"]
 
 log = logging.getLogger("zfabric")
+
+ASK_PAUSE_S = 0.002
+"Between two questions to the core when it is due, which then may be that much late."
 
 
 class Kept(Protocol):
@@ -84,8 +87,10 @@ class Driver:
         self._waiters: dict[asyncio.Future[None], None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
+        self._asked_at = -inf
         self._pump_soon = False
-        self._jobs: list[Callable[[], object]] = []
+        self._jobs: deque[Callable[[], object]] = deque()
+        self._in_jobs = False
         self._holding: set[Sink] = set()
         self._confirming: dict[tuple[Outbox, str], list[tuple[int, int, asyncio.Future[None]]]] = {}
         "Heaps of (message after the one that is waited for, a number, who waits), by level."
@@ -231,9 +236,9 @@ class Driver:
     def _send(self, outbox: Outbox) -> None:
         if not outbox.writer.count or self.open_state != "open":
             return
-        if self._pump_soon:
-            self.pump()  # who listens may be about to change
         now = self.loop.time()
+        if self._pump_soon or self._in_jobs:
+            self._carry_out(now)  # who listens may be about to change
         count = outbox.writer.count
         frames = self.core.seal(outbox, int(self.utc() * 1e9), now)
         if outbox in self.files:
@@ -304,35 +309,47 @@ class Driver:
 
     def schedule_pump(self) -> None:
         """Carry out the core's actions later in this turn of the loop."""
-        if not self._pump_soon:
+        if not self._pump_soon and not self._in_jobs:
             self._pump_soon = True
             self.loop.call_soon(self.pump)
 
     def defer(self, job: Callable[[], object]) -> None:
-        """Call something that may run users' code, once the core is done with what it does now. Pump afterwards."""
+        """Call something that may run users' code, once the core is done with what it does now: in the next pump."""
         self._jobs.append(job)
 
     def pump(self) -> None:
         """Carry out the core's actions until there are none."""
         self._pump_soon = False
-        if self.open_state != "open":
+        if self.open_state != "open" or self._in_jobs:
             return
-        now = self.loop.time()
-        again = True
-        while again:
-            again = False
-            for action in self.core.actions(now):
-                again |= self._act(action, now)
-            jobs, self._jobs = self._jobs, []
-            for job in jobs:
-                job()
-                again = True
+        while True:
+            self._do_jobs()
+            self._carry_out(self.loop.time())
+            if not self._jobs:
+                break
         self._rearm()
         for outbox, file in self.files.items():
             file.forget(outbox.epoch, outbox.confirmed("stored"))
         if self._confirming:
             self._confirm()
         self._wake()
+
+    def _do_jobs(self) -> None:
+        """All of them, so that what they say leaves together."""
+        self._in_jobs = True
+        try:
+            while self._jobs:
+                self._jobs.popleft()()
+        finally:
+            self._in_jobs = False
+
+    def _carry_out(self, now: float) -> None:
+        while actions := self.core.actions(now):
+            again = False
+            for action in actions:
+                again |= self._act(action, now)
+            if not again:
+                return
 
     def _act(self, action: Action, now: float) -> bool:
         """Do one thing. Returns whether the core was told that it cannot be done."""
@@ -361,13 +378,23 @@ class Driver:
         return False
 
     def _rearm(self) -> None:
-        due = self.core.timer()
-        if due >= self._timer_at:  # a look too early costs less than a new timer for every frame
+        """Be called when the core has something to do; to ask it after every frame would cost more than the frame."""
+        due = self._asked_at + ASK_PAUSE_S
+        if due >= self._timer_at:
             return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = due
-        self._timer = self.loop.call_at(due, self._on_timer)
+        now = self.loop.time()
+        self._arm(due if now < due else self._ask(now))
+
+    def _ask(self, now: float) -> float:
+        self._asked_at = now
+        return self.core.timer()
+
+    def _arm(self, due: float) -> None:
+        if due < self._timer_at:  # a look too early costs less than a new timer
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = due
+            self._timer = self.loop.call_at(due, self._on_timer)
 
     def has_room(self, lane: Lane) -> None:
         """A full subscription was read."""
@@ -381,8 +408,13 @@ class Driver:
 
     def _on_timer(self) -> None:
         self._timer_at, self._timer = inf, None
-        self.core.handle_timer(self.loop.time())
-        self.pump()
+        now = self.loop.time()
+        due = self._ask(now)
+        if due <= now:
+            self.core.handle_timer(now)
+            self.pump()
+        else:
+            self._arm(due)
 
     async def confirmed(self, outbox: Outbox, before: int, level: str) -> None:
         """Return once all messages before this one are confirmed at that level, or the node closes.

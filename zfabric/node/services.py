@@ -7,7 +7,6 @@ import contextvars
 import functools
 import inspect
 import logging
-import sys
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
@@ -16,10 +15,11 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from zfabric.config import Config
-from zfabric.errors import LimitExceeded, LocalProtocolError
+from zfabric.errors import EncodeFailed, LimitExceeded, LocalProtocolError
 from zfabric.events import HandlerError
 from zfabric.model import Source
 from zfabric.node.driver import Driver
+from zfabric.node.eager import EagerTasks
 from zfabric.node.handlers import Threads
 from zfabric.node.signature import INLINE, Signature, Unfit
 from zfabric.protocol.calls import RECORD_BYTES
@@ -37,9 +37,6 @@ FRAME_MARGIN_BYTES = 2 * 1024 * 1024
 "What else may stand in the frame of a long argument or result."
 MESSAGE_MAX = 100_000
 "Characters of an error that travel."
-_new_task: Callable[..., asyncio.Task[None]] = asyncio.Task
-if sys.version_info >= (3, 12):
-    _new_task = functools.partial(asyncio.Task, eager_start=True)
 
 _current: contextvars.ContextVar[CurrentRequest] = contextvars.ContextVar("zfabric_request")
 
@@ -171,7 +168,7 @@ class Service(Generic[Handler]):
         if self._threaded:
             self.resume(execution)
         elif task is not None:
-            self._host.driver.loop.call_soon(task.cancel)  # later, so that it has entered its `try`
+            task.cancel()
 
     def resume(self, execution: Execution) -> None:
         """A stream may go on."""
@@ -181,20 +178,18 @@ class Service(Generic[Handler]):
     # -- running -------------------------------------------------------------------------------
 
     def _run(self, execution: Execution) -> None:
-        if execution.cancelled:
+        wanted = not execution.cancelled
+        if not wanted:
             self._give_up(execution)
             return
-        loop = self._host.driver.loop
-        token = _current.set(CurrentRequest(execution, loop))
-        try:
-            work = self._stream(execution) if self._generates else self._reply(execution)
-            task = _new_task(work, loop=loop)
-        finally:
-            _current.reset(token)
-        if not task.done():
+        task = self._host.eager.start(self._stream(execution) if self._generates else self._reply(execution))
+        if task is not None:
             self._tasks[execution] = task
+            if execution.cancelled:
+                self.cancel(execution)
 
     async def _reply(self, execution: Execution) -> None:
+        _current.set(CurrentRequest(execution, self._host.driver.loop))
         try:
             arguments, options = self._signature.bind(execution.request.arguments, execution.request.options)
             if self._threaded:
@@ -213,6 +208,7 @@ class Service(Generic[Handler]):
             self._finish(execution, Reply(execution.request.number, msgspec.Raw(body)), len(body))
 
     async def _stream(self, execution: Execution) -> None:
+        _current.set(CurrentRequest(execution, self._host.driver.loop))
         try:
             arguments, options = self._signature.bind(execution.request.arguments, execution.request.options)
             values = self.handler(*arguments, **options)
@@ -246,14 +242,16 @@ class Service(Generic[Handler]):
                 execution.state = None
 
     def _encode(self, value: Any) -> bytes:
-        body = self._codec.encode(value)
+        try:
+            body = self._codec.encode(value)
+        except EncodeFailed as error:
+            raise EncodeFailed(self.name, error.reason) from error.__cause__
         check_size(len(body), self._host.config)
         return body
 
     def _finish(self, execution: Execution, outcome: Reply | Failure | End, nbytes: int) -> None:
         self._tasks.pop(execution, None)
-        driver = self._host.driver
-        serving = driver.core.serving
+        driver, serving = self._host.driver, self._host.serving
         serving.finish(execution, outcome, RECORD_BYTES + nbytes, driver.loop.time())
         if serving.idle:
             driver.pump()  # nothing more will come to share the frame
@@ -288,8 +286,10 @@ class Services:
 
     def __init__(self, driver: Driver, config: Config) -> None:
         self.driver = driver
+        self.serving = driver.core.serving
         self.config = config
         self.threads = Threads(config.service_threads_max)
+        self.eager = EagerTasks(driver.loop)
         self.errors = 0
         self._services: list[Service[Any]] = []
 
@@ -326,6 +326,7 @@ class Services:
                 left = timeout - (self.driver.loop.time() - began)
                 await self.driver.wait_until(lambda: self.driver.core.channels.quiet, left)
         self.threads.close()
+        self.eager.close()
 
 
 def check_size(nbytes: int, config: Config) -> None:

@@ -20,6 +20,7 @@ from queue import Empty, SimpleQueue
 from typing import Final, ParamSpec, TypeVar
 
 from zfabric.errors import LocalProtocolError, NodeClosed, NodeForked
+from zfabric.node.eager import EagerTasks
 
 __all__ = ["LoopThread", "acquire_within", "get_within", "refuse_in_loop"]
 
@@ -72,6 +73,7 @@ class LoopThread:
         # The selector loop on every system: ZeroMQ's descriptors need `add_reader`.
         self._loop = asyncio.SelectorEventLoop()
         self._stopped = self._loop.create_future()
+        self._eager = EagerTasks(self._loop)
         self._tasks: list[asyncio.Task[None]] = []
         self._thread.start()
 
@@ -114,30 +116,37 @@ class LoopThread:
 
     def _run(self, call: Callable[[], Awaitable[T]]) -> T:
         refuse_in_loop()
-        finished: SimpleQueue[asyncio.Task[T]] = SimpleQueue()
-        started: list[asyncio.Task[T]] = []
+        finished: SimpleQueue[tuple[list[T], BaseException | None]] = SimpleQueue()
+        started: list[asyncio.Task[None] | None] = []
 
-        async def work() -> T:
-            return await call()
+        async def work() -> None:
+            result: list[T] = []
+            error: BaseException | None = None
+            try:
+                result.append(await call())
+            except asyncio.CancelledError:
+                error = NodeClosed("the node was closed meanwhile")
+            except BaseException as raised:  # noqa: BLE001 - it is raised in the other thread
+                error = raised
+            finished.put((result, error))
 
         def start() -> None:
-            task = self._loop.create_task(work())
-            started.append(task)
-            task.add_done_callback(finished.put)
+            started.append(self._eager.start(work()))
 
         def cancel() -> None:
-            started[0].cancel()
+            if started[0] is not None:
+                started[0].cancel()
 
         self.post(start)
         try:
-            task = get_within(finished, None)
+            result, error = get_within(finished, None)
         except BaseException:
             with suppress(NodeClosed):
                 self.post(cancel)
             raise
-        if task.cancelled():
-            raise NodeClosed("the node was closed meanwhile")
-        return task.result()
+        if error is not None:
+            raise error
+        return result[0]
 
     def finish(self, last: Callable[[], Awaitable[None]], timeout: float) -> bool:
         """Run one more coroutine function, then end the thread, and let nothing new in.

@@ -1,0 +1,167 @@
+"""Coroutines that begin at once: what they may rely on, as in any task."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import AsyncIterator
+
+import pytest
+
+from zfabric.node.eager import EagerTasks
+
+VARIABLE = contextvars.ContextVar("VARIABLE", default="unset")
+
+
+@pytest.fixture
+async def eager() -> AsyncIterator[EagerTasks]:
+    """In the test's loop."""
+    tasks = EagerTasks(asyncio.get_running_loop())
+    yield tasks
+    tasks.close()
+
+
+async def test_what_need_not_wait_is_done_at_once(eager: EagerTasks) -> None:
+    """It takes no task, and its caller is the current task again."""
+    done = []
+    caller = asyncio.current_task()
+
+    async def work() -> None:
+        done.append(asyncio.current_task())
+
+    started = [eager.start(work()), eager.start(work())]
+
+    assert started == [None, None]
+    assert caller is asyncio.current_task()
+    assert caller not in done
+
+
+async def test_what_waits_goes_on_in_the_task_in_which_it_began(eager: EagerTasks) -> None:
+    """Before and after a wait, with a result, and after giving others a turn."""
+    future = asyncio.get_running_loop().create_future()
+    seen = []
+
+    async def work() -> None:
+        seen.append(asyncio.current_task())
+        await asyncio.sleep(0)
+        seen.append(asyncio.current_task())
+        seen.append(await future)
+
+    task = eager.start(work())
+    assert task is not None
+    future.set_result("result")
+    await task
+
+    assert seen == [task, task, "result"]
+
+
+async def test_each_has_a_task_of_its_own_once_it_waits(eager: EagerTasks) -> None:
+    """Two that wait at the same time are two tasks."""
+    event = asyncio.Event()
+
+    async def work() -> None:
+        await event.wait()
+
+    one, other = eager.start(work()), eager.start(work())
+    event.set()
+    assert one is not None
+    assert other is not None
+    await asyncio.gather(one, other)
+
+    assert one is not other
+
+
+async def test_context_variables_are_its_own(eager: EagerTasks) -> None:
+    """What one sets no other sees; it sees it itself after a wait."""
+    seen = []
+
+    async def work(value: str) -> None:
+        seen.append(VARIABLE.get())
+        VARIABLE.set(value)
+        await asyncio.sleep(0)
+        seen.append(VARIABLE.get())
+
+    async def at_once() -> None:
+        seen.append(VARIABLE.get())
+        VARIABLE.set("at once")
+
+    tasks = [eager.start(at_once()), eager.start(at_once()), eager.start(work("one"))]
+    assert tasks[2] is not None
+    await tasks[2]
+
+    assert seen == ["unset", "unset", "unset", "one"]
+    assert VARIABLE.get() == "unset"
+
+
+async def test_a_timeout_that_began_before_the_first_wait_ends_it(eager: EagerTasks) -> None:
+    """asyncio.timeout finds its task, also if it is over before that had a turn."""
+    outcomes = []
+
+    async def work(delay: float) -> None:
+        try:
+            async with asyncio.timeout(delay):
+                await asyncio.Event().wait()
+        except TimeoutError:
+            outcomes.append(delay)
+
+    tasks = [eager.start(work(delay)) for delay in (0.0, 0.01)]
+    await asyncio.wait_for(asyncio.gather(*filter(None, tasks)), 5)
+
+    assert outcomes == [0.0, 0.01]
+
+
+async def test_a_cancellation_before_the_first_turn_arrives_where_it_waits(eager: EagerTasks) -> None:
+    """What it waits for is cancelled as well, and it may clean up."""
+    future = asyncio.get_running_loop().create_future()
+    cleaned = []
+
+    async def work() -> None:
+        try:
+            await future
+        finally:
+            await asyncio.sleep(0)
+            cleaned.append(True)
+
+    task = eager.start(work())
+    assert task is not None
+    task.cancel()
+    await asyncio.wait([task])
+
+    assert task.cancelled()
+    assert future.cancelled()
+    assert cleaned == [True]
+
+
+async def test_one_that_cancels_itself_and_is_done_harms_no_other(eager: EagerTasks) -> None:
+    """The next one that waits is not cancelled."""
+    done = []
+
+    async def cancels_itself() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+
+    async def work() -> None:
+        await asyncio.sleep(0)
+        done.append(True)
+
+    eager.start(cancels_itself())
+    task = eager.start(work())
+    assert task is not None
+    await task
+
+    assert done == [True]
+
+
+async def test_an_error_is_the_task_s(eager: EagerTasks) -> None:
+    """As if the task had run it from the beginning."""
+
+    async def work() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("broken")
+
+    task = eager.start(work())
+    assert task is not None
+
+    with pytest.raises(ValueError, match="broken"):
+        await task
