@@ -7,7 +7,7 @@ import threading
 import time
 from array import array
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,7 @@ class Caller:
 
 Call = Callable[[Any], Awaitable[Any]]
 """Sends a request and waits for the reply."""
+RunLoop = Callable[[Coroutine[Any, Any, Mapping[str, Any]]], Mapping[str, Any]]
 Start = Callable[[Any, Callable[[], None]], Any]
 """Sends a request; the second argument is to be called when the reply is there."""
 
@@ -38,9 +39,11 @@ def calling(open_side: Callable[[Run, Link], AbstractContextManager[Caller]]) ->
     return partial(_call, open_side)
 
 
-def calling_async(open_side: Callable[[Run, Link], AbstractAsyncContextManager[Call]]) -> Role:
-    """The role of a client in asyncio: as many tasks as requests in flight."""
-    return partial(_in_loop, _call_async, open_side)
+def calling_async(
+    open_side: Callable[[Run, Link], AbstractAsyncContextManager[Call]], run_loop: RunLoop = asyncio.run
+) -> Role:
+    """The role of a client in asyncio: as many tasks as requests in flight. `uvloop.run` is another `run_loop`."""
+    return partial(_in_loop, run_loop, _call_async, open_side)
 
 
 def calling_back(open_side: Callable[[Run, Link], AbstractContextManager[Start]]) -> Role:
@@ -53,13 +56,17 @@ def serving(open_side: Callable[[Run, Link], AbstractContextManager[Callable[[],
     return partial(_serve, open_side)
 
 
-def serving_async(open_side: Callable[[Run, Link], AbstractAsyncContextManager[None]]) -> Role:
+def serving_async(
+    open_side: Callable[[Run, Link], AbstractAsyncContextManager[None]], run_loop: RunLoop = asyncio.run
+) -> Role:
     """The role of a server in asyncio, whose handler echoes the request."""
-    return partial(_in_loop, _serve_async, open_side)
+    return partial(_in_loop, run_loop, _serve_async, open_side)
 
 
-def _in_loop(role: Callable[..., Awaitable[Mapping[str, Any]]], *arguments: Any) -> Mapping[str, Any]:
-    return asyncio.run(role(*arguments))  # type: ignore[arg-type]
+def _in_loop(
+    run_loop: RunLoop, role: Callable[..., Coroutine[Any, Any, Mapping[str, Any]]], *arguments: Any
+) -> Mapping[str, Any]:
+    return run_loop(role(*arguments))
 
 
 class _Clock:

@@ -15,7 +15,7 @@ __all__ = ["WORKLOAD"]
 MESSAGES = {"full": 40_000, "quick": 10_000, "tiny": 200}
 ALONE = 4
 "Requests that wait for each other are slower: one in flight gets that much fewer of them."
-BASELINES = {"x ROUTER/DEALER": "pyzmq ROUTER/DEALER", "x NATS": "NATS request"}
+BASELINES = {"x ROUTER/DEALER": "pyzmq ROUTER/DEALER", "x NATS": "NATS request", "x Zenoh": "Zenoh get"}
 
 
 class Requests:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from tests.protocol.network import Party
-from zfabric.protocol.calls import Call
+from zfabric.protocol.calls import RECORD_BYTES, Call
 from zfabric.protocol.serving import Execution, ServiceState
 from zfabric.wire.service_records import Failure, Item, Offer, Reply
 
@@ -70,7 +70,8 @@ class Client:
     ) -> Outcome:
         """Begin a call."""
         outcome = Outcome(value)
-        call = Call(outcome, service, 1, encode([value]), {}, **options)
+        arguments = encode([value])
+        call = Call(outcome, service, 1, msgspec.Raw(arguments), {}, RECORD_BYTES + len(arguments), **options)
         if hedge_s is not None:
             call.hedge_s = hedge_s
         self.party.core.calls.begin(call, timeout, self.party.world.now, wait=wait)

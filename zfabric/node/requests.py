@@ -55,12 +55,15 @@ class Requests:
         self, caller: Any, service: str, version: int, arguments: tuple[Any, ...], options: dict[str, Any]
     ) -> Call:
         self._driver.rights.check("request", service)
-        encoded = self._encode(service, arguments)
-        named = {name: msgspec.Raw(self._encode(service, value)) for name, value in options.items()}
-        call = Call(caller, service, version, encoded, named)
-        if call.nbytes > LONG_BYTES:
-            check_size(call.nbytes, self._config)
-        return call
+        encoded, named = self._encode(service, arguments), {}
+        nbytes = RECORD_BYTES + len(encoded)
+        for name, value in options.items():
+            body = self._encode(service, value)
+            named[name] = msgspec.Raw(body)
+            nbytes += len(name) + len(body)
+        if nbytes > LONG_BYTES:
+            check_size(nbytes, self._config)
+        return Call(caller, service, version, msgspec.Raw(encoded), named, nbytes)
 
     def _begin(self, call: Call, timeout: float | None, wait: float) -> None:
         driver = self._driver

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -22,6 +22,7 @@ RESERVED = frozenset({"timeout", "idempotent", "hedge", "version", "wait", "type
 "Options of `node.request`: an argument of that name could not be given by name."
 
 _split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _KEYWORDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -53,10 +54,17 @@ class Signature:
         self._rest: Codec | None = None
         self._named_rest: Codec | None = None
         self._required = 0
+        types: list[Any] = []
         for name, parameter in self._signature.parameters.items():
             if name in RESERVED and parameter.kind in _KEYWORDS:
                 raise LocalProtocolError(f"parameter {name!r} is an option of node.request: rename it")
             self._add(parameter, Codec(hints.get(name, Any), inline_bytes=INLINE))
+            if parameter.kind in _POSITIONAL:
+                types.append(hints.get(name, Any))
+        self._plain = self._required <= len(self._positional)
+        "Whether arguments by position suffice."
+        self._whole = Codec(tuple.__class_getitem__(tuple(types)), inline_bytes=INLINE)
+        "All arguments by position at once."
 
     def _add(self, parameter: inspect.Parameter, codec: Codec) -> None:
         name, kind = parameter.name, parameter.kind
@@ -72,8 +80,13 @@ class Signature:
             if parameter.default is inspect.Parameter.empty:
                 self._required += 1 if kind is not inspect.Parameter.KEYWORD_ONLY else sys.maxsize // 2
 
-    def bind(self, arguments: msgspec.Raw, options: dict[str, msgspec.Raw]) -> tuple[list[Any], dict[str, Any]]:
+    def bind(self, arguments: msgspec.Raw, options: dict[str, msgspec.Raw]) -> tuple[Sequence[Any], dict[str, Any]]:
         """The arguments to call the handler with. Raises Unfit."""
+        if self._plain and not options:
+            try:
+                return self._whole.decode(arguments), {}
+            except DecodeFailed:
+                pass  # there are fewer or more, or the reason is told below
         try:
             raws = _split(arguments)
         except msgspec.MsgspecError as error:

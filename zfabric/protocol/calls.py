@@ -78,50 +78,32 @@ class Provider:
         return f"<Provider {self.peer.source.name} {self.outstanding} of {self.concurrency}>"
 
 
-class Call:
+class Call(msgspec.Struct, eq=False):
     """One request of this node, from `begin` to its end."""
 
-    # fmt: off
-    __slots__ = (
-        "arguments", "at", "caller", "credit", "deadline", "due", "hedge_s", "idempotent", "later", "nbytes", "number",
-        "only", "options", "overload", "rounds", "service", "timeout", "tried", "version", "wait_until"
-    )
-    # fmt: on
-
-    def __init__(
-        self,
-        caller: Caller,
-        service: str,
-        version: int,
-        arguments: bytes,
-        options: dict[str, msgspec.Raw],
-        *,
-        idempotent: bool = False,
-        credit: int = 0,
-        only: Provider | None = None,
-    ) -> None:
-        self.caller = caller
-        self.service = service
-        self.version = version
-        self.arguments = msgspec.Raw(arguments)
-        self.options = options
-        self.nbytes = RECORD_BYTES + len(arguments)
-        if options:
-            self.nbytes += sum(len(name) + memoryview(value).nbytes for name, value in options.items())
-        self.idempotent = idempotent
-        self.credit = credit
-        self.only = only
-        self.hedge_s = inf
-        self.number = 0
-        self.timeout = self.deadline = inf
-        self.wait_until = -inf
-        self.due = self.later = -1
-        self.at: dict[bytes, Provider] = {}
-        "Who works on it."
-        self.tried: set[bytes] = set()
-        "Who was asked in this round and does not work on it."
-        self.rounds = 0
-        self.overload: Overloaded | None = None
+    caller: Caller
+    service: str
+    version: int
+    arguments: msgspec.Raw
+    options: dict[str, msgspec.Raw]
+    nbytes: int
+    "What it takes on its way, about."
+    idempotent: bool = False
+    credit: int = 0
+    only: Provider | None = None
+    hedge_s: float = inf
+    number: int = 0
+    timeout: float = inf
+    deadline: float = inf
+    wait_until: float = -inf
+    due: int = -1
+    later: int = -1
+    at: dict[bytes, Provider] = {}
+    "Who works on it."
+    tried: set[bytes] = set()
+    "Who was asked in this round and does not work on it."
+    rounds: int = 0
+    overload: Overloaded | None = None
 
 
 class Calls:
@@ -170,14 +152,15 @@ class Calls:
         """
         if len(self._calls) >= self._config.requests_max:
             raise LimitExceeded("requests_max", len(self._calls) + 1, self._config.requests_max)
-        self._numbers += 1
-        call.number = self._numbers
-        call.timeout, call.deadline = timeout, now + timeout
-        call.wait_until = now + min(wait, timeout)
-        if wait <= 0 and call.only is None and (call.service, call.version) not in self._providers:
+        self._numbers = call.number = number = self._numbers + 1
+        call.timeout = timeout
+        call.deadline = deadline = now + timeout
+        if wait > 0:
+            call.wait_until = now + min(wait, timeout)
+        elif call.only is None and (call.service, call.version) not in self._providers:
             raise self.nobody(call.service, call.version)
-        self._calls[call.number] = call
-        call.due = self._deadlines.add(call.deadline, call)
+        self._calls[number] = call
+        call.due = self._deadlines.add(deadline, call)
         self._try(call, now)
 
     def offered_by(self, peer_id: bytes) -> tuple[ServiceOffer, ...]:
@@ -229,9 +212,11 @@ class Calls:
             if call.tried or call.at:
                 usable = [p for p in usable if p.peer.id not in call.tried and p.peer.id not in call.at]
         has_room = self._links.has_room
-        if len(usable) > 1:
+        count = len(usable)
+        if count == 1:
+            return usable[0] if has_room(usable[0].peer) else None
+        if count:
             random = self._jitter.random
-            count = len(usable)
             first = int(random() * count)
             second = (first + 1 + int(random() * (count - 1))) % count
             one, other = usable[first], usable[second]
@@ -257,16 +242,9 @@ class Calls:
             call.later = -1
         if call.hedge_s < inf and len(call.at) == 1:
             self._again(call, now + call.hedge_s)
-        record = Request(
-            call.number,
-            call.service,
-            call.version,
-            call.arguments,
-            call.options,
-            None if call.deadline == inf else max(0.0, call.deadline - now),
-            call.idempotent,
-            call.credit,
-        )
+        budget_s = None if call.deadline == inf else max(0.0, call.deadline - now)
+        name, version, body, options = call.service, call.version, call.arguments, call.options
+        record = Request(call.number, name, version, body, options, budget_s, call.idempotent, call.credit)
         self._links.tell(peer, record, call.nbytes, now)
 
     def _park(self, call: Call) -> None:
@@ -305,10 +283,11 @@ class Calls:
             self._later.remove(call.later, call)
         if self._parked:
             self._parked.pop(call, None)
-        for provider in call.at.values():
-            provider.outstanding -= 1
-            self._links.tell(provider.peer, Cancel(call.number), RECORD_BYTES, now)
-        call.at = {}
+        if call.at:
+            for provider in call.at.values():
+                provider.outstanding -= 1
+                self._links.tell(provider.peer, Cancel(call.number), RECORD_BYTES, now)
+            call.at = {}
 
     def _fail(self, call: Call, error: FabricError, now: float) -> None:
         self._end(call, now)
@@ -318,12 +297,9 @@ class Calls:
     def _answered(self, peer: PeerRecord, number: int) -> Call | None:
         """The call that this peer has worked on; it does so no more."""
         call = self._calls.get(number)
-        if call is None:
+        if call is None or peer.id not in call.at:
             return None
-        provider = call.at.pop(peer.id, None)
-        if provider is None:
-            return None
-        provider.outstanding -= 1
+        call.at.pop(peer.id).outstanding -= 1
         return call
 
     # -- what providers say --------------------------------------------------------------------

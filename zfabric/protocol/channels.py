@@ -204,11 +204,11 @@ class Channels:
         channel.expected += 1
         many = channel.expected - channel.acked >= LETTERS_PER_ACK
         self._owe_ack(channel, now if many else now + self._config.ack_delay_s)
+        dispatch, screen = self._dispatch, self.screen
         for record in letter.records:
-            hear = self._dispatch.get(type(record))
-            allowed = record if self.screen is None else self.screen(peer, record)
-            if hear is not None and allowed is not None:  # else it is for a store, and this node is none
-                hear(peer, allowed, now)
+            allowed = record if screen is None else screen(peer, record)
+            if allowed is not None and type(record) in dispatch:  # else it is for a store, and this node is none
+                dispatch[type(record)](peer, allowed, now)
 
     def acked(self, peer: PeerRecord, ack: LetterAck, now: float) -> None:
         """Letters have arrived."""

@@ -69,6 +69,8 @@ class _Array(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=Fal
 
 _type = type
 _UNCHECKED: Final = frozenset({msgspec.Raw, Ext})
+_EXACT: Final = frozenset({bytes, str, int, float, bool})
+"A value of these exact types needs no other check against a type that is the same."
 _encode = Encoder().encode
 _decode_index = Decoder(_Index).decode
 _decode_array = Decoder(_Array).decode
@@ -163,6 +165,13 @@ class Codec:
 
     def encode(self, value: Any) -> bytes:
         """One value by itself; nothing of it may travel out of band. Raises EncodeFailed without a topic."""
+        kind = value.__class__
+        unchecked = self.encode_plain is not None or (kind is self.type and kind in _EXACT)
+        if unchecked and (kind not in SPECIAL_TYPES or (kind is bytes and len(value) < self.inline_bytes)):
+            try:
+                return self._encode(value)
+            except BaseException as error:  # noqa: BLE001 - it is raised again
+                self.fail(error, bytearray(), 0, 0)
         buffer = bytearray()
         self.encode_into(value, buffer)
         return bytes(buffer)

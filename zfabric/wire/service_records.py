@@ -45,7 +45,7 @@ class ServiceOffers(msgspec.Struct, array_like=True, tag=48, frozen=True):
     offers: Annotated[list[Offer], msgspec.Meta(max_length=OFFERS_MAX)]
 
 
-class Request(msgspec.Struct, array_like=True, tag=49, frozen=True):
+class Request(msgspec.Struct, array_like=True, tag=49, frozen=True, gc=False):
     """Call a service."""
 
     number: Count
@@ -63,7 +63,7 @@ class Request(msgspec.Struct, array_like=True, tag=49, frozen=True):
     "Bytes of items that the client has room for; 0 if it expects one reply."
 
 
-class Reply(msgspec.Struct, array_like=True, tag=50, frozen=True):
+class Reply(msgspec.Struct, array_like=True, tag=50, frozen=True, gc=False):
     """The result of a call: nothing more will come."""
 
     number: Count
@@ -87,7 +87,7 @@ class Failure(msgspec.Struct, array_like=True, tag=51, frozen=True):
     retry_after_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
 
-class Item(msgspec.Struct, array_like=True, tag=52, frozen=True):
+class Item(msgspec.Struct, array_like=True, tag=52, frozen=True, gc=False):
     """One value of a reply that streams."""
 
     number: Count
