@@ -14,7 +14,7 @@ __all__ = ["bars", "colour_of", "lines", "write_png"]
 
 OURS, THEIRS = "#1f6feb", "#9aa4b2"
 PALETTE = ("#1f6feb", "#d1495b", "#2e8b57", "#e09f3e", "#7b5ea7", "#4f9da6", "#8d6e63", "#c06c84")
-WIDTH, LABEL, BAR = 760, 300, 20
+WIDTH, LABEL, BAR = 900, 370, 20
 
 
 def colour_of(peer: str) -> str:
@@ -48,7 +48,7 @@ def bars(rows: Sequence[Row]) -> str:
 
 def lines(growths: Sequence[Growth]) -> str:
     """Costs along an axis, both logarithmic, with the slope of each line beside its name."""
-    height, left, bottom, right = 260, 60, 30, 300
+    height, left, bottom, right = max(260, 18 * len(growths) + 40), 60, 30, 440
     points = [point for growth in growths for point in growth.points]
     low_x, high_x = math.log(min(at for at, _ in points)), math.log(max(at for at, _ in points))
     low_y, high_y = math.log(min(cost for _, cost in points)), math.log(max(cost for _, cost in points))
@@ -90,7 +90,7 @@ def write_png(path: Path, rows: Sequence[Row]) -> None:
     chosen = [
         row
         for row in rows
-        if (row.workload, row.payload, row.size, row.transport, row.axis) == ("throughput", "bytes", 100, "tcp", "")
+        if (row.workload, row.case, row.payload, row.size, row.transport) == ("throughput", "", "bytes", 100, "tcp")
         and row.median is not None
     ]
     chosen.sort(key=lambda row: row.median or 0.0)
