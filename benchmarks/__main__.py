@@ -16,13 +16,13 @@ try:
     from benchmarks import machine, page, peers, plan, report, tables, workloads
     from benchmarks.charts import write_png
     from benchmarks.harness import measure
-    from benchmarks.model import Entry, Results, Row, RunFailed
+    from benchmarks.model import Cell, Entry, Results, Row, RunFailed
     from benchmarks.options import number
     from benchmarks.targets import judge
 except ModuleNotFoundError as error:
     sys.exit(f"package {error.name} is not installed: pip install -e '.[bench]'")
 
-__all__ = ["chosen", "main"]
+__all__ = ["cells_of", "chosen", "main", "parser_of"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -30,7 +30,7 @@ RESULTS = Path(__file__).parent / "results"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns 1 when a run failed, 2 when nothing was left to run."""
     known = workloads.load()
-    options = _parser(known).parse_args(arguments)
+    options = parser_of(known).parse_args(arguments)
     try:
         if options.command == "report":
             return _report(options, known)
@@ -68,12 +68,19 @@ def _run(
     deadline: float = math.inf,
 ) -> list[Row]:
     """The rows of one workload; none if no peer fits."""
-    workload = next(workload for workload in known if workload.name == options.command)
-    playing = [entry for entry in entries if workload.name in entry.workloads]
-    cells = workload.cells(options, chosen(options.peers, playing))
+    workload, cells = cells_of(options, known, entries)
     if not cells:
         return []
     return workload.rows(cells, measure(cells, options.repeat or workload.repetitions[options.scale], deadline))
+
+
+def cells_of(
+    options: argparse.Namespace, known: Sequence[workloads.Workload], entries: Sequence[Entry]
+) -> tuple[workloads.Workload, list[Cell]]:
+    """The workload that is asked for, and what it runs."""
+    workload = next(workload for workload in known if workload.name == options.command)
+    playing = [entry for entry in entries if workload.name in entry.workloads]
+    return workload, workload.cells(options, chosen(options.peers, playing))
 
 
 def chosen(wanted: str, entries: Sequence[Entry]) -> list[Entry]:
@@ -95,7 +102,7 @@ def _report(options: argparse.Namespace, known: Sequence[workloads.Workload]) ->
         results = report.read_json(*options.results)
     else:
         results = _start(options, folder)
-        parser = _parser(known)
+        parser = parser_of(known)
 
         def run(arguments: Sequence[str], deadline: float) -> list[Row]:
             return _run(parser.parse_args(arguments), known, peers.load()[0], deadline)
@@ -146,7 +153,8 @@ def _write_tables(results: Results) -> int:
     return 0
 
 
-def _parser(known: Sequence[workloads.Workload]) -> argparse.ArgumentParser:
+def parser_of(known: Sequence[workloads.Workload]) -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for workload in known:

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from benchmarks import machine, peers, plan, report, tables, workloads
-from benchmarks.__main__ import chosen, main
+from benchmarks.__main__ import cells_of, chosen, main, parser_of
 from benchmarks.growth import growths
 from benchmarks.harness import TIME_IS_OVER, measure, run_cell
 from benchmarks.model import Cell, Entry, Link, Missing, Part, Results, Row, Run, Sample
@@ -363,10 +363,33 @@ def test_plan_is_made_of_commands(scale: str) -> None:
 
 
 def test_full_report_measures_what_the_targets_need() -> None:
-    """Every workload that a target picks from is in the plan."""
-    named = {command.split()[0] for command in plan.commands("full")}
+    """Each row that a target picks comes of some command of the plan, for every peer that is installed."""
+    known, (entries, missing) = workloads.load(), peers.load()
+    cells = []
+    for command in plan.commands("full"):
+        options = parser_of(known).parse_args(shlex.split(command))
+        if options.command == "latency":
+            options.rate = 1000
+        workload, of_command = cells_of(options, known, entries)
+        cells += [(workload.name, cell.entry.peer, cell) for cell in of_command]
+    absent = {
+        pick
+        for target in TARGETS
+        for pick in (target.ours, target.theirs)
+        if pick
+        and not any(
+            (workload, peer) == (pick.workload, pick.peer)
+            and pick.case.startswith(cell.case)
+            and bool(pick.case) == bool(cell.case or cell.processes == ("log",))
+            and pick.payload in {"", cell.run.payload}
+            and pick.transport in {"disk", "loopback", cell.run.transport}
+            and pick.size in {None, cell.run.size}
+            for workload, peer, cell in cells
+        )
+    }
 
-    assert {pick.workload for target in TARGETS for pick in (target.ours, target.theirs) if pick} <= named
+    assert missing or not absent
+    assert not [pick for pick in absent if pick.peer.startswith(("pyzmq", "zfabric"))]
 
 
 def results() -> Results:

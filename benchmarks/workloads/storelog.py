@@ -48,7 +48,7 @@ class StoreLog:
         """One cell for each engine."""
         messages = options.messages or MESSAGES[options.scale]
         run = Run(messages=messages, timeout_s=60 + messages / 100_000)
-        return [Cell(entry=entry, run=run, processes=("log",), case="log") for entry in entries]
+        return [Cell(entry=entry, run=run, processes=("log",)) for entry in entries]
 
     def rows(self, cells: Sequence[Cell], samples: Sequence[Sequence[Sample]]) -> list[Row]:
         """One row for each figure of each engine."""
