@@ -89,7 +89,7 @@ def exchange(sender: Host, receiver: Host, options: str) -> None:
 
 
 def test_a_host_that_was_invited(hosts: tuple[Host, Host, Host], tmp_path: Path) -> None:
-    """`keys new` and `keys invite` here, the printed line there: messages pass, the wire shows nothing, the line is spent."""
+    """`keys new` and `keys invite` here, the line there: messages pass, the wire shows nothing, the line is spent."""
     one, two, thief = hosts
     assert one.type("zfabric keys new plant ada")[0] == 0
     inviting = one.start("zfabric keys invite plant bob")
