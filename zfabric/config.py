@@ -45,7 +45,7 @@ class Config:
     # -- publish / subscribe -------------------------------------------------------------------
     outlet_queue_bytes: int = 64 * 1024 * 1024
     "Sent but not yet taken by one slow subscriber's connection, about; beyond it batches are lost for it."
-    outlet_filter_bytes: int = 8 * 1024 * 1024
+    outlet_filter_bytes: int = 4 * 1024 * 1024
     """All different subscriptions at the outlet together; libzmq needs up to 50 times as much memory for them. Beyond
     it the outlet ends all of its connections, and those who subscribe honestly come back."""
     buffer_bytes: int = 16 * 1024 * 1024

@@ -51,6 +51,11 @@ BURST_BYTES = 256 * 1024
 "Read from the feed in one turn: more would leave the processor's cache before the reader gets to it."
 SUBSCRIPTION_BYTES = 1024
 "What an outlet takes in beyond the length of a topic: a handshake's longest command has some 300."
+FILTER_QUEUE = 64
+"""Subscriptions of one connection that wait to be taken in. Each call takes in all that wait, while more come: with a
+longer queue a flood keeps it busy for seconds."""
+FILTERS_PER_TURN_MAX = 10_000
+"libzmq has taken them in already, without any bound: what is not read is not counted, and grows."
 MARKER = b"\xff"
 "First byte of subscriptions that filter nothing: nodes tell each other with them that all the others are in place."
 FEED_QUEUE = 64
@@ -105,6 +110,7 @@ class ZmqTransport(Listening):
             self._dialler.set(zmq.RCVHWM, 0)  # a full queue and a reconnection abort the process (libzmq #4767)
             self._outlet = self._socket(zmq.XPUB)
             self._outlet.set(zmq.SNDHWM, self._outlet_queue)
+            self._outlet.set(zmq.RCVHWM, FILTER_QUEUE)
             self._outlet.set(zmq.MAXMSGSIZE, self._config.topic_bytes_max + SUBSCRIPTION_BYTES)
             if self._distinguishes:
                 self._outlet.set(zmq.XPUB_MANUAL, 1)
@@ -301,7 +307,9 @@ class ZmqTransport(Listening):
         self._receiver.on_control(route, frames[0] if whole else b"", user)
 
     def _drain_outlet(self) -> None:
-        for _ in range(self._config.frames_per_turn_max):
+        for _ in range(FILTERS_PER_TURN_MAX):
+            if self._filter_bytes > self._config.outlet_filter_bytes:
+                break
             try:
                 frame = self._outlet.recv(_NOBLOCK, copy=False)
             except zmq.ZMQError:
