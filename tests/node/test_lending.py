@@ -83,6 +83,46 @@ async def test_large_buffers_are_lent_and_equal(make_node: MakeNode) -> None:
     assert one.statistics().buffers_not_lent == 0
 
 
+async def test_an_array_on_loan_is_never_copied(make_node: MakeNode) -> None:
+    """What was filled in shared memory arrives, read-only on both sides, also twice; without memory it is any array."""
+    one, _, publisher, subscription = await pair(make_node)
+    for number in range(100):
+        loaned = publisher.loan((500, 500), np.int32)
+        loaned[:] = number
+        publisher.publish_nowait(loaned)
+        publisher.publish_nowait({"again": loaned})
+        half = loaned[:250]
+        publisher.publish_nowait(half)
+
+        first, second, third = [(await subscription.receive(timeout=10)).value for _ in range(3)]
+
+        assert (first == number).all() and (second["again"] == number).all() and (third == number).all()
+        assert third.shape == (250, 500) and not (loaned.flags.writeable or first.flags.writeable)
+    assert one.statistics().buffers_lent == 300
+    alone = one.publisher("other")
+    assert alone.loan(1000).shape == (1000,)
+
+
+@pytest.mark.parametrize("limits", [{"shared_memory_blocks_max": 2}])
+async def test_a_loan_that_was_given_up_is_copied(make_node: MakeNode, limits: dict[str, int]) -> None:
+    """Published again after a subscriber took the block with it, the array arrives all the same."""
+    one, two, publisher, subscription = await pair(make_node, **limits)
+    loaned = publisher.loan(MEGABYTE, np.uint8)
+    loaned[:] = 5
+    publisher.publish_nowait(loaned)
+    held = await subscription.receive(timeout=10)
+    await two.close()
+    await wait_until_async(lambda: not one.peers)
+    three = await make_node("three")
+    other = three.subscribe("t")
+    await publisher.wait_for(timeout=10)
+    await wait_until_async(lambda: maps(one, three))
+
+    publisher.publish_nowait(loaned)
+
+    assert ((await other.receive(timeout=10)).value == 5).all() and (held.value == 5).all()
+
+
 async def test_memory_that_is_all_in_use_holds_nobody_up(make_node: MakeNode) -> None:
     """With shared_memory_bytes hoarded by a subscriber the rest travels by socket; what it lets go of is used again."""
     one, _, publisher, subscription = await pair(make_node, shared_memory_bytes=4_000_000)

@@ -816,7 +816,7 @@ def test_free_memory_of_snapshots_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(snapshots, "KEPT_BYTES", 50_000)
     made = snapshots.Snapshots()
     for size in (1000, 2000, 3000):
-        held = [made.copy(np, np.zeros(size)) for _ in range(20)]
+        held = [made.take(np, np.zeros(size)) for _ in range(20)]
         del held
 
     assert {size: len(free) for size, free in made._free.items()} == {24_000: 2}

@@ -99,7 +99,8 @@ class OpenTopic:
             if self._file is not None:
                 self._file.close()
             raise
-        codec.room = partial(driver.core.lending.take, self.outbox)
+        codec.snapshots.room = partial(driver.core.lending.take, self.outbox)
+        codec.snapshots.owns = driver.core.lending.holds
         if self._file is not None:
             driver.files[self.outbox] = self._file
             self._file.epoch = self.outbox.epoch

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import math
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import islice
@@ -18,6 +20,8 @@ from zfabric.wire.codec import SPECIAL_TYPES, Codec
 
 __all__ = ["Publisher"]
 
+LENT_BYTES = 4 * 1024 * 1024
+"A batch of large buffers in shared memory is sealed at this size: more would leave the processor's cache."
 CHUNK_MAX = 4096
 "Values that `publish_many` encodes in one call, at most."
 
@@ -175,11 +179,11 @@ class Publisher:
         while chunk := list(islice(rest, self._chunk_size)):
             if outbox.full:
                 await self._room()
-            if self._publish_chunk(chunk):
-                seq = outbox.next_seq - 1
-            else:
+            if not self._publish_chunk(chunk):
                 for value in chunk:
                     seq = await self.publish(value)
+                continue
+            seq = outbox.next_seq - 1
             if not outbox.writer.count:
                 await asyncio.sleep(0)
         if self._confirm is not None and seq >= 0:
@@ -212,6 +216,19 @@ class Publisher:
         if len(writer.buffer) >= self._batch_bytes:
             self._driver.send(outbox)
         return True
+
+    def loan(self, shape: int | tuple[int, ...], dtype: Any = float) -> Any:
+        """A numpy array to fill and publish, uninitialised; where subscribers share memory it is there already.
+
+        Publishing it copies nothing, and makes it read-only; it may be published again. What is no longer needed, or
+        was never published, is simply dropped. Write to it by no other view after it was published.
+        """
+        numpy = importlib.import_module("numpy")
+        size = math.prod(shape) if isinstance(shape, tuple) else shape
+        memory = self._driver.core.lending.take(self._outbox, size * numpy.dtype(dtype).itemsize)
+        if memory is None:
+            return numpy.empty(shape, dtype)
+        return numpy.frombuffer(memory, dtype).reshape(shape)
 
     async def confirmed(self, seq: int) -> None:
         """Return once message `seq` is confirmed at the level of `confirm` (default: received by every subscriber).
@@ -310,8 +327,11 @@ class Publisher:
     def _send_if_full(self) -> None:
         writer = self._outbox.writer
         writer.buffers_counted = len(writer.buffers)
+        limit = self._batch_bytes
+        if writer.buffers and self._driver.core.lending.holds(writer.buffers[-1]):
+            limit = max(limit, LENT_BYTES)  # they are there already: a batch of them is as quick as one
         if (
-            writer.body_bytes >= self._batch_bytes
+            writer.body_bytes >= limit
             or writer.count >= self._config.batch_messages_max
             or writer.buffers_counted >= self._config.buffers_per_batch_max // 2
         ):

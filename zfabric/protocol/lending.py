@@ -172,6 +172,10 @@ class Lending:
             return None
         return self._memory.take(nbytes)
 
+    def holds(self, buffer: Buffer) -> bool:
+        """Whether a buffer is in memory that `take` gave."""
+        return self._memory is not None and self._memory.block_of(buffer) is not None
+
     def _can_lend(self, outbox: Outbox) -> bool:
         remote = outbox.remote
         return bool(remote) and all(peer_id in self._mapping for peer_id, _ in remote)

@@ -138,6 +138,17 @@ class Publisher:
                 last = self._publish(value)
         return last
 
+    def loan(self, shape: int | tuple[int, ...], dtype: Any = float) -> Any:
+        """A numpy array to fill and publish, uninitialised; where subscribers share memory it is there already.
+
+        Publishing it copies nothing, and makes it read-only; it may be published again. Write to it by no other view.
+        """
+
+        async def loan() -> Any:
+            return self._publisher.loan(shape, dtype)
+
+        return self._thread.run(loan)
+
     def confirmed(self, seq: int) -> None:
         """Return once message `seq` is confirmed at the level of `confirm` (default: received by every subscriber).
 

@@ -24,6 +24,7 @@ from zfabric.node.driver import Driver
 from zfabric.protocol.outbox import Outbox
 from zfabric.wire.batch import BatchWriter, Buffer, Meta, frame_bytes, plain_metadata
 from zfabric.wire.codec import SPECIAL_TYPES, Codec
+from zfabric.wire.snapshots import no_room
 
 __all__ = ["Stage"]
 
@@ -43,6 +44,7 @@ class Stage:
         self.outbox = outbox
         self._codec = codec
         self._encode = codec.encode_plain
+        codec.snapshots.room = no_room  # only the loop may take memory that the node lends
         self._config = config
         self._batch_bytes = config.batch_bytes
         self._messages_last = config.batch_messages_max - 1

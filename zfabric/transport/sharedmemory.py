@@ -104,7 +104,8 @@ class _Own:
         self.buffer = buffer
         self.capacity = capacity
         self.layout = ctypes.c_char * capacity
-        self.viewed = self.lent = self.given_up = False
+        self.viewed = self.given_up = False
+        self.lent = 0
 
 
 class SharedMemory:
@@ -194,15 +195,16 @@ class SharedMemory:
         return Block(found[0].serial, found[0].descriptor, len(buffer))
 
     def lend(self, serial: int) -> None:
-        """It is not free until it is returned."""
-        self._blocks[serial].lent = True
+        """It is not free until it is returned as often as it was lent."""
+        self._blocks[serial].lent += 1
 
     def returned(self, serial: int) -> None:
         """It is free as soon as nobody here refers to it."""
-        block = self._blocks[serial]
-        block.lent = False
-        if not block.viewed:
-            self._release(block)
+        block = self._blocks.get(serial)
+        if block is not None:
+            block.lent -= 1
+            if not block.lent and not block.viewed:
+                self._release(block)
 
     def give_up(self, serial: int) -> None:
         """Let go of it, and of its part of the memory that may be used."""

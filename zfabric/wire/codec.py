@@ -95,12 +95,11 @@ class Codec:
         "_encode",
         "_frames",
         "_next_frame",
-        "_snapshots",
         "_together",
         "buffers",
         "encode_plain",
         "inline_bytes",
-        "room",
+        "snapshots",
         "type",
     )
 
@@ -116,9 +115,7 @@ class Codec:
         self._frames: Sequence[Buffer] = ()
         self._next_frame = 0
         self._together = False
-        self._snapshots = Snapshots()
-        self.room: Callable[[int], memoryview | None] | None = None
-        """Gives memory for so many bytes out of band, where there is better memory for them than any."""
+        self.snapshots = Snapshots()
         encoder = Encoder(enc_hook=self._encode_other)
         self._encode = encoder.encode
         self.encode_plain = encoder.encode_into if self.type is Any else None
@@ -280,7 +277,7 @@ class Codec:
             if array.flags.c_contiguous and _is_frozen_array(numpy, array):
                 frame = array.reshape(-1).view(numpy.uint8)
             else:
-                frame = self._snapshots.copy(numpy, array, self.room)
+                frame = self.snapshots.take(numpy, array)
             self.buffers.append(memoryview(frame).toreadonly())
         return Ext(EXT_ARRAY, _encode((dtype, array.shape, data)))
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Snapshots"]
+__all__ = ["Snapshots", "no_room"]
 
 KEPT_BYTES = 32 * 1024 * 1024
 "Free memory that is kept for one size of array, at most (one array if it is larger)."
@@ -19,18 +19,39 @@ SIZES_MAX = 2
 "Sizes that free memory is kept for."
 
 
+def no_room(_: int) -> memoryview | None:
+    """There is no better memory than any."""
+    return None
+
+
 class Snapshots:
     """Makes snapshots; they may be freed in any thread."""
 
     def __init__(self) -> None:
         self._free: dict[int, deque[Any]] = {}
+        self.room = no_room
+        "Gives memory for a snapshot, where there is better memory than any."
+        self.owns: Callable[[memoryview], bool] = lambda _: False
+        "Whether `room` gave that memory."
 
-    def copy(self, numpy: Any, array: Any, room: Callable[[int], memoryview | None] | None = None) -> Any:
-        """The bytes of a C-contiguous copy of the array, which nobody else changes; in `room` if it gives some."""
-        view = None if room is None else room(array.nbytes)
-        if view is not None:
-            numpy.copyto(numpy.frombuffer(view, array.dtype).reshape(array.shape), array)
-            return view
+    def take(self, numpy: Any, array: Any) -> Any:
+        """The bytes of the array, C-contiguous, which nobody else changes: a copy, or the array itself if it has
+        all of the memory that `room` gave once. It is read-only from then on.
+        """
+        memory = array.base
+        while memory is not None and type(memory) is type(array):
+            memory = memory.base
+        whole = type(memory) is memoryview and memory.nbytes == array.nbytes and array.flags.c_contiguous
+        if whole and self.owns(memory):
+            array.flags.writeable = False
+            return memory
+        room = self.room(array.nbytes)
+        if room is None:
+            return self._copy(numpy, array)
+        numpy.copyto(numpy.frombuffer(room, array.dtype).reshape(array.shape), array)
+        return room
+
+    def _copy(self, numpy: Any, array: Any) -> Any:
         free = self._free.get(array.nbytes)
         memory = free.pop() if free else numpy.empty(array.nbytes, numpy.uint8)
         snapshot = memory[:]  # what is sent refers to this view, and only the view to the memory
