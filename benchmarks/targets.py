@@ -104,9 +104,6 @@ def _judge(target: Target, rows: Sequence[Row]) -> Verdict:
 _BATCHES = Pick(workload="throughput", peer="zfabric publish_many -> batches", size=100)
 _FOR = Pick(workload="throughput", peer="zfabric publish_many -> async for", size=100)
 _FANOUT = Pick(workload="fanout", peer="zfabric at-most-once", case="8 subscribers")
-_FRAMES = Pick(
-    workload="frames", peer="zfabric publish_many -> batches", payload="numpy", transport="ipc", size=1_000_000
-)
 
 
 def _bytes(peer: str) -> Pick:
@@ -229,7 +226,11 @@ TARGETS = [
         unit="x ideal",
     ),
     *(
-        Target(title="1 MB numpy frames, same host", ours=_FRAMES, theirs=_frames(peer), at_least=2)
+        Target(title=title, ours=_frames(ours), theirs=_frames(peer), at_least=2)
+        for title, ours in (
+            ("1 MB numpy frames, same host", "zfabric publish_many -> batches"),
+            ("1 MB numpy frames on loan, same host", "zfabric loan -> batches"),
+        )
         for peer in ("pyzmq PUB/SUB, copy=False", "Zenoh", "Zenoh, shared memory")
     ),
     *(

@@ -15,7 +15,7 @@ import pytest
 
 from tests.node.support import MakeNode, Start, line_of
 from tests.waiting import wait_until_async
-from zfabric import Message, Node, Publisher, Subscription
+from zfabric import Config, Message, Node, Publisher, Subscription
 from zfabric.testing import MemoryFabric, run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sealed files are Linux'")
@@ -146,6 +146,28 @@ async def lent_again(one: Node, publisher: Publisher, subscription: Subscription
         assert asyncio.get_running_loop().time() < deadline
         publisher.publish_nowait(array(77))
         assert (await subscription.receive(timeout=10)).value[0] == 77
+
+
+def test_what_is_hoarded_for_long_is_given_up() -> None:
+    """After grace_s there are new blocks in place of those that a subscriber keeps, and these stay as they were."""
+
+    async def main() -> None:
+        async with MemoryFabric() as fabric:
+            config = Config(shared_memory_blocks_max=2)
+            one, two = await fabric.open("one", config=config), await fabric.open("two")
+            publisher, subscription = one.publisher("t"), two.subscribe("t")
+            await publisher.wait_for(timeout=10)
+            hoard = []
+            for number in range(12):
+                publisher.publish_nowait(array(number))
+                hoard.append((await subscription.receive(timeout=10)).value)
+                if number in (2, 5):
+                    await fabric.clock.advance(11)
+
+            assert (one.statistics().buffers_lent, one.statistics().buffers_not_lent) == (6, 6)
+            assert all((value == number).all() for number, value in enumerate(hoard))
+
+    run(main())
 
 
 @pytest.mark.parametrize(
@@ -298,6 +320,30 @@ async def test_a_publisher_that_is_killed_leaves_its_arrays_and_nothing_else(mak
         await subscription.receive(timeout=1)
     del subscription
     await wait_until_async(lambda: gc.collect() >= 0 and memory_files() == before + SECRET)
+
+
+LEAVING = """
+async def main():
+    import numpy as np
+    async with Node("one", fabric=sys.argv[1], config=CONFIG) as node:
+        publisher = node.publisher("t")
+        await publisher.wait_for(timeout=10)
+        for number in range(20):
+            publisher.publish_nowait(np.full(250_000, number, np.int32))
+asyncio.run(main())
+"""
+
+
+async def test_a_publisher_that_closes_stays_until_its_memory_is_mapped(make_node: MakeNode, start: Start) -> None:
+    """Everything published right before the end of the process arrives."""
+    two = await make_node("two")
+    subscription = two.subscribe("t")
+    process = start(LEAVING, two.fabric)
+
+    received = [(await subscription.receive(timeout=10)).value for _ in range(20)]
+
+    assert all((value == number).all() for number, value in enumerate(received))
+    assert await asyncio.to_thread(process.wait, 10) == 0
 
 
 async def test_a_stopped_subscriber_keeps_what_it_held(make_node: MakeNode, start: Start) -> None:

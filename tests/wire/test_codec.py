@@ -796,7 +796,7 @@ def test_memory_of_snapshots_is_used_again_only_when_nobody_holds_it() -> None:
         return codec.buffers.pop()
 
     first, second = snapshot(1), snapshot(2)
-    received = np.frombuffer(first)
+    received = np.ndarray((100, 100), np.float64, first)  # as decoding does
     addresses = {np.frombuffer(frame).ctypes.data for frame in (first, second)}
     del first
     third = snapshot(3)

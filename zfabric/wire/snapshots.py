@@ -54,7 +54,8 @@ class Snapshots:
     def _copy(self, numpy: Any, array: Any) -> Any:
         free = self._free.get(array.nbytes)
         memory = free.pop() if free else numpy.empty(array.nbytes, numpy.uint8)
-        snapshot = memory[:]  # what is sent refers to this view, and only the view to the memory
+        # What is sent refers to this view, and only the view to the memory: numpy would go behind a plain slice.
+        snapshot = numpy.frombuffer(memoryview(memory), numpy.uint8)
         numpy.copyto(snapshot.view(array.dtype).reshape(array.shape), array)
         weakref.finalize(snapshot, self._release, memory).atexit = False
         return snapshot
