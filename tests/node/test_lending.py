@@ -123,6 +123,20 @@ async def test_a_loan_that_was_given_up_is_copied(make_node: MakeNode, limits: d
     assert ((await other.receive(timeout=10)).value == 5).all() and (held.value == 5).all()
 
 
+async def test_what_a_nodes_own_subscription_holds_is_not_used_again(make_node: MakeNode) -> None:
+    """Arrays that were lent to others, and returned by them, stay as they were for the publisher's own subscribers."""
+    one, _, publisher, subscription = await pair(make_node)
+    own = one.subscribe("t")
+    kept = []
+    for number in range(20):
+        publisher.publish_nowait(array(number))
+        kept.append((await own.receive(timeout=10)).value)
+        assert (await subscription.receive(timeout=10)).value[0] == number
+
+    assert all((value == number).all() for number, value in enumerate(kept))
+    assert one.statistics().buffers_lent == 20
+
+
 async def test_memory_that_is_all_in_use_holds_nobody_up(make_node: MakeNode) -> None:
     """With shared_memory_bytes hoarded by a subscriber the rest travels by socket; what it lets go of is used again."""
     one, _, publisher, subscription = await pair(make_node, shared_memory_bytes=4_000_000)
@@ -322,28 +336,21 @@ async def test_a_publisher_that_is_killed_leaves_its_arrays_and_nothing_else(mak
     await wait_until_async(lambda: gc.collect() >= 0 and memory_files() == before + SECRET)
 
 
-LEAVING = """
-async def main():
-    import numpy as np
-    async with Node("one", fabric=sys.argv[1], config=CONFIG) as node:
-        publisher = node.publisher("t")
-        await publisher.wait_for(timeout=10)
-        for number in range(20):
-            publisher.publish_nowait(np.full(250_000, number, np.int32))
-asyncio.run(main())
-"""
+def test_a_publisher_that_closes_stays_until_its_memory_is_mapped() -> None:
+    """What was published right before the end arrives, however late."""
 
+    async def main() -> None:
+        async with MemoryFabric() as fabric:
+            one, two = await fabric.open("one"), await fabric.open("two")
+            publisher, subscription = one.publisher("t"), two.subscribe("t")
+            await publisher.wait_for(timeout=10)
+            fabric.disturb(delay=1.0, delay_s=1.0, plane="data")
+            publisher.publish_nowait(array(7))
+            await one.close()
 
-async def test_a_publisher_that_closes_stays_until_its_memory_is_mapped(make_node: MakeNode, start: Start) -> None:
-    """Everything published right before the end of the process arrives."""
-    two = await make_node("two")
-    subscription = two.subscribe("t")
-    process = start(LEAVING, two.fabric)
+            assert ((await subscription.receive(timeout=10)).value == 7).all()
 
-    received = [(await subscription.receive(timeout=10)).value for _ in range(20)]
-
-    assert all((value == number).all() for number, value in enumerate(received))
-    assert await asyncio.to_thread(process.wait, 10) == 0
+    run(main())
 
 
 async def test_a_stopped_subscriber_keeps_what_it_held(make_node: MakeNode, start: Start) -> None:
@@ -415,6 +422,47 @@ async def test_the_copy_of_a_process_keeps_what_it_held(make_node: MakeNode, sta
 
     assert output.splitlines() == ["child 1 True"], errors
     assert one.statistics().buffers_lent > 1
+
+
+FORKING_OWNER = """
+async def main():
+    import numpy as np
+    async with Node("one", fabric=sys.argv[1], config=CONFIG) as node, node.subscribe("t") as own:
+        publisher = node.publisher("t")
+        await publisher.wait_for(subscribers=2, timeout=10)
+        publisher.publish_nowait(np.full(250_000, 1, np.int32))
+        value = (await own.receive(timeout=10)).value
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.read(read, 1)
+            say("child", int(value[0]), bool((value == value[0]).all()))
+            os._exit(0)
+        del value
+        for number in range(2, 30):
+            publisher.publish_nowait(np.full(250_000, number, np.int32))
+            await own.receive(timeout=10)
+            await asyncio.to_thread(input)
+        os.write(write, b"x")
+        os.waitpid(child, 0)
+asyncio.run(main())
+"""
+
+
+async def test_the_copy_of_a_publisher_keeps_what_it_held(make_node: MakeNode, start: Start) -> None:
+    """Forked with an array that it published and received itself, the child finds it as it was."""
+    two = await make_node("two")
+    subscription = two.subscribe("t")
+    process = start(FORKING_OWNER, two.fabric)
+    assert process.stdin is not None
+    for number in range(1, 30):
+        assert (await subscription.receive(timeout=10)).value[0] == number
+        if number > 1:
+            process.stdin.write("\n")
+            process.stdin.flush()
+    output, errors = await asyncio.to_thread(process.communicate, None, 20)
+
+    assert output.splitlines() == ["child 1 True"], errors
 
 
 @pytest.mark.parametrize("seed", range(5))
