@@ -20,6 +20,7 @@ __all__ = [
     "IncompatibleDelivery",
     "JobDead",
     "JobsExpired",
+    "JobsLost",
     "JobsOrphaned",
     "JobsUnfinished",
     "PeerJoined",
@@ -165,9 +166,13 @@ class Evicted(Event, frozen=True):
 
 
 class IncompatibleDelivery(Event, frozen=True):
-    """A subscription asks for more than the topic's publisher offers, and gets nothing. Both sides are told."""
+    """A subscription asks for more than the topic's publisher offers, and gets nothing. Both sides are told.
+
+    Or a puller's delivery is not that of a pusher of its queue.
+    """
 
     topic: str
+    "Or the queue."
     peer: Source
     "The other side."
     offered: str
@@ -213,6 +218,13 @@ class JobDead(Event, frozen=True):
 
 class JobsExpired(Event, frozen=True):
     """Jobs of this node were given up because their ttl had passed."""
+
+    queue: str
+    count: int
+
+
+class JobsLost(Event, frozen=True):
+    """Jobs that this node pushed at-most-once came to no reader, as far as is known: connections or workers ended."""
 
     queue: str
     count: int

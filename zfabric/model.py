@@ -310,6 +310,8 @@ class QueueStatistics(msgspec.Struct, frozen=True):
     "Pushes that were dropped because of their dedupe id."
     refused: int = 0
     "Acknowledgements that came too late."
+    lost: int = 0
+    "Of jobs pushed at-most-once: those that came to no reader, as far as is known."
     pulled: int = 0
     "Jobs that pullers of this node were handed."
     held: int = 0

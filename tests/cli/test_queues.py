@@ -23,7 +23,8 @@ async def test_jobs_are_pushed_shown_and_done(cli: Commands) -> None:
     pulled = await pull.end()
 
     assert (pushed.code, pulled.code) == (0, 0), pushed.err + pulled.err
-    assert pushed.records == [{"queue": "jobs", "pushed": 3, "done": 3, "dead": 0, "expired": 0, "redelivered": 0}]
+    figures = {"done": 3, "dead": 0, "expired": 0, "lost": 0, "redelivered": 0}
+    assert pushed.records == [{"queue": "jobs", "pushed": 3, **figures}]
     assert [record["value"] for record in pulled.records] == [1, {"a": 2}, "x"]
     assert {(record["queue"], record["attempt"], record["headers"]["colour"]) for record in pulled.records} == {
         ("jobs", 1, "red")
@@ -48,6 +49,37 @@ async def test_a_command_is_run_for_each_job(cli: Commands, node: zfabric.Node) 
     assert (listed.code, [record["value"] for record in listed.records]) == (0, ["bad"])
     assert "exited with 1" in listed.records[0]["headers"]["dead.reason"]
     assert "JSONDecodeError" in listed.records[0]["headers"]["dead.reason"]
+
+
+async def test_at_most_once_what_is_not_done_is_lost(cli: Commands, node: zfabric.Node) -> None:
+    """`push` counts it; a command that fails is told of, and its job is gone."""
+    plain = "--delivery", "at-most-once"
+    pull = await cli.start("pull", "jobs", *plain, "--count", "2", "--json", "--command", script("int(input())"))
+    pushed = await cli.run("push", "jobs", *plain, "--json", "--timeout", "20", stdin=b"1\nx\n")
+    pulled = await pull.end()
+    assert (pushed.code, pulled.code) == (0, 0), pushed.err + pulled.err
+    assert [record["done"] for record in pushed.records] == [2]
+    assert [record["error"] is None for record in pulled.records] == [True, False]
+
+    puller = node.puller("left", delivery="at-most-once")
+    pushing = await cli.start("push", "left", "1", *plain, "--json")
+    await wait_until_async(lambda: puller.pending == 1)
+    await puller.close()
+    pushed = await pushing.end()
+    assert (pushed.code, [record["lost"] for record in pushed.records]) == (1, [1])
+    assert "1 job of left lost" in pushed.err
+
+
+async def test_deliveries_must_fit(cli: Commands, node: zfabric.Node) -> None:
+    """Each other, and the other options."""
+    node.puller("jobs")
+    pushed = await cli.run("push", "jobs", "1", "--delivery", "at-most-once", "--timeout", "1")
+    assert pushed.code == 75
+    assert "give both the same --delivery" in pushed.err
+    for verb, option in (("push", "--priority"), ("push", "--attempts"), ("push", "--delay"), ("pull", "--selector")):
+        refused = await cli.run(verb, "jobs", option, "1", "--delivery", "at-most-once", stdin=b"")
+        assert refused.code == 2
+        assert "--delivery at-least-once" in refused.err
 
 
 async def test_dead_letters_are_done_again_or_dropped(cli: Commands, node: zfabric.Node) -> None:

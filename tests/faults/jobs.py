@@ -21,7 +21,10 @@ Write = Callable[..., None]
 
 async def push(node: Node, options: Options, write: Write) -> None:
     """Push `count` jobs at `rate`; job `poison` always fails, job `killer` kills its worker. Then wait for the rest."""
-    pusher = node.pusher(QUEUE, max_attempts=options.attempts, backoff_s=0.05)
+    keeping: dict[str, Any] = (
+        {} if options.delivery == "at-most-once" else {"max_attempts": options.attempts, "backoff_s": 0.05}
+    )
+    pusher = node.pusher(QUEUE, delivery=options.delivery, **keeping)
     await pusher.wait_for(options.subscribers)
     write(began=1)
     special = {options.poison: POISON, options.killer: KILLER}
@@ -38,14 +41,15 @@ async def push(node: Node, options: Options, write: Write) -> None:
         write(failed=[QUEUE, error.failures])
         return
     statistics = node.statistics().queues[QUEUE]
-    fields = "done", "dead", "redelivered", "refused", "depth"
+    fields = "done", "dead", "redelivered", "refused", "depth", "lost"
     write(done=options.count, counted={field: getattr(statistics, field) for field in fields})
 
 
 async def work(node: Node, options: Options, write: Write, go_on: asyncio.Event) -> None:
     """Handle jobs, each in `pause_s`; while told to stop, handlers hang."""
+    hung = None if options.delivery == "at-most-once" else options.handler_timeout_s
 
-    @node.worker(QUEUE, concurrency=options.concurrency, handler_timeout_s=options.handler_timeout_s)
+    @node.worker(QUEUE, concurrency=options.concurrency, delivery=options.delivery, handler_timeout_s=hung)
     async def handle(job: Job) -> None:
         name, incarnation, number, special = job.value
         write(begun=[name, incarnation, number, job.attempt])

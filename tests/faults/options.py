@@ -53,6 +53,8 @@ class Options(msgspec.Struct, kw_only=True, omit_defaults=True):
     window_bytes: int = 0
     kept: int = 0
     "Messages of history for late joiners."
+    delivery: str = "at-least-once"
+    "Of the queue."
     subscribers: int = 1
     "Subscriptions to wait for before the first message."
 

@@ -215,3 +215,23 @@ def test_partitions_and_flapping_links(team: Crew, two: list[tuple[Namespace, Fi
     counted = pusher.last("counted")
     assert (counted["done"], counted["dead"]) == (COUNT, 0)
     team.finish()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_what_a_lost_worker_had_at_most_once_is_counted(team: Crew, number: signal.Signals) -> None:
+    """Nothing is tried again; every job was finished, or is counted as lost, and none was finished twice."""
+    pusher, workers = start(
+        team, 3, delivery="at-most-once", working={"delivery": "at-most-once", "pause_s": 0.001}, rate=2_000
+    )
+    until_finished(workers[0], 50)
+    workers[0].signal(number)
+    pusher.until("done", WAIT_S)
+    workers[0].signal(signal.SIGCONT)
+
+    counted = pusher.last("counted")
+    finished = [row[2] for worker in workers for row in worker.all("finished")]
+    assert counted["done"] + counted["lost"] == COUNT
+    assert counted["lost"] == sum(row["count"] for row in pusher.events("JobsLost")) > 0
+    assert len(set(finished)) == len(finished), "none twice"
+    assert COUNT - len(finished) <= counted["lost"] < COUNT // 2
+    team.finish()

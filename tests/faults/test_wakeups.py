@@ -30,6 +30,12 @@ class Receiver:
     def on_filter(self, data: bytes, user: str = "") -> None:
         """Never here."""
 
+    def on_jobs(self, puller: int, frames: Sequence[Buffer], user: str = "") -> None:
+        """Never here."""
+
+    def on_room(self, queue: str) -> None:
+        """Never here."""
+
     def on_feed_broken(self, endpoint: str) -> None:
         """Never here."""
 

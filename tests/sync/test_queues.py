@@ -30,6 +30,23 @@ def test_jobs_are_pushed_pulled_and_done(near: Node, far: Node) -> None:
     assert (pusher.queue, pusher.depth, pusher.in_flight) == ("jobs", 0, 0)
 
 
+def test_jobs_come_at_most_once(near: Node, far: Node) -> None:
+    """With `delivery=` on both ends; handlers, too."""
+    pusher = near.pusher("jobs", delivery="at-most-once")
+    got: list[int] = []
+
+    @far.worker("jobs", delivery="at-most-once")
+    def work(job: Job) -> None:
+        got.append(job.value)
+
+    assert pusher.push_many(range(100)) == 99
+    pusher.flush()
+    assert got == list(range(100))
+    with near.puller("others", delivery="at-most-once") as puller:
+        far.pusher("others", delivery="at-most-once").push(7)
+        assert puller.receive(TIMEOUT).value == 7
+
+
 def test_threads_work_beside_each_other(near: Node, far: Node) -> None:
     """A `def` worker runs in threads, and may push."""
     jobs, results = near.pusher("jobs"), far.pusher("results")

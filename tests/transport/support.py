@@ -26,6 +26,8 @@ class Recorder:
     def __init__(self) -> None:
         self.control: list[tuple[Route, bytes]] = []
         self.batches: list[list[bytes]] = []
+        self.jobs: list[tuple[int, list[bytes]]] = []
+        self.room: list[str] = []
         self.filters: list[bytes] = []
         self.broken: list[str] = []
         self.refused: list[tuple[str, str]] = []
@@ -47,6 +49,14 @@ class Recorder:
         """Remember a subscription."""
         self.filters.append(data)
         self._burst += 1
+
+    def on_jobs(self, puller: int, frames: Sequence[Buffer], user: str = "") -> None:
+        """Remember jobs."""
+        self.jobs.append((puller, [bytes(frame) for frame in frames]))
+
+    def on_room(self, queue: str) -> None:
+        """Remember that there is room."""
+        self.room.append(queue)
 
     def on_feed_broken(self, endpoint: str) -> None:
         """Remember an outlet that broke the rules."""

@@ -18,7 +18,8 @@ import zmq
 from tests.transport.support import LOOPBACK, Line, Lines, Recorder, Sockets, bind, drain
 from tests.waiting import wait_until_async
 from zfabric import Config
-from zfabric.transport.sockets import BURST_BYTES, ZmqTransport
+from zfabric.transport.pipes import BURST_BYTES
+from zfabric.transport.sockets import ZmqTransport
 
 BOTH = pytest.mark.parametrize("ipc", [False, True], ids=["tcp", "ipc"])
 

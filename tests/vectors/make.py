@@ -37,6 +37,7 @@ from zfabric.wire.group_records import (
 )
 from zfabric.wire.letters import Broken, Letter, LetterAck
 from zfabric.wire.loans import Block, Loan, MemoryOffer, encode_loan, proof_of
+from zfabric.wire.plain_records import PlainEnd, PlainMark, PlainOffers, PlainPull, PlainTaken
 from zfabric.wire.records import (
     Ack,
     Attached,
@@ -128,7 +129,8 @@ QUEUES: list[queues.QueueRecord] = [
     queues.CreditRecall(1),
     queues.AckRefused(1, 8, 0, 1),
     queues.QueueQuestion(),
-    queues.QueueReport([queues.QueueFigures("jobs", 9, 4, 2, 20, 10, 3, 1, 0, [OTHER])]),
+    queues.QueueReport([queues.QueueFigures("jobs", 9, 4, 2, 20, 10, 3, 1, 0, [OTHER], 2)]),
+    queues.QueueMismatch("jobs", "at-least-once", "at-most-once"),
 ]  # fmt: skip
 
 CONTROL: dict[str, list[Record]] = {
@@ -198,6 +200,20 @@ CONTROL: dict[str, list[Record]] = {
         )
     ],
     "letter-queues": [Letter(3, 2, 1001, [*QUEUES])],
+    "letter-plain": [
+        Letter(
+            3,
+            2,
+            1002,
+            [
+                PlainOffers(["jobs"]),
+                PlainPull(1, "jobs", ("ipc:///run/x.1", "tcp://192.0.2.2:7410")),
+                PlainTaken(1, [(0, 100), (300, 301)], 301),
+                PlainMark(1, 500),
+                PlainEnd(1),
+            ],
+        )
+    ],
     "letter-store": [
         Letter(
             1,

@@ -103,7 +103,15 @@ DOCUMENTED: dict[str, list[list[Any]]] = {
         [44, 1],
         [43, 1, 8, 0, 1],
         [45],
-        [46, [["jobs", 9, 4, 2, 20, 10, 3, 1, 0, [bytes(range(16, 32))]]], False],
+        [46, [["jobs", 9, 4, 2, 20, 10, 3, 1, 0, [bytes(range(16, 32))], 2]], False],
+        [47, "jobs", "at-least-once", "at-most-once"],
+    ]]],
+    "letter-plain": [[18, 3, 2, 1002, [
+        [96, ["jobs"]],
+        [97, 1, "jobs", ["ipc:///run/x.1", "tcp://192.0.2.2:7410"]],
+        [99, 1, [[0, 100], [300, 301]], 301],
+        [100, 1, 500],
+        [98, 1],
     ]]],
     "letter-store": [[18, 1, 2, 7, [
         [64, bytes(range(32, 48)), ["orders.#"]],

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 __all__ = [
+    "QUEUE_DELIVERIES",
     "Options",
     "PatternParameter",
     "QueueParameter",
@@ -22,6 +23,8 @@ __all__ = [
     "networked",
     "output_options",
 ]
+
+QUEUE_DELIVERIES = ("at-least-once", "at-most-once")
 
 F = TypeVar("F", bound=Callable[..., Any])
 

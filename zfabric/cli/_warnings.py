@@ -16,6 +16,7 @@ from zfabric.events import (
     Evicted,
     Gap,
     IncompatibleDelivery,
+    JobsLost,
     PeerJoined,
     PeerLeft,
     PeerRefused,
@@ -40,6 +41,7 @@ class Warnings:
 
     def __init__(self, output: Output, node: Node) -> None:
         self._output = output
+        self._node = node
         self._events = node.events()
         self._lost: Counter[tuple[str, str, str]] = Counter()
         self._undecodable: Counter[tuple[str, str, str]] = Counter()
@@ -76,6 +78,12 @@ class Warnings:
         self._lost.clear()
         self._undecodable.clear()
 
+    def _differ(self, event: IncompatibleDelivery) -> str:
+        peer, offered, requested = event.peer.name, event.offered, event.requested
+        if event.topic in self._node.statistics().queues:
+            return f"with {peer} it is pushed {offered} and pulled {requested}; give both the same --delivery"
+        return f"{peer} promises only {offered}; leave out --delivery {requested}"
+
     def _tell(self, event: Event) -> None:
         output = self._output
         match event:
@@ -86,8 +94,9 @@ class Warnings:
             case Evicted():
                 output.warn(f"{event.peer.name} gave us up on {event.topic}, which goes on with what comes next")
             case IncompatibleDelivery():
-                promise = f"{event.peer.name} promises only {event.offered}"
-                output.warn(f"nothing of {event.topic}: {promise}; leave out --delivery {event.requested}")
+                output.warn(f"nothing of {event.topic}: {self._differ(event)}")
+            case JobsLost():
+                output.warn(f"{count(event.count, 'job')} of {event.queue} lost on the way")
             case PeerRefused():
                 output.warn(f"no connection with {event.address}: {event.detail or event.reason}")
             case DuplicateId() | ProtocolError():

@@ -10,7 +10,7 @@ import msgspec
 
 from zfabric.cli._exits import Exit, Stop
 from zfabric.cli._look import open_node
-from zfabric.cli._options import Options, QueueParameter, networked
+from zfabric.cli._options import QUEUE_DELIVERIES, Options, QueueParameter, networked
 from zfabric.cli._output import Output, StreamWriter, count
 from zfabric.cli._running import run
 from zfabric.cli._subprocess import CommandFailed, run_program, split
@@ -29,10 +29,23 @@ __all__ = ["command", "job_record"]
 @click.option("--command", "line", metavar="COMMAND", help="Run this for each job, which is done if it exits with 0.")
 @click.option("--concurrency", type=click.IntRange(min=1), default=1, metavar="N", help="Commands at one time. [1]")
 @click.option("--selector", default="", metavar="TEXT", help="Only jobs with such headers: \"colour = 'red'\".")
+@click.option(
+    "--delivery",
+    type=click.Choice(QUEUE_DELIVERIES),
+    default="at-least-once",
+    help="As the pushers have it. At most once a job whose command fails is lost. [at-least-once]",
+)
 @click.option("--raw", is_flag=True, help="Values only: bytes as they are, text and JSON a line each.")
 @networked(timeout="End after this long; with 75 if fewer than --count jobs came, or none.")
 def command(
-    options: Options, queue: str, wanted: int | None, line: str | None, concurrency: int, selector: str, raw: bool
+    options: Options,
+    queue: str,
+    wanted: int | None,
+    line: str | None,
+    concurrency: int,
+    selector: str,
+    delivery: str,
+    raw: bool,
 ) -> int:
     """Take jobs from QUEUE, one after the other, until Ctrl-C. A job is done when it has been written to stdout.
 
@@ -42,10 +55,12 @@ def command(
     """
     if raw and options.json:
         raise click.UsageError("--raw and --json exclude each other")
+    if selector and delivery == "at-most-once":
+        raise click.UsageError("--selector needs --delivery at-least-once")
     words = None if line is None else split(line)
 
     async def work(output: Output) -> int:
-        return await _Pulling(options, output, queue, wanted, words, concurrency, selector, raw=raw).run()
+        return await _Pulling(options, output, queue, wanted, words, concurrency, selector, delivery, raw=raw).run()
 
     return run(options, work)
 
@@ -68,6 +83,7 @@ class _Pulling:
         words: list[str] | None,
         concurrency: int,
         selector: str,
+        delivery: str,
         *,
         raw: bool,
     ) -> None:
@@ -78,6 +94,7 @@ class _Pulling:
         self._words = words
         self._concurrency = concurrency if words is not None else 1
         self._selector = selector
+        self._delivery = delivery
         self._raw = raw
         self._begun = self._ended = 0
 
@@ -96,7 +113,10 @@ class _Pulling:
         return Exit.OK
 
     async def _work(self, node: Node, writer: StreamWriter, hung_up: asyncio.Event) -> bool:
-        puller = node.puller(self._queue, credit=self._concurrency, selector=self._selector, ack="manual")
+        if self._delivery == "at-most-once":
+            puller = node.puller(self._queue, delivery=self._delivery)
+        else:
+            puller = node.puller(self._queue, credit=self._concurrency, selector=self._selector, ack="manual")
         working = asyncio.gather(*(self._handle(puller, writer) for _ in range(self._concurrency)))
         ended = asyncio.create_task(hung_up.wait())
         try:
@@ -120,7 +140,7 @@ class _Pulling:
                 try:
                     await self._do(job, writer)
                 except asyncio.CancelledError:
-                    await job.nack(0, "the command was stopped")
+                    await self._failed(job, "the command was stopped", 0)
                     raise
                 self._ended += 1
             if not jobs:
@@ -139,7 +159,7 @@ class _Pulling:
             out = await run_program(self._words, _stdin(job.value), environment)
         except CommandFailed as error:
             failed = str(error)
-            await job.nack(reason=failed)
+            await self._failed(job, failed)
         else:
             await job.ack()
             if out and not self._output.json:
@@ -148,6 +168,10 @@ class _Pulling:
             await writer.write(json_line({**job_record(job), "error": failed}))
         else:
             self._output.note(f"job {job.seq} of {job.source.name}: {failed or 'done'}", verbose=0 if failed else 1)
+
+    async def _failed(self, job: Job, reason: str, delay: float | None = None) -> None:
+        if self._delivery != "at-most-once":
+            await job.nack(delay, reason)
 
     def _line(self, job: Job) -> bytes:
         if self._raw:

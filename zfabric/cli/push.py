@@ -15,7 +15,7 @@ import click
 from zfabric.cli import _input
 from zfabric.cli._exits import Exit, Stop
 from zfabric.cli._look import open_node
-from zfabric.cli._options import Options, Seconds, TopicParameter, header_pairs, networked
+from zfabric.cli._options import QUEUE_DELIVERIES, Options, Seconds, TopicParameter, header_pairs, networked
 from zfabric.cli._output import Output, count
 from zfabric.cli._running import run
 from zfabric.cli._warnings import Warnings
@@ -35,6 +35,7 @@ class Push:
     form: str
     options: dict[str, Any]
     attempts: int
+    delivery: str
 
 
 @click.command()
@@ -50,6 +51,12 @@ class Push:
 @click.option("--ttl", type=Seconds(), help="Give a job up that nobody began with in this time.")
 @click.option("--delay", type=Seconds(), help="Nobody gets a job before this time has passed.")
 @click.option("--attempts", type=click.IntRange(min=0), default=5, help="Failures after which a job is dead. [5]")
+@click.option(
+    "--delivery",
+    type=click.Choice(QUEUE_DELIVERIES),
+    default="at-least-once",
+    help="At most once nothing is tried again, and pullers need the same option. [at-least-once]",
+)
 @networked(timeout="How long to wait until all is done; then exit with 75, and what is left is lost. [for ever]")
 def command(
     options: Options,
@@ -63,25 +70,28 @@ def command(
     ttl: float | None,
     delay: float | None,
     attempts: int,
+    delivery: str,
 ) -> int:
     """Push VALUE to QUEUE as a job: JSON if it is JSON, else text. Ends when it is done.
 
     Without VALUE, or with `-`, every line of stdin is a job. The jobs are in this command until somebody has done them;
-    exits with 1 if some are dead: `zfabric pull` with `$dead.QUEUE` shows them while another node keeps them.
+    exits with 1 if some are dead or lost: `zfabric pull` with `$dead.QUEUE` shows them while another node keeps them.
     """
     if text and raw:
         raise click.UsageError("--text and --raw exclude each other")
     if value is None and sys.stdin.isatty():
         raise click.UsageError("VALUE is missing: give it, or pipe lines into stdin")
+    if delivery == "at-most-once" and (priority != 4 or delay or attempts != 5):
+        raise click.UsageError("--priority, --delay and --attempts need --delivery at-least-once")
     form = _input.Form.RAW if raw else _input.Form.TEXT if text else _input.Form.AUTO
     how = {"key": key, "headers": headers, "priority": priority, "ttl": ttl, "delay": delay or 0.0}
-    job = Push(queue=queue, value=value, form=form, options=how, attempts=attempts)
+    job = Push(queue=queue, value=value, form=form, options=how, attempts=attempts, delivery=delivery)
     return run(options, lambda output: _push(options, output, job))
 
 
 async def _push(options: Options, output: Output, job: Push) -> int:
     async with open_node(options, "push") as node, Warnings(output, node):
-        pusher = node.pusher(job.queue, max_attempts=job.attempts)
+        pusher = node.pusher(job.queue, delivery=job.delivery, max_attempts=job.attempts)
         pushed = 0
         async with aclosing(_values(job)) as values:
             async for value in values:
@@ -99,12 +109,12 @@ async def _push(options: Options, output: Output, job: Push) -> int:
 
 
 def _tell(output: Output, job: Push, pushed: int, statistics: QueueStatistics) -> int:
-    figures = {"done": statistics.done, "dead": statistics.dead, "expired": statistics.expired}
+    figures = {"done": statistics.done, "dead": statistics.dead, "expired": statistics.expired, "lost": statistics.lost}
     if output.json:
         output.record({"queue": job.queue, "pushed": pushed, **figures, "redelivered": statistics.redelivered})
     told = ", ".join(f"{number:,} {name}" for name, number in figures.items() if number or name == "done")
     output.note(f"pushed {pushed:,}: {told}")
-    return Exit.FAILED if statistics.dead else Exit.OK
+    return Exit.FAILED if statistics.dead or statistics.lost else Exit.OK
 
 
 async def _values(job: Push) -> AsyncGenerator[Any, None]:

@@ -47,4 +47,4 @@ async def _show(options: Options, output: Output, *, dead: bool) -> int:
     return Exit.OK
 
 
-_FIGURES = ("depth", "in_flight", "workers", "done", "redelivered", "dead", "expired")
+_FIGURES = ("depth", "in_flight", "workers", "done", "redelivered", "dead", "expired", "lost")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import count, repeat
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from zfabric.errors import DecodeFailed
 from zfabric.model import Message, Source
@@ -14,13 +14,22 @@ from zfabric.wire.codec import Codec
 
 __all__ = ["BatchQueue", "LatestSlots", "MessageBuffer", "decode_batch"]
 
+M = TypeVar("M", bound=Message)
 BadMessage = Callable[[Source, str, int, str], None]
 """Called with (source, topic, seq, reason) for every message that does not decode."""
 Lost = Callable[[Source, str, int, int], None]
 """Called with (source, topic, first, last) for messages that the buffer dropped."""
 
 
-def decode_batch(batch: Batch, source: Source, codec: Codec, now: float, bad: BadMessage) -> tuple[list[Message], int]:
+def decode_batch(
+    batch: Batch,
+    source: Source,
+    codec: Codec,
+    now: float,
+    bad: BadMessage,
+    kind: type[M],
+    settlement: Any = None,
+) -> tuple[list[M], int]:
     """The messages of a batch that decode and have not expired, and how many had."""
     timestamp = batch.published_ns / 1e9
     try:
@@ -29,12 +38,13 @@ def decode_batch(batch: Batch, source: Source, codec: Codec, now: float, bad: Ba
             raise DecodeFailed(f"batch of {len(values)} values says that it has {batch.count}")
         heads = values, count(batch.base), repeat(batch.topic), repeat(timestamp), repeat(source)
         if batch.stored is None:
-            messages = list(map(Message, *heads))
+            extra = () if settlement is None else (repeat(None), repeat(None), repeat(settlement))
+            messages = list(map(kind, *heads, *extra))
         else:
             nothing, place = repeat(None), batch.stored
             messages = list(
                 map(
-                    Message,
+                    kind,
                     *heads,
                     nothing,
                     nothing,
@@ -44,7 +54,7 @@ def decode_batch(batch: Batch, source: Source, codec: Codec, now: float, bad: Ba
                 )
             )
     except DecodeFailed:
-        messages = list(_salvage(batch, source, codec, timestamp, bad))
+        messages = list(_salvage(batch, source, codec, timestamp, bad, kind, settlement))
     if batch.stored is not None and batch.stored.dropped:
         dropped = {batch.base + place for start, stop in batch.stored.dropped for place in range(start, stop)}
         messages = [message for message in messages if message.seq not in dropped]
@@ -54,7 +64,7 @@ def decode_batch(batch: Batch, source: Source, codec: Codec, now: float, bad: Ba
     return (messages, 0) if batch.meta is None else _annotate(messages, batch, batch.meta, now)
 
 
-def _annotate(messages: list[Message], batch: Batch, meta: Meta, now: float) -> tuple[list[Message], int]:
+def _annotate(messages: list[M], batch: Batch, meta: Meta, now: float) -> tuple[list[M], int]:
     base = batch.base
     by_index = {message.seq - base: message for message in messages}
     for index, key in meta.keys.items():
@@ -70,7 +80,9 @@ def _annotate(messages: list[Message], batch: Batch, meta: Meta, now: float) -> 
     return [message for message in messages if message.seq not in expired], len(expired)
 
 
-def _salvage(batch: Batch, source: Source, codec: Codec, timestamp: float, bad: BadMessage) -> Iterator[Message]:
+def _salvage(
+    batch: Batch, source: Source, codec: Codec, timestamp: float, bad: BadMessage, kind: type[M], settlement: Any
+) -> Iterator[M]:
     """Message by message: the good ones, while the bad ones are reported."""
     first = batch.base + batch.skip
     try:
@@ -83,7 +95,7 @@ def _salvage(batch: Batch, source: Source, codec: Codec, timestamp: float, bad: 
         return
     for seq, (_, value) in enumerate(each, batch.base):
         if not isinstance(value, DecodeFailed):
-            message = Message(value, seq, batch.topic, timestamp, source)
+            message = kind(value, seq, batch.topic, timestamp, source, _settlement=settlement)
             if batch.stored is not None:
                 message._place = -1, batch.stored.offset + seq - batch.base  # noqa: SLF001 - hidden from users, not from us
                 message._store = batch.stored.store  # noqa: SLF001 - hidden from users, not from us

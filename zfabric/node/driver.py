@@ -23,18 +23,22 @@ from zfabric.errors import NodeClosed, NodeForked, NotStored, RemoteProtocolErro
 from zfabric.events import DiscoveryFailed, Event
 from zfabric.model import Source
 from zfabric.node.eventhub import EventHub
+from zfabric.node.jobsockets import JobSockets
 from zfabric.node.rights import Rights
 from zfabric.protocol.core import Core
 from zfabric.protocol.effects import (
     Action,
     AddFilter,
     ConnectFeed,
+    ConnectPush,
     Dial,
     DisconnectFeed,
+    DisconnectPush,
     Emit,
     HangUp,
     RemoveFilter,
     Send,
+    SendJobs,
 )
 from zfabric.protocol.lanes import Lane, Sink
 from zfabric.protocol.outbox import Outbox
@@ -62,7 +66,7 @@ class Kept(Protocol):
         """A store has all messages before this one."""
 
 
-class Driver:
+class Driver(JobSockets):
     """One node's engine room; implements `transport.base.Receiver`."""
 
     def __init__(
@@ -375,6 +379,8 @@ class Driver:
                 transport.connect_feed(endpoint)
             case DisconnectFeed(endpoint):
                 transport.disconnect_feed(endpoint)
+            case ConnectPush() | DisconnectPush() | SendJobs():
+                self._act_on_jobs(action, now)
         return False
 
     def _rearm(self) -> None:

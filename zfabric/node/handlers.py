@@ -123,11 +123,13 @@ class Handlers:
             try:
                 await call(job)
             except asyncio.CancelledError:
-                await job.nack(0, "its handler was cancelled")
+                if not puller.at_most_once:
+                    await job.nack(0, "its handler was cancelled")
                 raise
             except Exception as error:  # noqa: BLE001 - handlers may raise anything, and it is reported
                 self._report(job, error, name)
-                await job.nack(reason=f"{type(error).__name__}: {error}")
+                if not puller.at_most_once:
+                    await job.nack(reason=f"{type(error).__name__}: {error}")
             else:
                 await job.ack()
 

@@ -135,7 +135,7 @@ class Node(QueueMethods, ServiceMethods):
         self._with_crc = not scope.loopback and credentials is None
         self._handlers = Handlers(driver, config.handler_threads_max)
         self._services, self._requests = Services(driver, config), Requests(driver, config)
-        self._queues = NodeQueues(driver, self._handlers, config)
+        self._queues = NodeQueues(driver, self._handlers, config, with_crc=self._with_crc)
         open_drivers.add(driver)
         if not scope.loopback:
             self._watches.append(loop.create_task(self._watch_addresses(scope), name="zfabric-addresses"))

@@ -16,6 +16,7 @@ from zfabric.errors import DeliveryFailed, EncodeFailed, LimitExceeded, NodeClos
 from zfabric.node.driver import Driver
 from zfabric.protocol.dispatcher import Dispatcher
 from zfabric.protocol.jobs import PRIORITIES, PRIORITY_DEFAULT
+from zfabric.protocol.plainqueue import PlainQueue
 from zfabric.wire.batch import plain_metadata
 from zfabric.wire.codec import SPECIAL_TYPES, Codec
 
@@ -33,7 +34,7 @@ class OpenJobs:
 
     __slots__ = ("_driver", "buffer", "codec", "count", "dispatcher")
 
-    def __init__(self, driver: Driver, dispatcher: Dispatcher, codec: Codec) -> None:
+    def __init__(self, driver: Driver, dispatcher: Dispatcher | PlainQueue, codec: Codec) -> None:
         self._driver = driver
         self.dispatcher = dispatcher
         self.codec = codec
@@ -111,7 +112,7 @@ class Pusher:
     @property
     def workers(self) -> int:
         """Pullers that take jobs from this node."""
-        return len(self._dispatcher.workers.all)
+        return len(self._dispatcher.pullers)
 
     async def wait_for(self, workers: int = 1, timeout: float | None = None) -> None:
         """Return once that many pullers take jobs. Jobs pushed before that are not lost, they wait.

@@ -16,10 +16,15 @@ from zfabric.model import Delivery, QueueState, QueueStatistics, Topic
 from zfabric.node.bindings import Binding
 from zfabric.node.driver import Driver
 from zfabric.node.handlers import Handlers
+from zfabric.node.leasepuller import LeasePuller
+from zfabric.node.plainpuller import PlainPuller
 from zfabric.node.puller import Puller
 from zfabric.node.pusher import OpenJobs, Pusher
 from zfabric.node.subscription import Subscription
+from zfabric.protocol.dispatcher import Dispatcher
 from zfabric.protocol.jobs import QueuePolicy
+from zfabric.protocol.plainqueue import PlainQueue
+from zfabric.protocol.plainsink import PlainSink
 from zfabric.protocol.queues import DEAD_PREFIX
 from zfabric.wire.codec import Codec
 from zfabric.wire.queue_records import QueueFigures
@@ -36,32 +41,45 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 class NodeQueues:
     """Pushers and pullers of one node."""
 
-    def __init__(self, driver: Driver, handlers: Handlers, config: Config) -> None:
+    def __init__(self, driver: Driver, handlers: Handlers, config: Config, *, with_crc: bool) -> None:
         self._driver = driver
         self._handlers = handlers
         self._config = config
+        self._with_crc = with_crc
         self._open: dict[str, tuple[OpenJobs, Any, int]] = {}
         "For each queue: what is open, the options, and how many pushers share it."
         self._pullers: dict[Puller, None] = {}
         self._pulled: dict[str, int] = {}
 
-    def pusher(self, queue: str | Topic[Any], policy: QueuePolicy) -> Pusher:
+    def pusher(self, queue: str | Topic[Any], policy: QueuePolicy, delivery: Delivery) -> Pusher:
         """Another pusher of a queue."""
         name, value_type = (queue.name, queue.type) if isinstance(queue, Topic) else (queue, None)
         self._check(name)
         self._driver.rights.check("push", name)
         codec = Codec(value_type, inline_bytes=self._config.inline_bytes)
-        options = codec.type, policy
+        options = codec.type, policy, delivery
         shared, known, users = self._open.get(name, (None, options, 0))
         if shared is None:
-            dispatcher = self._driver.core.queues.dispatcher(name, policy)
-            dispatcher.policy = policy
-            shared = OpenJobs(self._driver, dispatcher, codec)
+            shared = OpenJobs(self._driver, self._machine(name, policy, delivery), codec)
             self._driver.schedule_pump()
         elif known != options:
             raise LocalProtocolError(f"{name!r} is pushed to with other options already: {known}")
         self._open[name] = shared, options, users + 1
         return Pusher(self._driver, shared, self._config, self._release)
+
+    def _machine(self, name: str, policy: QueuePolicy, delivery: Delivery) -> Dispatcher | PlainQueue:
+        """What keeps this node's jobs of a queue."""
+        queues, machine = self._driver.core.queues, Dispatcher if delivery is Delivery.AT_LEAST_ONCE else PlainQueue
+        known = queues.dispatchers.get(name) or queues.plain.queues.get(name)
+        if known is not None and known.depth and not isinstance(known, machine):
+            raise LocalProtocolError(f"{name!r} has {known.depth} jobs that were pushed with another delivery")
+        if delivery is Delivery.AT_LEAST_ONCE:
+            found: Dispatcher | PlainQueue = queues.dispatcher(name, policy)
+        else:
+            self._driver.open_push(name)
+            found = queues.plain.queue(name, policy, queues.own_id, with_crc=self._with_crc)
+        found.policy = policy
+        return found
 
     def _release(self, name: str) -> None:
         shared, options, users = self._open.pop(name)
@@ -75,17 +93,36 @@ class NodeQueues:
         self, queue: str | Topic[Any], *, manual: bool, value_type: Any, selector: str, **options: Any
     ) -> Puller:
         """A new puller."""
-        name, own_type = (queue.name, queue.type) if isinstance(queue, Topic) else (queue, None)
-        self._check(name)
-        self._driver.rights.check("pull", name)
+        name, codec = self._pulled_queue(queue, value_type)
         if selector:
             Selector(selector, self._config)
-        codec = Codec(value_type if value_type is not None else own_type, inline_bytes=self._config.inline_bytes)
-        puller = Puller(self._driver, codec, self._closed, manual=manual)
+        puller = LeasePuller(self._driver, codec, name, self._closed, manual=manual)
         puller.pull = self._driver.core.queues.pull(name, puller.wake, selector=selector, **options)
         self._pullers[puller] = None
         self._driver.schedule_pump()
         return puller
+
+    def plain_puller(self, queue: str | Topic[Any], value_type: Any) -> Puller:
+        """A new puller at-most-once."""
+        name, codec = self._pulled_queue(queue, value_type)
+        driver, queues = self._driver, self._driver.core.queues
+        puller = PlainPuller(driver, codec, name, self._closed, close_socket=self._close_socket)
+        number = queues.plain.next_number()
+        puller.sink = queues.plain_pull(number, name, driver.open_pull(number), puller.arrived)
+        self._pullers[puller] = None
+        driver.schedule_pump()
+        return puller
+
+    def _close_socket(self, sink: PlainSink) -> None:
+        self._driver.core.queues.plain.close(sink, self._driver.loop.time())
+        if self._driver.open_state == "open":  # else its sockets are gone
+            self._driver.close_pull(sink.number)
+
+    def _pulled_queue(self, queue: str | Topic[Any], value_type: Any) -> tuple[str, Codec]:
+        name, own_type = (queue.name, queue.type) if isinstance(queue, Topic) else (queue, None)
+        self._check(name)
+        self._driver.rights.check("pull", name)
+        return name, Codec(value_type if value_type is not None else own_type, inline_bytes=self._config.inline_bytes)
 
     def _closed(self, puller: Puller) -> None:
         del self._pullers[puller]
@@ -120,8 +157,8 @@ class NodeQueues:
     def _unfinished(self) -> dict[str, int]:
         for shared, _, _ in self._open.values():
             shared.seal()
-        dispatchers = self._driver.core.queues.dispatchers.values()
-        return {d.queue: d.depth for d in dispatchers if d.depth and not d.queue.startswith(DEAD_PREFIX)}
+        machines = self._driver.core.queues.machines()
+        return {each.queue: each.depth for each in machines if each.depth and not each.queue.startswith(DEAD_PREFIX)}
 
     async def ask(self, timeout: float | None) -> list[QueueState]:
         """What all nodes say of their queues."""
@@ -150,14 +187,14 @@ class NodeQueues:
             pulled[puller.queue] = pulled.get(puller.queue, 0) + puller.handed
             held[puller.queue] = held.get(puller.queue, 0) + puller.pending
         told: dict[str, QueueStatistics] = {}
-        for name in sorted({*queues.dispatchers, *pulled}):
-            dispatcher = queues.dispatchers.get(name)
+        machines = {machine.queue: machine for machine in queues.machines()}
+        for name in sorted({*machines, *pulled}):
+            machine = machines.get(name)
             known: dict[str, int] = {}
-            if dispatcher is not None:
-                counters = dispatcher.counters
+            if machine is not None:
+                counters = machine.counters
                 known = {field: getattr(counters, field) for field in counters.__struct_fields__}
-                known |= {"depth": dispatcher.depth, "in_flight": dispatcher.in_flight}
-                known["workers"] = len(dispatcher.workers.all)
+                known |= {"depth": machine.depth, "in_flight": machine.in_flight, "workers": len(machine.pullers)}
             told[name] = QueueStatistics(**known, pulled=pulled.get(name, 0), held=held.get(name, 0))
         return told
 
@@ -165,6 +202,25 @@ class NodeQueues:
 def _counters(figures: QueueFigures) -> dict[str, int]:
     counters = QueueStatistics.__struct_fields__
     return {field: getattr(figures, field) for field in figures.__struct_fields__ if field in counters}
+
+
+def _delivery(delivery: str) -> Delivery:
+    try:
+        found = Delivery(delivery)
+    except ValueError:
+        found = Delivery.EXACTLY_ONCE
+    if found is Delivery.EXACTLY_ONCE:
+        raise ValueError(f"a queue's delivery is 'at-least-once' or 'at-most-once', not {delivery!r}")
+    return found
+
+
+def _manual(ack: str) -> bool:
+    if ack not in ("auto", "manual"):
+        raise ValueError(f"ack must be 'auto' or 'manual', not {ack!r}")
+    return ack == "manual"
+
+
+_DEFAULTS = (5, 0.1, 30.0, 300.0)
 
 
 class QueueMethods:
@@ -193,6 +249,8 @@ class QueueMethods:
         """Push jobs to a queue; any number of nodes may push to it and pull from it.
 
         `queue`: a name, or a `Topic` whose type every value is checked against.
+        `delivery`: `"at-least-once"`, or `"at-most-once"`: faster, nothing is tried again, and what is lost is counted
+        and reported (`JobsLost`). Its pullers must ask for the same, else both get IncompatibleDelivery events.
         `max_attempts`: a job that failed that often becomes a dead letter, in the queue `$dead.<queue>`; 0: never.
         `backoff_s`, `backoff_s_max`: rest after a failure; doubles with each one.
         `dedupe_window_s`: how long a `dedupe_id` stands for the same job.
@@ -200,8 +258,9 @@ class QueueMethods:
         Raises TopicError, LimitExceeded, ValueError, and LocalProtocolError if this node pushes to the queue with
         other options.
         """
-        if Delivery(delivery) is not Delivery.AT_LEAST_ONCE:
-            raise ValueError(f"a queue's delivery is 'at-least-once', not {delivery!r}")
+        delivery = _delivery(delivery)
+        if delivery is Delivery.AT_MOST_ONCE and (max_attempts, backoff_s, backoff_s_max, dedupe_window_s) != _DEFAULTS:
+            raise ValueError('max_attempts, backoff_s and dedupe_window_s need delivery="at-least-once"')
         if max_attempts < 0 or not 0 <= backoff_s <= backoff_s_max or dedupe_window_s < 0:
             raise ValueError(
                 "max_attempts, backoff_s and dedupe_window_s must be 0 or more, backoff_s_max not below backoff_s"
@@ -209,14 +268,14 @@ class QueueMethods:
         size = self._config.queue_bytes if queue_bytes is None else queue_bytes
         if size <= 0:
             raise ValueError(f"queue_bytes must be above 0, not {size}")
-        return self._opened_queues().pusher(
-            queue, QueuePolicy(max_attempts, backoff_s, backoff_s_max, dedupe_window_s, size)
-        )
+        policy = QueuePolicy(max_attempts, backoff_s, backoff_s_max, dedupe_window_s, size)
+        return self._opened_queues().pusher(queue, policy, delivery)
 
     def puller(
         self,
         queue: str | Topic[Any],
         *,
+        delivery: str = Delivery.AT_LEAST_ONCE,
         credit: int | None = None,
         selector: str = "",
         lease_s: float | None = None,
@@ -226,6 +285,8 @@ class QueueMethods:
     ) -> Puller:
         """Take jobs of a queue, from all nodes that push to it.
 
+        `delivery`: what its pushers have; with `"at-most-once"` jobs need no settling, and there are no options about
+        leases, credit and selectors.
         `credit`: jobs that may be here and not done; default: as many as are done quickly.
         `selector`: take only jobs whose headers fulfil this condition, e.g. `"region = 'eu' AND size < 10"`.
         `lease_s`: jobs are given to others if this node does not tell in this time that it lives (default
@@ -236,38 +297,33 @@ class QueueMethods:
         `type`: what payloads must be; others become dead letters and are reported as DecodeError events.
         Raises TopicError, SelectorError, LimitExceeded, ValueError, or TypeError for a type that msgspec does not know.
         """
-        return self._puller(queue, 1, credit, selector, lease_s, handler_timeout_s, ack, type)
+        options = {"credit": credit, "selector": selector, "lease_s": lease_s, "handler_timeout_s": handler_timeout_s}
+        return self._puller(queue, delivery, type, manual=_manual(ack), options=options)
 
     def _puller(
         self,
         queue: str | Topic[Any],
-        concurrency: int,
-        credit: int | None,
-        selector: str,
-        lease_s: float | None,
-        handler_timeout_s: float | None,
-        ack: str,
+        delivery: str,
         value_type: Any,
+        *,
+        manual: bool,
+        options: dict[str, Any],
+        concurrency: int = 1,
     ) -> Puller:
-        config = self._config
-        if ack not in ("auto", "manual"):
-            raise ValueError(f"ack must be 'auto' or 'manual', not {ack!r}")
+        config, queues = self._config, self._opened_queues()
+        if _delivery(delivery) is Delivery.AT_MOST_ONCE:
+            given = [name for name, value in options.items() if value]
+            if given:
+                raise ValueError(f'{", ".join(given)}: only with delivery="at-least-once"')
+            return queues.plain_puller(queue, value_type)
+        credit = options["credit"]
         if credit is not None and credit < 1:
             raise ValueError(f"credit must be 1 or more, not {credit}")
-        lease_s = config.lease_s if lease_s is None else lease_s
-        handler_timeout_s = config.handler_timeout_s if handler_timeout_s is None else handler_timeout_s
-        if lease_s <= 0 or handler_timeout_s <= 0:
-            raise ValueError("lease_s and handler_timeout_s must be above 0")
-        return self._opened_queues().puller(
-            queue,
-            manual=ack == "manual",
-            value_type=value_type,
-            selector=selector,
-            credit=credit,
-            concurrency=concurrency,
-            lease_s=lease_s,
-            handler_timeout_s=handler_timeout_s,
-        )
+        for name, default in (("lease_s", config.lease_s), ("handler_timeout_s", config.handler_timeout_s)):
+            options[name] = default if options[name] is None else options[name]
+            if options[name] <= 0:
+                raise ValueError("lease_s and handler_timeout_s must be above 0")
+        return queues.puller(queue, manual=manual, value_type=value_type, concurrency=concurrency, **options)
 
     def bind(self, pattern: str, queue: str, *, selector: str = "", otherwise: str | None = None) -> Binding:
         """Make every message that is published on `pattern` a job of `queue`, kept by this node.
@@ -293,6 +349,7 @@ class QueueMethods:
         queue: str | Topic[Any],
         *,
         concurrency: int = 1,
+        delivery: str = Delivery.AT_LEAST_ONCE,
         credit: int | None = None,
         selector: str = "",
         lease_s: float | None = None,
@@ -308,9 +365,10 @@ class QueueMethods:
         if concurrency < 1:
             raise ValueError(f"concurrency must be 1 or more, not {concurrency}")
         queues = self._opened_queues()
+        options = {"credit": credit, "selector": selector, "lease_s": lease_s, "handler_timeout_s": handler_timeout_s}
 
         def register(handler: Handler) -> Handler:
-            puller = self._puller(queue, concurrency, credit, selector, lease_s, handler_timeout_s, "manual", type)
+            puller = self._puller(queue, delivery, type, manual=True, options=dict(options), concurrency=concurrency)
             queues.work(puller, handler, concurrency)
             return handler
 

@@ -258,7 +258,7 @@ class Subscription:
             waiter.set_result(None)
 
     def _decode(self, batch: Batch, source: Source) -> list[Message]:
-        messages, expired = decode_batch(batch, source, self._codec, self._driver.utc(), self._bad)
+        messages, expired = decode_batch(batch, source, self._codec, self._driver.utc(), self._bad, Message)
         if expired:
             self._driver.expired[batch.topic] += expired
         return messages

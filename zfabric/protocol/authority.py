@@ -27,6 +27,8 @@ class Authority(Protocol):
 
     distinguishes: bool
     "False where all peers are alike, and nobody need be asked."
+    name: str
+    "This node's own identity."
 
     def trusts(self, user: str) -> bool:
         """Whether an identity may be a peer at all."""
@@ -48,6 +50,7 @@ class Everybody:
     """All peers may do anything."""
 
     distinguishes = False
+    name = ""
 
     def trusts(self, user: str) -> bool:
         """Yes."""

@@ -121,7 +121,9 @@ class Core:
         self._loopback = Loopback(me, self.channels)
         self.calls = Calls(config, self._loopback, jitter)
         self.serving = Serving(config, self._loopback)
-        self.queues = Queues(config, self._effects, self.channels, self._loopback, self.not_protocol)
+        self.queues = Queues(
+            config, self._effects, self.channels, self._loopback, self.not_protocol, self.interests.reachable
+        )
         self._loopback.register(self.queues)
         self._loopback.register(self.calls)
         self._loopback.register(self.serving)
@@ -396,6 +398,24 @@ class Core:
             self.not_protocol(peer.address, RemoteProtocolError(str(error)))
         if peer.leaves_at < inf and not self.streams.awaits(peer.id):
             self.peers.depart(peer, now)
+
+    def receive_jobs(self, puller: int, frames: Sequence[Buffer], now: float, user: str = "") -> None:
+        """One batch from the socket of a puller at-most-once, from the identity that the transport has verified."""
+        self._now = self.gate.now = now
+        try:
+            batch = self._parse(frames)
+        except RemoteProtocolError as error:
+            self.not_protocol(f"somebody at puller {puller}", error)
+            return
+        own = self._loopback.own
+        peer = own if batch.producer == self.me else self.peers.known.get(batch.producer)
+        if peer is None:
+            self.strangers += 1
+        elif self._authority.distinguishes and user != (self._authority.name if peer is own else peer.user):
+            self.not_authenticated(peer.address, f"{user!r} pushes in the name of this node", now)
+        elif peer is own or not self._authority.distinguishes or self.gate.may(peer, "push", batch.topic):
+            peer.last_heard = now
+            self.queues.plain.received(puller, peer, batch, now)
 
     def seal(self, outbox: Outbox, published_ns: int, now: float) -> list[Buffer]:
         """Finish an outbox's open batch: the frames to publish."""

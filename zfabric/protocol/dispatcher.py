@@ -10,7 +10,7 @@ note, `take_dead` the jobs that are hopeless.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from math import inf
 from typing import Any
 
@@ -99,6 +99,11 @@ class Dispatcher:
     def in_flight(self) -> int:
         """Jobs that workers have."""
         return sum(worker.held for worker in self.workers.all.values())
+
+    @property
+    def pullers(self) -> Collection[WorkerKey]:
+        """Who takes jobs."""
+        return self.workers.all
 
     @property
     def full(self) -> bool:

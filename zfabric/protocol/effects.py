@@ -13,14 +13,17 @@ __all__ = [
     "Action",
     "AddFilter",
     "ConnectFeed",
+    "ConnectPush",
     "Dial",
     "DisconnectFeed",
+    "DisconnectPush",
     "Effects",
     "Emit",
     "HangUp",
     "RemoveFilter",
     "Route",
     "Send",
+    "SendJobs",
 ]
 
 Route: TypeAlias = int | bytes
@@ -76,13 +79,45 @@ class RemoveFilter(msgspec.Struct, frozen=True):
     prefix: bytes
 
 
+class ConnectPush(msgspec.Struct, frozen=True):
+    """Connect a queue's PUSH socket to a puller."""
+
+    queue: str
+    endpoint: str
+
+
+class DisconnectPush(msgspec.Struct, frozen=True):
+    """Disconnect a queue's PUSH socket from a puller."""
+
+    queue: str
+    endpoint: str
+
+
+class SendJobs(msgspec.Struct, frozen=True):
+    """Push what an at-most-once queue has, as long as a puller has room."""
+
+    queue: str
+
+
 class Emit(msgspec.Struct, frozen=True):
     """Tell the user."""
 
     event: Event
 
 
-Action: TypeAlias = Dial | HangUp | Send | ConnectFeed | DisconnectFeed | AddFilter | RemoveFilter | Emit
+Action: TypeAlias = (
+    Dial
+    | HangUp
+    | Send
+    | ConnectFeed
+    | DisconnectFeed
+    | AddFilter
+    | RemoveFilter
+    | ConnectPush
+    | DisconnectPush
+    | SendJobs
+    | Emit
+)
 
 
 class Effects:

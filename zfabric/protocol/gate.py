@@ -15,6 +15,7 @@ from zfabric.protocol.peers import PeerRecord, PeerTable
 from zfabric.wire.batch import Batch
 from zfabric.wire.group_records import Join
 from zfabric.wire.letters import LetterRecord
+from zfabric.wire.plain_records import PlainOffers, PlainPull
 from zfabric.wire.queue_records import Pull, QueueOffers
 from zfabric.wire.records import Denied, PatternRequest
 from zfabric.wire.service_records import Request, ServiceOffers
@@ -87,7 +88,7 @@ class Gate:
         """What of a letter's record its sender may say."""
         if isinstance(record, Request):
             return record if self.may(peer, "request", record.service) else None
-        if isinstance(record, Pull):
+        if isinstance(record, Pull | PlainPull):
             return record if self.may(peer, "pull", record.queue) else None
         if isinstance(record, Join | AskStreams):
             return record if self.may_read(peer, record.pattern) else None
@@ -95,7 +96,7 @@ class Gate:
             return record if self.may(peer, "subscribe", record.topic) else None
         if isinstance(record, ServiceOffers):
             return ServiceOffers([each for each in record.offers if self.may(peer, "serve", each.service)])
-        if isinstance(record, QueueOffers):
+        if isinstance(record, QueueOffers | PlainOffers):
             return msgspec.structs.replace(record, queues=[q for q in record.queues if self.may(peer, "push", q)])
         if isinstance(record, StoreOffer):
             patterns = [each for each in record.patterns if self.may_store(peer, each)]

@@ -7,7 +7,7 @@ after the patterns themselves. The publisher then answers ATTACHED with the posi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from zfabric.config import Config
 from zfabric.errors import LimitExceeded, LocalProtocolError
@@ -426,23 +426,26 @@ class Interests:
             return
         if remote.following is not None and remote.following in peer.identity.outlet:
             return
-        outlet = self._outlet(peer)
+        outlet = self.reachable(peer, peer.identity.outlet, now)
         if outlet is None:
-            self._peers.dial_again(peer, now)
             return
         if remote.following is not None:
             self._effects.do(DisconnectFeed(remote.following))
         remote.following = outlet
         self._effects.do(ConnectFeed(outlet))
 
-    def _outlet(self, peer: PeerRecord) -> str | None:
-        """The outlet's address beside the one that answered; ipc, where it can work, needs no proof."""
-        usable = [endpoint for endpoint in peer.identity.outlet if self._usable(endpoint)]
-        local = next((endpoint for endpoint in usable if endpoint.startswith("ipc:")), None)
-        if local is not None or peer.endpoint is None:
-            return local
-        host = peer.endpoint.rpartition(":")[0]
-        return next((endpoint for endpoint in usable if endpoint.rpartition(":")[0] == host), None)
+    def reachable(self, peer: PeerRecord, endpoints: Iterable[str], now: float) -> str | None:
+        """That of a peer's endpoints beside the one that answers; ipc, where it can work, needs no proof.
+
+        None if it has to be found first.
+        """
+        usable = [endpoint for endpoint in endpoints if self._usable(endpoint)]
+        host = None if peer.endpoint is None else peer.endpoint.rpartition(":")[0]
+        for endpoint in usable:
+            if endpoint.startswith("ipc:") or endpoint.rpartition(":")[0] == host or peer.id == self._me:
+                return endpoint
+        self._peers.dial_again(peer, now)
+        return None
 
     # -- once a turn ---------------------------------------------------------------------------
 

@@ -67,6 +67,8 @@ class Counters(msgspec.Struct):
     deduplicated: int = 0
     refused: int = 0
     "Acknowledgements that came after their lease had ended."
+    lost: int = 0
+    "Where jobs are delivered at most once: those that came to no reader, as far as is known."
 
 
 class JobState(IntEnum):

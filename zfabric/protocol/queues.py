@@ -8,17 +8,21 @@ from typing import Any
 
 from zfabric.config import Config
 from zfabric.errors import LimitExceeded, RemoteProtocolError, SelectorError, TopicError
-from zfabric.events import AckRefused, JobDead, JobsExpired, JobsOrphaned
-from zfabric.model import Source
+from zfabric.events import AckRefused, IncompatibleDelivery, JobDead, JobsExpired, JobsOrphaned
+from zfabric.model import Delivery, Source
 from zfabric.protocol.channels import Channels
 from zfabric.protocol.dispatcher import Dispatcher
 from zfabric.protocol.effects import Effects
 from zfabric.protocol.jobs import Job, QueuePolicy
 from zfabric.protocol.loopback import Loopback
 from zfabric.protocol.peers import PeerRecord
+from zfabric.protocol.plainqueue import PlainQueue
+from zfabric.protocol.plainqueues import PlainQueues
+from zfabric.protocol.plainsink import PlainSink
 from zfabric.protocol.pulls import Pull
 from zfabric.wire import queue_records
 from zfabric.wire.letters import LetterRecord
+from zfabric.wire.plain_records import PlainRecord
 from zfabric.wire.queue_records import (
     PULLERS_TOLD_MAX,
     QUEUES_PER_RECORD_MAX,
@@ -31,6 +35,7 @@ from zfabric.wire.queue_records import (
     JobsUndone,
     PullEnd,
     QueueFigures,
+    QueueMismatch,
     QueueOffers,
     QueueQuestion,
     QueueRecord,
@@ -56,7 +61,9 @@ class Queues:
         channels: Channels,
         loopback: Loopback,
         not_protocol: Callable[[str, RemoteProtocolError], None],
+        endpoint: Callable[[PeerRecord, tuple[str, ...], float], str | None],
     ) -> None:
+        """`endpoint(peer, endpoints, now)` tells which of a peer's endpoints to connect to."""
         self.dispatchers: dict[str, Dispatcher] = {}
         self.pulls: dict[int, Pull] = {}
         self.offers: dict[bytes, dict[str, None]] = {loopback.own.id: {}}
@@ -73,6 +80,9 @@ class Queues:
         self.unanswered: set[bytes] = set()
         "Those that have not."
         self._pull_numbers = 0
+        self.plain = PlainQueues(config, effects, self._peers, self._tell, self._refuse, endpoint)
+        self.plain.offers[loopback.own.id] = {}
+        self.plain.offered = self._offered_plain
         self._now = 0.0
         self._hear: dict[type[Any], Callable[[bytes, Any, float], None]] = {
             QueueOffers: self._on_offers,
@@ -90,6 +100,8 @@ class Queues:
             queue_records.AckRefused: self._on_refused,
             QueueQuestion: self._on_question,
             QueueReport: self._on_report,
+            QueueMismatch: self._on_mismatch,
+            **self.plain.hear,
         }
         self.records: dict[type[LetterRecord], Callable[[PeerRecord, Any, float], None]]
         self.records = dict.fromkeys(self._hear, self._from_peer)
@@ -107,6 +119,15 @@ class Queues:
                 self._tell(peer_id, QueueOffers([queue]))
         return dispatcher
 
+    @property
+    def own_id(self) -> bytes:
+        """This node's."""
+        return self._loopback.own.id
+
+    def machines(self) -> list[Dispatcher | PlainQueue]:
+        """What keeps this node's jobs, of all queues."""
+        return [*self.dispatchers.values(), *self.plain.queues.values()]
+
     def pull(self, queue: str, wake: Callable[[], None], **options: Any) -> Pull:
         """A new puller; options as of `Pull`. Raises LimitExceeded."""
         if len(self.pulls) >= self._config.pullers_max:
@@ -117,7 +138,17 @@ class Queues:
         for peer_id, queues in self.offers.items():
             if queue in queues:
                 pull.offered(peer_id, self._now)
+        for peer_id, queues in self.plain.offers.items():
+            if queue in queues:
+                self._incompatible(peer_id, queue, Delivery.AT_MOST_ONCE, Delivery.AT_LEAST_ONCE)
         return pull
+
+    def plain_pull(self, number: int, queue: str, endpoints: tuple[str, ...], wake: Callable[[], None]) -> PlainSink:
+        """A new puller of a queue at-most-once."""
+        for peer_id, queues in self.offers.items():
+            if queue in queues:
+                self._incompatible(peer_id, queue, Delivery.AT_LEAST_ONCE, Delivery.AT_MOST_ONCE)
+        return self.plain.pull(number, queue, endpoints, wake)
 
     def give_up(self) -> None:
         """This node closes: what is in hand goes back."""
@@ -132,6 +163,7 @@ class Queues:
         self._now = now
         self._peers[peer.id] = peer
         self.offers[peer.id] = {}
+        self.plain.peer_joined(peer)
         queues = list(self.dispatchers)
         for first in range(0, len(queues), QUEUES_PER_RECORD_MAX):
             self._tell(peer.id, QueueOffers(queues[first : first + QUEUES_PER_RECORD_MAX]))
@@ -139,6 +171,7 @@ class Queues:
     def peer_left(self, peer: PeerRecord, now: float) -> None:
         """Its leases are free; what it leased to us is nobody's any more."""
         self._now = now
+        self.plain.peer_left(peer, now)
         del self._peers[peer.id], self.offers[peer.id]
         self.unanswered.discard(peer.id)
         for key in [key for key in self._workers if key[0] == peer.id]:
@@ -158,7 +191,7 @@ class Queues:
     def _room(self, peer_id: bytes) -> bool:
         return self._loopback.has_room(self._peers[peer_id])
 
-    def _tell(self, peer_id: bytes, record: QueueRecord, nbytes: int = 64) -> None:
+    def _tell(self, peer_id: bytes, record: QueueRecord | PlainRecord, nbytes: int = 64) -> None:
         if peer_id in self._peers:
             self._loopback.tell(self._peers[peer_id], record, nbytes, self._now)
 
@@ -191,6 +224,22 @@ class Queues:
             for pull in self.pulls.values():
                 if pull.queue == queue:
                     pull.offered(peer_id, now)
+            if any(puller.queue == queue for puller in self.plain.sinks.values()):
+                self._incompatible(peer_id, queue, Delivery.AT_LEAST_ONCE, Delivery.AT_MOST_ONCE)
+
+    def _offered_plain(self, peer_id: bytes, queue: str) -> None:
+        if any(pull.queue == queue for pull in self.pulls.values()):
+            self._incompatible(peer_id, queue, Delivery.AT_MOST_ONCE, Delivery.AT_LEAST_ONCE)
+
+    def _incompatible(self, peer_id: bytes, queue: str, offered: str, requested: str) -> None:
+        self._effects.emit(IncompatibleDelivery(queue, self.source(peer_id), offered, requested))
+        self._tell(peer_id, QueueMismatch(queue, offered, requested))
+
+    def _on_mismatch(self, peer_id: bytes, record: QueueMismatch, _now: float) -> None:
+        if peer_id != self._loopback.own.id:
+            self._effects.emit(
+                IncompatibleDelivery(record.queue, self.source(peer_id), record.offered, record.requested)
+            )
 
     def _on_jobs(self, peer_id: bytes, record: Jobs, now: float) -> None:
         pull = self.pulls.get(record.puller)
@@ -279,7 +328,7 @@ class Queues:
             self._tell(peer_id, QueueQuestion())
 
     def _on_question(self, peer_id: bytes, _record: QueueQuestion, now: float) -> None:
-        figures = [_figures(dispatcher) for dispatcher in self.dispatchers.values()]
+        figures = [_figures(queue) for queue in self.machines()]
         for first in range(0, max(1, len(figures)), QUEUES_PER_RECORD_MAX):
             some, left = figures[first : first + QUEUES_PER_RECORD_MAX], figures[first + QUEUES_PER_RECORD_MAX :]
             nbytes = 64 * (1 + len(some)) + 18 * sum(len(queue.pullers) for queue in some)
@@ -320,11 +369,12 @@ class Queues:
     def timer(self) -> float:
         """When `handle_timer` has something to do."""
         machines: Iterator[Dispatcher | Pull] = iter((*self.dispatchers.values(), *self.pulls.values()))
-        return min((machine.timer() for machine in machines), default=inf)
+        return min(min((machine.timer() for machine in machines), default=inf), self.plain.timer())
 
     def handle_timer(self, now: float) -> None:
         """Time has passed."""
         self._now = now
+        self.plain.handle_timer(now)
         for dispatcher in list(self.dispatchers.values()):
             if dispatcher.timer() <= now:
                 dispatcher.handle_timer(now)
@@ -335,6 +385,7 @@ class Queues:
     def flush(self, now: float) -> None:
         """Lease, acknowledge and grant, until there is nothing left to say."""
         self._now = now
+        self.plain.flush(now)
         more = True
         while more:
             more = False
@@ -363,11 +414,9 @@ class Queues:
             self._bury(dispatcher, job, reason, now)
 
 
-def _figures(dispatcher: Dispatcher) -> QueueFigures:
+def _figures(queue: Dispatcher | PlainQueue) -> QueueFigures:
     """What others may want to know of a queue."""
-    counts, workers = dispatcher.counters, len(dispatcher.workers.all)
-    now = dispatcher.depth, dispatcher.in_flight, workers
-    pullers = sorted({peer_id for peer_id, _ in dispatcher.workers.all})[:PULLERS_TOLD_MAX]
-    return QueueFigures(
-        dispatcher.queue, *now, counts.pushed, counts.done, counts.redelivered, counts.dead, counts.expired, pullers
-    )
+    counts, now = queue.counters, (queue.depth, queue.in_flight, len(queue.pullers))
+    told = counts.pushed, counts.done, counts.redelivered, counts.dead, counts.expired
+    pullers = sorted({peer_id for peer_id, _ in queue.pullers})[:PULLERS_TOLD_MAX]
+    return QueueFigures(queue.queue, *now, *told, pullers, counts.lost)

@@ -9,6 +9,7 @@ from functools import partial
 
 from zfabric.config import Config
 from zfabric.testing.network import Channel, Network, Plane
+from zfabric.testing.pipes import MemoryPipes
 from zfabric.transport.base import Buffer, Credentials, Receiver, Route
 
 __all__ = ["MemoryTransport", "Switchboard"]
@@ -25,6 +26,8 @@ class Switchboard:
         self._ports = 0
         self._inboxes: dict[str, MemoryTransport] = {}
         self._outlets: dict[str, MemoryTransport] = {}
+        self.pulls: dict[str, MemoryPipes] = {}
+        "Which PULL sockets listen where."
 
     def bind(self, transport: MemoryTransport, port: int) -> tuple[str, str]:
         """Take an address (any free one if `port` is 0) and return the endpoints of inbox and outlet."""
@@ -323,13 +326,21 @@ class MemoryTransport:
         self._feeds: dict[str, DataLink] = {}
         self._prefixes: dict[bytes, int] = {}
         self._paused = False
+        self.pipes = MemoryPipes(self, board.network, board.pulls, _handshake)
+        self.open_push, self.connect_push = self.pipes.open_push, self.pipes.connect_push
+        self.disconnect_push, self.push = self.pipes.disconnect_push, self.pipes.push
+        self.close_pull, self.pause_pull = self.pipes.close_pull, self.pipes.pause_pull
 
     def open(self, receiver: Receiver) -> None:
         """Take an address and start to receive."""
         self._board.network.attach()
         inbox, outlet = self._board.bind(self, self.config.port)
         self.inbox_endpoints, self.outlet_endpoints = (inbox,), (outlet,)
-        self._receiver = receiver
+        self._receiver = self.pipes.receiver = receiver
+
+    def open_pull(self, puller: int) -> tuple[str, ...]:
+        """Make a PULL socket; where pushers can connect to it."""
+        return self.pipes.open_pull(puller, self.inbox_endpoints[0].removesuffix(":in"))
 
     def rebind(self, addresses: tuple[str, ...]) -> None:
         """Addresses in memory never change."""
@@ -474,5 +485,6 @@ class MemoryTransport:
 
     def _leave(self) -> None:
         self._receiver = None
+        self.pipes.close()
         for endpoint in (*self.inbox_endpoints, *self.outlet_endpoints):
             self._board.unbind(endpoint)

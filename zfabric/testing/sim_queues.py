@@ -13,6 +13,7 @@ from zfabric.protocol.jobs import PRIORITY_DEFAULT, QueuePolicy
 from zfabric.protocol.pulls import Pull
 from zfabric.testing.sim_jobs import JobOracle, JobTruth, QueueTruth
 from zfabric.testing.sim_truth import Violation
+from zfabric.wire.plain_records import PlainRecord
 from zfabric.wire.queue_records import JobsUndone, QueueRecord
 from zfabric.wire.selectors import Selector
 
@@ -238,7 +239,7 @@ class QueueUsers:
         queues = party.core.queues
         tell = queues._tell  # noqa: SLF001 - the simulator looks at what is said
 
-        def tell_and_look(peer_id: bytes, record: QueueRecord, nbytes: int = 64) -> None:
+        def tell_and_look(peer_id: bytes, record: QueueRecord | PlainRecord, nbytes: int = 64) -> None:
             if isinstance(record, JobsUndone) and record.why == "returned":
                 oracle.returned(peer_id, party.id, record)
             tell(peer_id, record, nbytes)

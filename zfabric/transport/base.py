@@ -54,12 +54,21 @@ class Receiver(Protocol):
     def on_handshake_failed(self, address: str, reason: str) -> None:
         """A connection was not made, because of its keys."""
 
+    def on_jobs(self, puller: int, frames: Sequence[Buffer], user: str = "") -> None:
+        """A batch arrived on a PULL socket, from the identity `user`."""
+
+    def on_room(self, queue: str) -> None:
+        """`Transport.push` said no; now it may say yes."""
+
     def on_burst_end(self) -> None:
         """No more for now: answer all of it at once."""
 
 
 class Transport(Protocol):
-    """Four sockets of one node: inbox and dialler for control frames, outlet and feed for batches."""
+    """Four sockets of one node: inbox and dialler for control frames, outlet and feed for batches.
+
+    Beside them a PUSH for each queue at-most-once, and a PULL for each of its pullers.
+    """
 
     inbox_endpoints: tuple[str, ...]
     "Where others can dial; known once open."
@@ -104,6 +113,27 @@ class Transport(Protocol):
 
     def pause_feed(self, paused: bool) -> None:
         """Stop or go on reading batches; they wait in the sockets and then at their publishers."""
+
+    def open_push(self, queue: str) -> None:
+        """Make a queue's PUSH socket, unless it is there. Raises LimitExceeded."""
+
+    def connect_push(self, queue: str, endpoint: str) -> None:
+        """Let a puller have jobs of a queue."""
+
+    def disconnect_push(self, queue: str, endpoint: str) -> None:
+        """Send no more to a puller; what is on the way is lost."""
+
+    def push(self, queue: str, frames: Sequence[Buffer]) -> bool:
+        """Send a batch to one of the queue's pullers; False if none has room: `Receiver.on_room` tells when."""
+
+    def open_pull(self, puller: int) -> tuple[str, ...]:
+        """Make a PULL socket; where pushers can connect to it. Raises LimitExceeded, or OSError."""
+
+    def close_pull(self, puller: int) -> None:
+        """Close a PULL socket with all that it has."""
+
+    def pause_pull(self, puller: int, paused: bool) -> None:
+        """Stop or go on reading a PULL socket; batches wait in the sockets and then at their pushers."""
 
     async def close(self, timeout: float) -> None:
         """Send what is queued for at most `timeout` seconds, then close. Always returns."""

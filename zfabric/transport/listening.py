@@ -18,7 +18,16 @@ from zfabric.transport.base import Credentials
 from zfabric.transport.handshakes import ZAP_DOMAIN
 from zfabric.transport.readiness import Readiness
 
-__all__ = ["IPC_PATH_MAX", "LIBZMQ_MIN", "Listening", "check_descriptors", "ms", "without_key"]
+__all__ = [
+    "IPC_PATH_MAX",
+    "LIBZMQ_MIN",
+    "Listening",
+    "check_descriptors",
+    "fingerprint_of",
+    "ms",
+    "user_of",
+    "without_key",
+]
 
 log = logging.getLogger("zfabric")
 
@@ -95,6 +104,13 @@ class Listening:
         self._readiness.watch(socket.fileno(), drain)
         self._touch(socket)
 
+    def _forget(self, socket: zmq.Socket[bytes]) -> None:
+        """Close a socket that was watched."""
+        self._drains.pop(socket, None)
+        self._touched.pop(socket, None)
+        self._readiness.forget(socket.fileno())
+        socket.close(linger=0)
+
     def _touch(self, socket: zmq.Socket[bytes]) -> None:
         """The descriptor is edge-triggered, and any call may swallow the edge: look again this turn."""
         if not self._touched:
@@ -134,11 +150,16 @@ class Listening:
     def _collect_endpoints(self) -> None:
         ipc = self._ipc_stem is not None
         inbox, outlet = [i for i, _ in self._tcp.values()], [o for _, o in self._tcp.values()]
-        key = f"#{self._credentials.fingerprint}" if self._credentials is not None and self._distinguishes else ""
+        key = self._key_suffix
         inboxes = (*([f"ipc://{self._ipc_stem}.in"] if ipc else []), *inbox)
         outlets = (*([f"ipc://{self._ipc_stem}.out"] if ipc else []), *outlet)
         self.inbox_endpoints = tuple(endpoint + key for endpoint in inboxes)
         self.outlet_endpoints = tuple(endpoint + key for endpoint in outlets)
+
+    @property
+    def _key_suffix(self) -> str:
+        """What this node's endpoints end with."""
+        return f"#{self._credentials.fingerprint}" if self._credentials is not None and self._distinguishes else ""
 
     def rebind(self, addresses: tuple[str, ...]) -> None:
         """Listen on these addresses from now on; what cannot be bound is left out."""
@@ -207,6 +228,19 @@ def check_descriptors() -> None:
 def ms(seconds: float) -> int:
     """Whole milliseconds, at least one."""
     return max(1, round(seconds * 1000))
+
+
+def fingerprint_of(endpoint: str) -> str:
+    """The fingerprint of who listens on an endpoint."""
+    return endpoint.rpartition("#")[2]
+
+
+def user_of(frame: zmq.Frame) -> str:
+    """Whose connection a frame came from; nobody's where libzmq made it itself."""
+    try:
+        return str(frame.get("User-Id"))
+    except zmq.ZMQError:
+        return ""
 
 
 def without_key(endpoint: str) -> str:

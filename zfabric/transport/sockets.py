@@ -1,4 +1,4 @@
-"""The four ZeroMQ sockets of a node, with every option that `docs/zeromq.md` asks for.
+"""The four ZeroMQ sockets that every node has, with every option that `docs/zeromq.md` asks for.
 
 inbox    ROUTER, bound       control frames of those who dialled us, and our answers to them
 dialler  ROUTER, connects    control frames to those whom we dialled; one socket for all peers, each
@@ -32,7 +32,8 @@ from zfabric.transport.handshakes import (
     monitor,
     occurrences,
 )
-from zfabric.transport.listening import Listening, check_descriptors, ms
+from zfabric.transport.listening import check_descriptors, fingerprint_of, ms, user_of
+from zfabric.transport.pipes import BURST_BYTES, Pipes
 from zfabric.transport.readiness import readiness
 
 __all__ = ["ZmqTransport"]
@@ -47,8 +48,6 @@ CALM_BATCHES = 1000
 "The queue grows again after this many batches that would allow it."
 DIALLER_LINGER_S = 0.25
 "What was sent to peers that we dialled may take this long to leave when the node closes."
-BURST_BYTES = 256 * 1024
-"Read from the feed in one turn: more would leave the processor's cache before the reader gets to it."
 SUBSCRIPTION_BYTES = 1024
 "What an outlet takes in beyond the length of a topic: a handshake's longest command has some 300."
 FILTER_QUEUE = 64
@@ -62,7 +61,7 @@ FEED_QUEUE = 64
 "Batches waiting in the feed for one publisher; what is more waits at the publisher."
 
 
-class ZmqTransport(Listening):
+class ZmqTransport(Pipes):
     """Implements `transport.base.Transport`."""
 
     def __init__(
@@ -157,7 +156,7 @@ class ZmqTransport(Listening):
         """Who must be listening on an endpoint, as its key says."""
         if self._credentials is None or not self._distinguishes:
             return ""
-        key = self._credentials.server_key(_key(endpoint))
+        key = self._credentials.server_key(fingerprint_of(endpoint))
         return "" if key is None else self._credentials.admit(key) or ""
 
     # -- sending -------------------------------------------------------------------------------
@@ -165,7 +164,7 @@ class ZmqTransport(Listening):
     def dial(self, route: int, endpoint: str) -> bool:
         """Open a connection named `route`."""
         self._touch(self._dialler)
-        if not be_client(self._dialler, self._credentials, _key(endpoint) if self._distinguishes else ""):
+        if not be_client(self._dialler, self._credentials, fingerprint_of(endpoint) if self._distinguishes else ""):
             return False
         try:
             self._dialler.set(zmq.CONNECT_ROUTING_ID, _routing_id(route))
@@ -209,7 +208,7 @@ class ZmqTransport(Listening):
 
     def _connect_feed(self, endpoint: str) -> None:
         feed = self._feed_of(endpoint)
-        if be_client(feed, self._credentials, _key(endpoint) if self._distinguishes else ""):
+        if be_client(feed, self._credentials, fingerprint_of(endpoint) if self._distinguishes else ""):
             with suppress(zmq.ZMQError):
                 feed.set(zmq.IPV6, "[" in endpoint)
                 feed.connect(self._plain(endpoint))
@@ -292,7 +291,7 @@ class ZmqTransport(Listening):
         user = ""
         if self._distinguishes:
             first, *parts = socket.recv_multipart(_NOBLOCK, copy=False)
-            routing_id, frames, user = first.bytes, [part.bytes for part in parts], _user(parts[-1])
+            routing_id, frames, user = first.bytes, [part.bytes for part in parts], user_of(parts[-1])
         else:
             routing_id, last = socket.recv(_NOBLOCK), socket.recv(_NOBLOCK, copy=False)
             frames = [last.bytes]
@@ -317,7 +316,7 @@ class ZmqTransport(Listening):
             data = frame.bytes
             self._filter_bytes = max(0, self._filter_bytes + (len(data) if data[:1] == b"\1" else -len(data)))
             if self._distinguishes:
-                self._take_filter(data, _user(frame))
+                self._take_filter(data, user_of(frame))
             else:
                 self._receiver.on_filter(data)
         else:
@@ -404,6 +403,11 @@ class ZmqTransport(Listening):
                 self._touch(feed)
         self._paused = paused
 
+    def drop_links(self) -> None:
+        """End every connection that others made to us."""
+        super().drop_links()
+        self._drop_pull_links()
+
     # -- closing -------------------------------------------------------------------------------
 
     async def close(self, timeout: float) -> None:
@@ -416,6 +420,7 @@ class ZmqTransport(Listening):
         for socket, events in self._monitors.items():
             socket.monitor(None, 0)
             events.close(linger=0)
+        self._close_pipes()
         for feed in self._feeds.values():
             feed.close(linger=0)  # its subscriptions to outlets that are gone would wait for nothing
         # Connections that we dialled may lead to peers that are gone: their goodbyes would wait for nobody.
@@ -447,15 +452,3 @@ def _routing_id(route: int) -> bytes:
 
 def _route(routing_id: bytes) -> int:
     return int.from_bytes(routing_id[1:], "big")
-
-
-def _key(endpoint: str) -> str:
-    return endpoint.rpartition("#")[2]
-
-
-def _user(frame: zmq.Frame) -> str:
-    """Whose connection a frame came from; nobody's where libzmq made it itself."""
-    try:
-        return str(frame.get("User-Id"))
-    except zmq.ZMQError:
-        return ""

@@ -29,6 +29,7 @@ __all__ = [
     "Pull",
     "PullEnd",
     "QueueFigures",
+    "QueueMismatch",
     "QueueOffers",
     "QueueQuestion",
     "QueueRecord",
@@ -190,6 +191,7 @@ class QueueFigures(msgspec.Struct, array_like=True, frozen=True):
     expired: Count
     pullers: Annotated[list[Id], msgspec.Meta(max_length=PULLERS_TOLD_MAX)] = []
     "The nodes that pull from it."
+    lost: Count = 0
 
 
 class QueueQuestion(msgspec.Struct, array_like=True, tag=45, frozen=True):
@@ -202,6 +204,14 @@ class QueueReport(msgspec.Struct, array_like=True, tag=46, frozen=True):
     queues: Annotated[list[QueueFigures], msgspec.Meta(max_length=QUEUES_PER_RECORD_MAX)]
     more: bool = False
     "Others follow."
+
+
+class QueueMismatch(msgspec.Struct, array_like=True, tag=47, frozen=True):
+    """The sender pulls from this queue with another delivery than the receiver pushes to it, and gets nothing."""
+
+    queue: Name
+    offered: Name
+    requested: Name
 
 
 QueueRecord: TypeAlias = (
@@ -220,4 +230,5 @@ QueueRecord: TypeAlias = (
     | AckRefused
     | QueueQuestion
     | QueueReport
+    | QueueMismatch
 )
