@@ -69,7 +69,7 @@ class Run:
     "How long to watch (idle)."
     quiet_s: float = 2.0
     "A receiver that got nothing for this long counts the rest as lost."
-    timeout_s: float = 30.0
+    timeout_s: float = 60.0
     "The harness ends the processes after this long, and reports a failure."
     secure: bool = False
     "Encrypted, for peers that can be."
