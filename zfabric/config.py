@@ -138,6 +138,10 @@ class Config:
     "Peers a node keeps, at most; more are refused."
     connections_max: int = 4096
     "Sockets a node's context may open (libzmq's MAX_SOCKETS)."
+    accepted_max: int = 4096
+    """Connections that others may have to one listening socket, at most; never more than a third of the descriptors
+    that the process may open. Beyond it all of them are ended, and good ones come back. Only where there is no key:
+    with one strangers are hung up."""
     backlog: int = 1024
     "Connections that may wait to be accepted on each listening socket."
     dials_per_s_max: float = 200.0

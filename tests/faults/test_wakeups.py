@@ -42,6 +42,9 @@ class Receiver:
     def on_outlet_flooded(self) -> None:
         """Never here."""
 
+    def on_crowded(self) -> None:
+        """Never here."""
+
     def on_handshake_failed(self, address: str, reason: str) -> None:
         """Never here."""
 

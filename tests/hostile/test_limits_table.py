@@ -80,6 +80,7 @@ REACHED = {
     "reconnect_interval_s_max": GROWING,
     "peers_max": "hostile/test_control.py::test_hello_floods_stop_at_peers_max",
     "connections_max": "transport/test_sockets.py::test_too_few_sockets_are_an_oserror",
+    "accepted_max": "hostile/test_raw.py::test_strangers_that_keep_connections_are_shed",
     "backlog": "transport/test_sockets.py::test_every_option_of_the_documentation_is_set",
     "dials_per_s_max": "hostile/test_control.py::test_forged_addresses_cannot_flood_the_network",
     "dials_pending_max": "hostile/test_control.py::test_forged_addresses_cannot_flood_the_network",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.hostile.attackers import GREETING, PORTS, Raw, message, port, raws
+from tests.hostile.attackers import GREETING, PORTS, Raw, message, port, raws, ready
 from tests.hostile.conftest import Arena
 from tests.waiting import wait_until_async
 
@@ -88,6 +88,26 @@ async def test_many_idle_connections_at_once(arena: Arena, name: str) -> None:
         await arena.lives()
         await wait_until_async(lambda: all(raw.gone() for raw in attackers))
 
+    await arena.stays_small()
+
+
+@every_port
+@pytest.mark.parametrize("limits", [{"accepted_max": 50}])
+async def test_strangers_that_keep_connections_are_shed(arena: Arena, name: str, limits: dict[str, Any]) -> None:
+    """Beyond Config.accepted_max all connections to that socket are ended, and good ones come back."""
+    transport: Any = arena.victim._driver._transport  # type: ignore[union-attr]
+    socket = transport._inbox if name.startswith("inbox") else transport._outlet
+    before = transport._accepted[socket]
+    with raws(port(arena.victim, name), 40) as attackers:  # those that end are not counted any more
+        await wait_until_async(lambda: transport._accepted[socket] >= before + 40)
+        await wait_until_async(lambda: all(raw.gone() for raw in attackers))
+    await wait_until_async(lambda: transport._accepted[socket] == before)
+    with raws(port(arena.victim, name), 60) as attackers:
+        for raw in attackers:
+            raw.send(GREETING + ready(socket_type(name)))
+        await arena.complaint("accepted_max")
+        await wait_until_async(lambda: sum(raw.gone() for raw in attackers) > 40)
+        await arena.lives()
     await arena.stays_small()
 
 

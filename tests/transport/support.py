@@ -66,6 +66,10 @@ class Recorder:
         """Remember a flood."""
         self.floods += 1
 
+    def on_crowded(self) -> None:
+        """Remember a flood."""
+        self.floods += 1
+
     def on_handshake_failed(self, address: str, reason: str) -> None:
         """Remember a handshake that failed."""
         self.refused.append((address, reason))

@@ -290,6 +290,12 @@ class Driver(JobSockets):
         self.core.not_protocol("somebody at the outlet", RemoteProtocolError(reason))
         self.schedule_pump()
 
+    def on_crowded(self) -> None:
+        """There were too many connections."""
+        reason = "more connections than Config.accepted_max; all that others had made to that socket were ended"
+        self.core.not_protocol("somebody", RemoteProtocolError(reason))
+        self.schedule_pump()
+
     def on_feed_broken(self, endpoint: str) -> None:
         """An outlet sent what the feed cannot take."""
         reason = "it sent no ZMTP, or a frame over this node's Config.frame_bytes_max; it is connected again"

@@ -48,6 +48,9 @@ class Receiver(Protocol):
     def on_outlet_flooded(self) -> None:
         """There were more subscriptions than Config.outlet_filter_bytes; the outlet's connections were ended."""
 
+    def on_crowded(self) -> None:
+        """Others had more than Config.accepted_max connections to a listening socket; all of them were ended."""
+
     def on_feed_broken(self, endpoint: str) -> None:
         """An outlet sent what the feed cannot take; the connection was ended and will be made again."""
 

@@ -12,6 +12,7 @@ from zmq.utils.monitor import parse_monitor_message
 from zfabric.transport.base import Credentials
 
 __all__ = [
+    "CONNECTIONS",
     "HANDSHAKE_FAILED",
     "ZAP_DOMAIN",
     "Doorkeeper",
@@ -33,6 +34,8 @@ EVENTS_PER_TURN_MAX = 256
 HANDSHAKE_FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
+CONNECTIONS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
+"That a listening socket has one more, or one less."
 _MECHANISM_MISMATCH = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
 _CRYPTOGRAPHIC = int(zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC)
 

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -23,6 +24,7 @@ __all__ = [
     "LIBZMQ_MIN",
     "Listening",
     "check_descriptors",
+    "descriptors_max",
     "fingerprint_of",
     "ms",
     "user_of",
@@ -67,6 +69,7 @@ class Listening:
         self.outlet_endpoints: tuple[str, ...] = ()
         self._tcp: dict[str, tuple[str, str]] = {}
         self._monitors: dict[zmq.Socket[bytes], zmq.Socket[bytes]] = {}
+        self._accepted: Counter[zmq.Socket[bytes]] = Counter()
         self._drains: dict[zmq.Socket[bytes], Callable[[], None]] = {}
         self._touched: dict[zmq.Socket[bytes], Callable[[], None]] = {}
 
@@ -163,6 +166,7 @@ class Listening:
 
     def rebind(self, addresses: tuple[str, ...]) -> None:
         """Listen on these addresses from now on; what cannot be bound is left out."""
+        self._accepted.clear()  # how many of them remain nobody tells; each that ends counts for nothing then
         for address in [a for a in self._tcp if a not in addresses]:
             for socket, endpoint in zip((self._inbox, self._outlet), self._tcp.pop(address), strict=True):
                 with suppress(zmq.ZMQError):
@@ -182,6 +186,7 @@ class Listening:
 
     def _drop_links(self, socket: zmq.Socket[bytes], endpoints: tuple[str, ...]) -> None:
         """`unbind` ends the connections that came that way, and the address is free a moment later."""
+        self._accepted[socket] = 0
         for endpoint in endpoints:
             with suppress(zmq.ZMQError):
                 socket.unbind(self._plain(endpoint))
@@ -223,6 +228,16 @@ def check_descriptors() -> None:
     finally:
         for file in files:
             os.close(file)
+
+
+def descriptors_max() -> int:
+    """How many files this process may have open; a high number where that has no limit."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 1 << 20
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 20 if soft == resource.RLIM_INFINITY else soft
 
 
 def ms(seconds: float) -> int:

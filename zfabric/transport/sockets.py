@@ -24,6 +24,7 @@ import zmq
 from zfabric.config import Config
 from zfabric.transport.base import Buffer, Credentials, Receiver, Route
 from zfabric.transport.handshakes import (
+    CONNECTIONS,
     HANDSHAKE_FAILED,
     Doorkeeper,
     be_client,
@@ -32,7 +33,7 @@ from zfabric.transport.handshakes import (
     monitor,
     occurrences,
 )
-from zfabric.transport.listening import check_descriptors, fingerprint_of, ms, user_of
+from zfabric.transport.listening import check_descriptors, descriptors_max, fingerprint_of, ms, user_of
 from zfabric.transport.pipes import BURST_BYTES, Pipes
 from zfabric.transport.readiness import readiness
 
@@ -88,6 +89,7 @@ class ZmqTransport(Pipes):
         self._outlet_queue = OUTLET_QUEUE_MAX
         self._calm = 0
         self._filter_bytes = 0
+        self._accepted_max = min(config.accepted_max, descriptors_max() // 3)
         self._paused = False
         self._draining: zmq.Socket[bytes] | None = None
 
@@ -114,9 +116,10 @@ class ZmqTransport(Pipes):
             if self._distinguishes:
                 self._outlet.set(zmq.XPUB_MANUAL, 1)
             self._feed = self._feeds[""] = self._feed_socket()
-            for name in ("inbox", "dialler", "outlet"):
+            counted = CONNECTIONS if self._credentials is None else 0
+            for name, events in (("inbox", counted), ("dialler", 0), ("outlet", counted)):
                 socket = getattr(self, f"_{name}")
-                self._monitors[socket] = monitor(socket, name, HANDSHAKE_FAILED)
+                self._monitors[socket] = monitor(socket, name, HANDSHAKE_FAILED | events)
             be_server(self._inbox, self._credentials)
             be_server(self._outlet, self._credentials)
             self._bind()
@@ -375,9 +378,18 @@ class ZmqTransport(Pipes):
                 if reason is not None:
                     address = endpoint if dialled else f"somebody at {endpoint}"
                     self._receiver.on_handshake_failed(address, reason)
+            elif not dialled:
+                self._count_connection(socket, accepted=event == zmq.EVENT_ACCEPTED)
             else:
                 self._feed_event(event, endpoint)
         self._receiver.on_burst_end()
+
+    def _count_connection(self, socket: zmq.Socket[bytes], *, accepted: bool) -> None:
+        """Strangers may connect and keep quiet, and libzmq cannot end just one: end all when they are too many."""
+        self._accepted[socket] = max(0, self._accepted[socket] + (1 if accepted else -1))
+        if self._accepted[socket] > self._accepted_max:
+            self._drop_links(socket, self.inbox_endpoints if socket is self._inbox else self.outlet_endpoints)
+            self._receiver.on_crowded()
 
     def _feed_event(self, event: int, address: str) -> None:
         """A connection that broke the rules of ZMTP is not tried again by libzmq: it has no RETRIED after the end."""
