@@ -68,7 +68,7 @@ _PLANS = {
         requests --in-flight 1,10,100 --repeat 1 --peers asyncio,pynng,zerorpc
         queue --workers 4,16 --repeat 1
         queue --workers 1 --repeat 1 --peers RabbitMQ,Redis,NATS,pynng
-        fairness --repeat 1 --peers pyzmq
+        fairness --repeat 1 --messages 500 --peers pyzmq
         frames --size 8000000 --transport ipc --repeat 1
         frames --transport tcp --repeat 1
         durable --repeat 1 --peers Redis,RabbitMQ

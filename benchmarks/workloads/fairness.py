@@ -21,7 +21,7 @@ class Fairness(Rates):
 
     name = "fairness"
     summary = "time of four workers, one of them ten times slower, as a multiple of the ideal schedule's"
-    messages: Mapping[str, int] = {"full": 1_000, "quick": 500, "tiny": 60}
+    messages: Mapping[str, int] = {"full": 2_000, "quick": 1_000, "tiny": 60}
     unit = "x ideal"
     baselines: Mapping[str, str] = {}
 
