@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; what was measured of a report can be gone on with: report --resume", file=sys.stderr)
+        more = "; report --resume goes on with it" if options.command == "report" else ""
+        print(f"interrupted{more}", file=sys.stderr)
         return 130
 
 
