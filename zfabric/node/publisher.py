@@ -22,6 +22,8 @@ __all__ = ["Publisher"]
 
 LENT_BYTES = 4 * 1024 * 1024
 "A batch of large buffers in shared memory is sealed at this size: more would leave the processor's cache."
+ONE_BY_ONE = 16
+"After a value that cannot be encoded with others so many are not even tried."
 CHUNK_MAX = 4096
 "Values that `publish_many` encodes in one call, at most."
 
@@ -58,6 +60,7 @@ class Publisher:
         self._closed = False
         self._plain = not mandatory
         self._chunk_size = 64
+        self._one_by_one = 0
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self.subscribers} subscribers"
@@ -179,7 +182,9 @@ class Publisher:
         while chunk := list(islice(rest, self._chunk_size)):
             if outbox.full:
                 await self._room()
-            if not self._publish_chunk(chunk):
+            if self._one_by_one:
+                self._one_by_one -= 1
+            if self._one_by_one or not self._publish_chunk(chunk):
                 for value in chunk:
                     seq = await self.publish(value)
                 continue
@@ -203,6 +208,7 @@ class Publisher:
         before = len(writer.buffer)
         if not self._codec.encode_many(chunk, writer.buffer):
             self._chunk_size = max(1, len(chunk) // 2)
+            self._one_by_one = ONE_BY_ONE if len(chunk) == 1 else 0
             return False
         grown = len(writer.buffer) - before
         if grown > self._config.frame_bytes_max // 2:

@@ -235,6 +235,10 @@ class Codec:
             frame = value.cast("B") if _is_frozen_view(value) else value.tobytes()
         else:
             frame = bytes(value)  # the same object if it is bytes, else the one copy
+        room = self.snapshots.room(size)
+        if room is not None:
+            room[:] = frame
+            frame = room.toreadonly()
         self.buffers.append(frame)
         return Ext(EXT_BYTES, _encode(len(self.buffers) - 1))
 
@@ -274,10 +278,8 @@ class Codec:
             raise ValueError("an array travels out of band")
         else:
             data = len(self.buffers)
-            if array.flags.c_contiguous and _is_frozen_array(numpy, array):
-                frame = array.reshape(-1).view(numpy.uint8)
-            else:
-                frame = self.snapshots.take(numpy, array)
+            frozen = array.flags.c_contiguous and _is_frozen_array(numpy, array)
+            frame = self.snapshots.take(numpy, array, frozen=frozen)
             self.buffers.append(memoryview(frame).toreadonly())
         return Ext(EXT_ARRAY, _encode((dtype, array.shape, data)))
 

@@ -34,9 +34,11 @@ class Snapshots:
         self.owns: Callable[[memoryview], bool] = lambda _: False
         "Whether `room` gave that memory."
 
-    def take(self, numpy: Any, array: Any) -> Any:
-        """The bytes of the array, C-contiguous, which nobody else changes: a copy, or the array itself if it has
-        all of the memory that `room` gave once. It is read-only from then on.
+    def take(self, numpy: Any, array: Any, *, frozen: bool = False) -> Any:
+        """The bytes of the array, C-contiguous, which nobody else changes.
+
+        A copy; if there is no `room` for one, the array itself where it is `frozen`. Or the array itself where it has
+        all of the memory that `room` gave once: then it is read-only from now on.
         """
         memory = array.base
         while memory is not None and type(memory) is type(array):
@@ -47,7 +49,7 @@ class Snapshots:
             return memory
         room = self.room(array.nbytes)
         if room is None:
-            return self._copy(numpy, array)
+            return array.reshape(-1).view(numpy.uint8) if frozen else self._copy(numpy, array)
         numpy.copyto(numpy.frombuffer(room, array.dtype).reshape(array.shape), array)
         return room
 
