@@ -50,6 +50,45 @@ async def test_a_request_is_answered(pair: Pair) -> None:
     assert await provider.request("math.add", 3, b=4) == 7
 
 
+async def test_a_handler_may_ask_its_own_node(pair: Pair) -> None:
+    """Also deeper than Python calls go, although handlers begin at once."""
+    client, provider = pair
+
+    @provider.service("count.down", concurrency=501)
+    async def down(number: int) -> int:
+        return number if number == 0 else 1 + int(await provider.request("count.down", number - 1))
+
+    await client.wait_for_service("count.down", timeout=TIMEOUT)
+
+    assert await client.request("count.down", 500, timeout=TIMEOUT) == 500
+
+
+async def test_a_crowd_of_requests_leaves_others_their_turn(pair: Pair) -> None:
+    """Handlers that never wait are not all called in one turn of the event loop."""
+    client, provider = pair
+    loop = asyncio.get_running_loop()
+    calls: Counter[int] = Counter()
+    turn = 0
+
+    def count_turns() -> None:
+        nonlocal turn
+        turn += 1
+        if calls.total() < 500:
+            loop.call_soon(count_turns)
+
+    @provider.service("identity", concurrency=500)
+    async def identity(value: int) -> int:
+        calls[turn] += 1
+        return value
+
+    await client.wait_for_service("identity", timeout=TIMEOUT)
+    count_turns()
+    replies = await asyncio.gather(*(client.request("identity", number) for number in range(500)))
+
+    assert replies == list(range(500))
+    assert max(calls.values()) < 250
+
+
 async def test_values_of_all_kinds_travel(pair: Pair) -> None:
     """Arrays and long bytes too, in both directions."""
     client, provider = pair

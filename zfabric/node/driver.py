@@ -22,6 +22,7 @@ from zfabric.discovery.base import Announcement, Discovery
 from zfabric.errors import NodeClosed, NodeForked, NotStored, RemoteProtocolError
 from zfabric.events import DiscoveryFailed, Event
 from zfabric.model import Source
+from zfabric.node.alarm import Alarm
 from zfabric.node.eventhub import EventHub
 from zfabric.node.jobsockets import JobSockets
 from zfabric.node.rights import Rights
@@ -49,8 +50,8 @@ __all__ = ["Driver"]
 
 log = logging.getLogger("zfabric")
 
-ASK_PAUSE_S = 0.002
-"Between two questions to the core when it is due, which then may be that much late."
+JOBS_PER_TURN = 64
+"Handlers that are called in one turn of the loop. Clients go on with the first replies while the next are made."
 
 
 class Kept(Protocol):
@@ -89,12 +90,10 @@ class Driver(JobSockets):
         self._config = config
         self._dirty: list[Outbox] = []
         self._waiters: dict[asyncio.Future[None], None] = {}
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = inf
-        self._asked_at = -inf
+        self._alarm = Alarm(core.timer, self._on_alarm)
         self._pump_soon = False
         self._jobs: deque[Callable[[], object]] = deque()
-        self._in_jobs = False
+        self._in_jobs = self._jobs_left = False
         self._holding: set[Sink] = set()
         self._confirming: dict[tuple[Outbox, str], list[tuple[int, int, asyncio.Future[None]]]] = {}
         "Heaps of (message after the one that is waited for, a number, who waits), by level."
@@ -193,8 +192,7 @@ class Driver(JobSockets):
         self.open_state = "closed"
         for outbox in self.core.interests.outboxes.values():
             outbox.ready = False  # publishers look there first
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.cancel()
         for task in self._tasks:
             task.cancel()
         timeout = max(0.0, deadline - self.loop.time())
@@ -230,12 +228,12 @@ class Driver(JobSockets):
         dirty, self._dirty = self._dirty, []
         for outbox in dirty:
             self._send(outbox)
-        self._rearm()
+        self._alarm.set(self.loop)
 
     def send(self, outbox: Outbox) -> None:
         """Seal and send the open batch of one outbox, if there is one."""
         self._send(outbox)
-        self._rearm()
+        self._alarm.set(self.loop)
 
     def _send(self, outbox: Outbox) -> None:
         if not outbox.writer.count or self.open_state != "open":
@@ -332,12 +330,10 @@ class Driver(JobSockets):
         self._pump_soon = False
         if self.open_state != "open" or self._in_jobs:
             return
-        while True:
+        if self._jobs and not self._jobs_left:
             self._do_jobs()
-            self._carry_out(self.loop.time())
-            if not self._jobs:
-                break
-        self._rearm()
+        self._carry_out(self.loop.time())
+        self._alarm.set(self.loop)
         for outbox, file in self.files.items():
             file.forget(outbox.epoch, outbox.confirmed("stored"))
         if self._confirming:
@@ -345,13 +341,20 @@ class Driver(JobSockets):
         self._wake()
 
     def _do_jobs(self) -> None:
-        """All of them, so that what they say leaves together."""
+        """As many as one turn of the loop has room for: what they say leaves together, while others wait for theirs."""
         self._in_jobs = True
         try:
-            while self._jobs:
+            for _ in range(min(JOBS_PER_TURN, len(self._jobs))):
                 self._jobs.popleft()()
         finally:
             self._in_jobs = False
+            if self._jobs:
+                self._jobs_left = True
+                self.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._jobs_left = False
+        self.pump()
 
     def _carry_out(self, now: float) -> None:
         while actions := self.core.actions(now):
@@ -389,25 +392,6 @@ class Driver(JobSockets):
                 self._act_on_jobs(action, now)
         return False
 
-    def _rearm(self) -> None:
-        """Be called when the core has something to do; to ask it after every frame would cost more than the frame."""
-        due = self._asked_at + ASK_PAUSE_S
-        if due >= self._timer_at:
-            return
-        now = self.loop.time()
-        self._arm(due if now < due else self._ask(now))
-
-    def _ask(self, now: float) -> float:
-        self._asked_at = now
-        return self.core.timer()
-
-    def _arm(self, due: float) -> None:
-        if due < self._timer_at:  # a look too early costs less than a new timer
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer_at = due
-            self._timer = self.loop.call_at(due, self._on_timer)
-
     def has_room(self, lane: Lane) -> None:
         """A full subscription was read."""
         self.core.streams.has_room(lane, self.loop.time())
@@ -418,15 +402,9 @@ class Driver(JobSockets):
         self.core.streams.processed(lane, producer, topic, epoch, before, self.loop.time())
         self.schedule_pump()
 
-    def _on_timer(self) -> None:
-        self._timer_at, self._timer = inf, None
-        now = self.loop.time()
-        due = self._ask(now)
-        if due <= now:
-            self.core.handle_timer(now)
-            self.pump()
-        else:
-            self._arm(due)
+    def _on_alarm(self, now: float) -> None:
+        self.core.handle_timer(now)
+        self.pump()
 
     async def confirmed(self, outbox: Outbox, before: int, level: str) -> None:
         """Return once all messages before this one are confirmed at that level, or the node closes.
