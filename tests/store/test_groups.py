@@ -265,8 +265,21 @@ def test_a_member_is_sent_only_its_own_places() -> None:
     cursor.rewind([1, 2])
 
     assert cursor.choose([1, 2], 10, parts, [(2, 3)]) == ([3], b"\1")
-    assert cursor.refusal({1: 12}) == "partition 1 is at 12 already, not before 12"
+    assert cursor.refusal({1: 12}) == "partition 1 is at 13 already, not before 12"
     assert cursor.position(2) == 15
+
+
+def test_a_partition_is_no_further_behind_than_its_oldest_open_message() -> None:
+    """One that had nothing for long and gets a message is behind by that one, and a new owner begins there."""
+    cursor = Cursor([0] * 4)
+    cursor.choose([0, 1, 2, 3], 0, bytes([0] * 1000), ())
+    cursor.commit({0: 1000})
+    cursor.choose([0, 1, 2, 3], 1000, bytes([2, 1, 1, 2]), ())
+    assert [cursor.position(partition) for partition in range(4)] == [1004, 1001, 1000, 1004]
+
+    cursor.rewind([1])
+    assert cursor.next_scan([1]) == 1001
+    assert cursor.choose([1], 1000, bytes([2, 1, 1, 2]), ()) == ([1, 2], b"\1")
 
 
 def test_an_arbiter_that_was_replaced_can_write_nothing() -> None:

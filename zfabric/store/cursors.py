@@ -92,16 +92,18 @@ class Cursor:
                 table[partition] = 1
             mask = partitions.translate(table)
         self.skip(owned, offset + len(partitions))
-        if 0 not in mask:
-            places, chosen = None, partitions
-            last: Mapping[int, int] = dict(zip(chosen, range(len(partitions)), strict=True))
-        else:
-            places = list(compress(range(len(mask)), mask))
+        where: Sequence[int] = range(len(partitions))
+        places, chosen = None, partitions
+        if 0 in mask:
+            places = where = list(compress(where, mask))
             if not places:
                 return None
             chosen = bytes(compress(partitions, mask))
-            last = dict(zip(chosen, places, strict=True))
+        last = dict(zip(chosen, where, strict=True))
+        first = dict(zip(reversed(chosen), reversed(where), strict=True))
         for partition, place in last.items():
+            if self.committed[partition] >= self.sent[partition]:  # nothing of it before this batch is open
+                self.committed[partition] = max(self.committed[partition], offset + first[partition])
             self.sent[partition] = offset + place + 1
         return places, chosen if len(last) > 1 else chosen[:1]
 
