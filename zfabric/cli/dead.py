@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -14,6 +15,7 @@ from zfabric.cli._output import Output, count
 from zfabric.cli._running import run
 from zfabric.cli._values import short
 from zfabric.cli.pull import job_record
+from zfabric.events import JobDead
 from zfabric.model import Job
 from zfabric.node.node import Node
 from zfabric.node.puller import Puller
@@ -21,6 +23,9 @@ from zfabric.protocol.queues import DEAD_PREFIX
 
 __all__ = ["command"]
 
+REQUEUE_S = 60.0
+HELD_S = 24 * 3600.0
+"However long a letter is repeated, nobody else gets it meanwhile."
 QUIET_S = 0.5
 "After this long without another dead letter, those are all."
 
@@ -53,32 +58,41 @@ def list_them(options: Options, queue: str) -> int:
 
 @command.command()
 @click.argument("queue", type=TopicParameter())
-@networked(timeout="How long to wait until all is done; then exit with 75, and the rest stays dead. [60]")
+@networked(timeout=f"How long to wait until all is done; then exit with 75, and the rest stays dead. [{REQUEUE_S:g}]")
 def requeue(options: Options, queue: str) -> int:
-    """Push the dead letters of QUEUE again, and wait until they are done. If one dies again, all stay dead."""
+    """Push the dead letters of QUEUE again, and wait until they are done. Exits 1 if some die again: they stay dead."""
 
     async def push(output: Output) -> int:
         async with open_node(options, "dead") as node:
             puller, jobs = await _collect(options, node, queue)
-            pusher = node.pusher(queue)
-            for job in jobs:
-                await pusher.push(job.value, key=job.key, headers=_own(job), priority=job.priority)
-            try:
-                async with asyncio.timeout(options.timeout or 60.0):
-                    await pusher.flush()
-            except TimeoutError:
-                raise Stop(Exit.TIMED_OUT, f"{count(pusher.depth, 'job')} not done in time: all stay dead") from None
-            again = node.statistics().queues[queue].dead
-            if not again:
-                await _settle(puller, jobs)
-            else:
-                await puller.close()
+            done, again = await _repeat(node, queue, jobs, options.timeout or REQUEUE_S)
+            await _settle(puller, done)
+        output.note(f"{count(len(done), 'dead letter')} of {queue!r} done")
+        if late := len(jobs) - len(done) - again:
+            raise Stop(Exit.TIMED_OUT, f"{count(late, 'job')} not done in time: dead still")
         if again:
-            raise Stop(Exit.FAILED, f"{again} of {count(len(jobs), 'job')} failed again: all stay dead")
-        output.note(f"{count(len(jobs), 'dead letter')} of {queue!r} done")
+            raise Stop(Exit.FAILED, f"{again} of {count(len(jobs), 'job')} failed again: dead still")
         return Exit.OK
 
     return run(options, push)
+
+
+async def _repeat(node: Node, queue: str, jobs: list[Job], timeout: float) -> tuple[list[Job], int]:
+    """Those of the jobs that were done when pushed again, and how many died again."""
+    events, pusher = node.events(), node.pusher(queue)
+    numbers = [
+        await pusher.push(job.value, key=job.key, headers=_own(job), priority=job.priority) for job in jobs
+    ]  # fmt: skip
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout):
+            await pusher.flush()
+    events.close()
+    died = {event.id async for event in events if isinstance(event, JobDead) and event.queue == queue}
+    dead = node.statistics().queues[queue].dead
+    if dead > len(died):  # more than events can tell of: who did is not known
+        return [], dead
+    pairs = zip(numbers, jobs, strict=True)
+    return [job for number, job in pairs if pusher.finished(number) and number not in died], dead
 
 
 @command.command()
@@ -104,7 +118,7 @@ def _own(job: Job) -> dict[str, Any] | None:
 
 async def _collect(options: Options, node: Node, queue: str) -> tuple[Puller, list[Job]]:
     """All dead letters of a queue, in hand."""
-    puller = node.puller(DEAD_PREFIX + queue, ack="manual")
+    puller = node.puller(DEAD_PREFIX + queue, ack="manual", handler_timeout_s=HELD_S)
     await settle(node, quiet_s=0.25, least_s=least_look_s(options), most_s=options.timeout or LOOK_S)
     jobs: list[Job] = []
     while True:

@@ -231,6 +231,10 @@ class Pusher:
         self._chunk_size = min(max(1, self._config.batch_bytes * len(chunk) // (2 * grown)), CHUNK_MAX)
         return True
 
+    def finished(self, number: int) -> bool:
+        """Whether the job of that number is done, dead or expired."""
+        return self._dispatcher.is_finished(number)
+
     async def flush(self) -> None:
         """Return once every job pushed to this queue so far is done, dead or expired, whoever did it.
 

@@ -114,6 +114,10 @@ class Dispatcher:
         """Whether all jobs before this one are done, dead or expired."""
         return self.floor >= before
 
+    def is_finished(self, job_id: int) -> bool:
+        """Whether this one is."""
+        return job_id < self.floor or job_id in self._finished
+
     # -- jobs in -------------------------------------------------------------------------------
 
     def push_block(self, count: int, body: Buffer, pushed_ns: int, now: float, buffers: Sequence[Buffer] = ()) -> int:

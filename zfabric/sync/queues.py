@@ -77,6 +77,10 @@ class Pusher:
             number = self._thread.run(self._pusher.push_many, chunk)
         return number
 
+    def finished(self, number: int) -> bool:
+        """Whether the job of that number is done, dead or expired."""
+        return self._thread.call(lambda: self._pusher.finished(number))
+
     def flush(self) -> None:
         """Return once every job pushed so far is done, dead or expired. Raises DeliveryFailed if the node closes."""
         self._thread.run(self._pusher.flush)
