@@ -1,6 +1,6 @@
 """Frames of a camera through three stages: grey, blurred, edges found. One program here; each stage could be a host.
 
-python -m zfabric.examples.images [frames]
+python -m zfabric.examples.images
 """
 
 from __future__ import annotations

@@ -118,6 +118,12 @@ def test_other_ways_to_write_parameters(path: Path) -> None:
         Inbox(connection, "billing", paramstyle="named")
 
 
+def test_autocommit_is_refused(path: Path) -> None:
+    """There the position would be kept before the effect is."""
+    with pytest.raises(ValueError, match="autocommit"):
+        Inbox(sqlite3.connect(path, isolation_level=None), "billing")
+
+
 def test_a_message_without_a_position_is_refused(path: Path) -> None:
     """It did not come from a store."""
     connection = sqlite3.connect(path)

@@ -34,15 +34,23 @@ INSERT = "INSERT INTO zfabric_inbox VALUES (?, ?, ?, ?, ?)"
 class Inbox:
     """The positions of one reader, in its own database.
 
-    `connection`: it must not be in autocommit mode, and nobody else may use it inside of `once`.
+    `connection`: not in autocommit mode, and nobody else may use it inside of `once`.
     `name`: of the reader; members of one group that write to one database use the same.
     `paramstyle`: of the driver, see PEP 249; needed if it is not `qmark` (sqlite3) or `format` (psycopg, MySQL).
     """
 
     def __init__(self, connection: Any, name: str, *, paramstyle: str = "qmark") -> None:
-        """Make the table `zfabric_inbox` if it is not there. Raises ValueError for a paramstyle that is not known."""
+        """Make the table `zfabric_inbox` if it is not there.
+
+        Raises ValueError for a paramstyle that is not known, and for a connection in autocommit mode.
+        """
         if paramstyle not in ("qmark", "format", "pyformat"):
             raise ValueError(f"paramstyle must be 'qmark', 'format' or 'pyformat', not {paramstyle!r}")
+        of_sqlite = hasattr(connection, "in_transaction")
+        if getattr(connection, "autocommit", None) is True or (of_sqlite and connection.isolation_level is None):
+            raise ValueError(
+                "the connection is in autocommit mode, where an effect and its position part: turn that off"
+            )
         self._connection = connection
         self._name = name
         self._place = "?" if paramstyle == "qmark" else "%s"

@@ -151,3 +151,4 @@ async def test_the_exit_code_tells_what_went_wrong(cli: Commands, node: zfabric.
 
     assert [outcome.code for outcome in (late, none, dead, usage, program)] == [75, 75, 1, 2, 2]
     assert "nobody pulls 'jobs'" in late.err
+    assert "job 0 is dead after 1 attempt: no" in dead.err

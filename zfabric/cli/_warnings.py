@@ -16,6 +16,7 @@ from zfabric.events import (
     Evicted,
     Gap,
     IncompatibleDelivery,
+    JobDead,
     JobsLost,
     PeerJoined,
     PeerLeft,
@@ -95,6 +96,8 @@ class Warnings:
                 output.warn(f"{event.peer.name} gave us up on {event.topic}, which goes on with what comes next")
             case IncompatibleDelivery():
                 output.warn(f"nothing of {event.topic}: {self._differ(event)}")
+            case JobDead():
+                output.warn(f"job {event.id} is dead after {count(event.attempts, 'attempt')}: {event.reason}")
             case JobsLost():
                 output.warn(f"{count(event.count, 'job')} of {event.queue} lost on the way")
             case PeerRefused():
