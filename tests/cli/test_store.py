@@ -16,7 +16,8 @@ async def test_it_keeps_what_is_published_and_ends_in_order(
     cli: Commands, node: zfabric.Node, tmp_path: Path, number: int
 ) -> None:
     """Ready when it says so, seen by the others, files for its user alone, 0 at the end."""
-    store = await cli.start("store", "run", str(tmp_path / "data"), "--name", "archive", "--topics", "orders.#")
+    options = "--name", "archive", "--topics", "orders.#", "--messages", "50"
+    store = await cli.start("store", "run", str(tmp_path / "data"), *options)
     assert "keeping orders.#" in await store.note("keeping")
     orders = node.publisher("orders.eu", durable=True, confirm="stored")
     await orders.wait_for(stores=1, timeout=20)

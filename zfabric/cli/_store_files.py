@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from zfabric.store import Log, Retention
     from zfabric.store.sqlite import SqliteLog
 
-__all__ = ["VERBS"]
+__all__ = ["VERBS", "retention_options"]
+
+Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 _store = click.argument("url", metavar="DIR|URL")
 
@@ -291,23 +293,31 @@ def _compact(output: Output, log: Log, topics: tuple[str, ...]) -> int:
     return Exit.OK
 
 
+def retention_options(command: Verb) -> Verb:
+    """The options that say how long a topic is kept: the fields of `Retention`."""
+    age = click.FloatRange(min=0)
+    for decorate in (
+        click.option("--compact", is_flag=True, help="Keep only the last value of each key."),
+        click.option("--messages", type=click.IntRange(min=0), metavar="N", help="Keep about N messages."),
+        click.option("--bytes", type=click.IntRange(min=0), metavar="N", help="Keep about N bytes."),
+        click.option("--age", "age_s", type=age, metavar="SECONDS", help="Remove what was stored longer ago."),
+    ):
+        command = decorate(command)
+    return command
+
+
 @click.command()
 @_store
 @click.argument("topic", type=TopicParameter())
-@click.option("--age", type=click.FloatRange(min=0), metavar="SECONDS", help="Remove what was stored longer ago.")
-@click.option("--bytes", "nbytes", type=click.IntRange(min=0), metavar="N", help="Keep about N bytes.")
-@click.option("--messages", type=click.IntRange(min=0), metavar="N", help="Keep about N messages.")
-@click.option("--compact", "compacted", is_flag=True, help="Keep only the last value of each key.")
+@retention_options
 @output_options
-def retain(
-    options: Options, url: str, topic: str, age: float | None, nbytes: int | None, messages: int | None, compacted: bool
-) -> int:
+def retain(options: Options, url: str, topic: str, **bounds: Any) -> int:
     """Set how long TOPIC is kept, instead of what was set before; without options for ever."""
 
     def work(output: Output, log: Log) -> int:
         from zfabric.store import Retention
 
-        retention = Retention(age_s=age, bytes=nbytes, messages=messages, compact=compacted)
+        retention = Retention(**bounds)
         log.retain(topic, retention)
         log.enforce()
         if output.json:

@@ -14,7 +14,7 @@ import click
 from zfabric.cli._options import Options, PatternParameter, networked
 from zfabric.cli._output import Output
 from zfabric.cli._running import run as run_verb
-from zfabric.cli._store_files import VERBS
+from zfabric.cli._store_files import VERBS, retention_options
 from zfabric.cli._store_groups import groups
 from zfabric.config import Config
 
@@ -40,22 +40,25 @@ def command() -> None:
     metavar="PATTERN",
     help="Which durable topics to keep; repeat it for more. [all of them]",
 )
+@retention_options
 @networked(timeout="End after this long.")
-def run(options: Options, url: str, patterns: tuple[str, ...]) -> int:
+def run(options: Options, url: str, patterns: tuple[str, ...], **retention: Any) -> int:
     """Keep durable topics in DIR, which is made if it is not there, until Ctrl-C or SIGTERM.
 
+    Topics are kept for ever, or as --age, --bytes, --messages and --compact say, where `retain` has set nothing else.
     Its files are this user's alone. Ends with 1 as soon as the disk fails: nothing is confirmed from then on.
     """
-    return run_verb(options, lambda output: _run(options, output, url, patterns))
+    return run_verb(options, lambda output: _run(options, output, url, patterns, retention))
 
 
-async def _run(options: Options, output: Output, url: str, patterns: tuple[str, ...]) -> int:
-    from zfabric.store import Store
+async def _run(options: Options, output: Output, url: str, patterns: tuple[str, ...], retention: dict[str, Any]) -> int:
+    from zfabric.store import Retention, Store
 
     os.umask(0o077)
     store = Store(
         url,
         topics=patterns,
+        retention=Retention(**retention),
         name=options.name or f"store-{os.getpid()}",
         fabric=options.fabric,
         interface=options.interface,

@@ -14,7 +14,7 @@ from zfabric.errors import StoreFailed
 from zfabric.node.driver import Driver
 from zfabric.node.node import Node
 from zfabric.store.engines import open_log
-from zfabric.store.log import Log
+from zfabric.store.log import Log, Retention
 from zfabric.store.service import StoreService
 from zfabric.store.writer import Writer
 
@@ -28,6 +28,7 @@ class Store:
 
     `url`: where the log is, see `open_log`; it is made if there is none.
     `topics`: patterns of the durable topics that it keeps.
+    `retention`: how long it keeps topics that nothing was set for (`Log.retain`, `zfabric store retain`).
     `node`: an unopened node to be, or else options for one, as for `zfabric.Node`.
     """
 
@@ -36,6 +37,7 @@ class Store:
         url: str | Path,
         *,
         topics: Sequence[str] = ("#",),
+        retention: Retention | None = None,
         node: Node | None = None,
         config: Config | None = None,
         name: str = "store",
@@ -43,6 +45,7 @@ class Store:
     ) -> None:
         self._url = str(url)
         self._topics = tuple(topics)
+        self._retention = retention or Retention()
         self._config = config or Config()
         self.node = node or Node(name, config=self._config, **options)
         self._service: StoreService | None = None
@@ -73,7 +76,7 @@ class Store:
     def _serve(self, driver: Driver) -> None:
         driver.rights.check_stores(self._topics)
         self._service = StoreService(driver, self.log, self._writer, self._topics, self.log.id, self._config)
-        self._service.start()
+        self._service.start(self._retention)
 
     async def wait(self) -> None:
         """Return never; raises StoreFailed when nothing can be confirmed any more. Then close it, and mend the disk."""

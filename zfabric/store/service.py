@@ -24,7 +24,7 @@ from zfabric.protocol.peers import PeerRecord
 from zfabric.store.group import PREFIX
 from zfabric.store.grouphost import GroupHost
 from zfabric.store.keeper import Keeper, append_of
-from zfabric.store.log import Append, Appended, Commit, Log, PositionUpdate
+from zfabric.store.log import Append, Appended, Commit, Log, PositionUpdate, Retention
 from zfabric.store.readings import ENTRY_BYTES, Reading, Tail
 from zfabric.store.writer import Writer
 from zfabric.wire.batch import REPAIR_BYTES, Batch, parse_batch
@@ -88,9 +88,9 @@ class StoreService:
 
     # -- life ----------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """The node is open."""
-        _ = self._spawn(self._tidy())
+    def start(self, retention: Retention) -> None:
+        """The node is open. `retention` is for topics that nothing was set for."""
+        _ = self._spawn(self._tidy(retention))
 
     async def close(self) -> None:
         """Serve nobody any more."""
@@ -112,7 +112,7 @@ class StoreService:
     async def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await self._driver.loop.run_in_executor(None, function, *arguments)
 
-    async def _tidy(self) -> None:
+    async def _tidy(self, retention: Retention) -> None:
         while True:
             await asyncio.sleep(TIDY_S)
             offered = {topic for remote in self._core.interests.remote.values() for topic in remote.topics}
@@ -122,7 +122,15 @@ class StoreService:
                 self._core.interests.unsubscribe(keeper.lane)
             self._driver.schedule_pump()
             with suppress(FabricError):
-                await self._run(self._log.enforce)
+                await self._run(self._retain, retention)
+
+    def _retain(self, retention: Retention) -> None:
+        """Let go of what topics need not keep. Runs in a thread."""
+        nothing_set = Retention()
+        for known in self._log.streams():
+            if known.retention == nothing_set != retention:
+                self._log.retain(known.name, retention)
+        self._log.enforce()
 
     # -- peers ---------------------------------------------------------------------------------
 
