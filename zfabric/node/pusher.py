@@ -232,7 +232,7 @@ class Pusher:
         return True
 
     def finished(self, number: int) -> bool:
-        """Whether the job of that number is done, dead or expired."""
+        """Whether the job of that number is done, dead, expired or lost."""
         return self._dispatcher.is_finished(number)
 
     async def flush(self) -> None:

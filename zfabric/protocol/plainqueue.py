@@ -105,6 +105,10 @@ class PlainQueue:
         """Whether all jobs before this one are done or lost."""
         return self.floor >= before
 
+    def is_finished(self, job_id: int) -> bool:
+        """Whether this one is."""
+        return job_id < self.floor
+
     # -- jobs in -------------------------------------------------------------------------------
 
     def push_block(self, count: int, body: Buffer, pushed_ns: int, now: float, buffers: Sequence[Buffer] = ()) -> int:

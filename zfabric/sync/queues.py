@@ -78,7 +78,7 @@ class Pusher:
         return number
 
     def finished(self, number: int) -> bool:
-        """Whether the job of that number is done, dead or expired."""
+        """Whether the job of that number is done, dead, expired or lost."""
         return self._thread.call(lambda: self._pusher.finished(number))
 
     def flush(self) -> None:
