@@ -122,12 +122,12 @@ async def test_queues_shows_what_there_is(cli: Commands, node: zfabric.Node) -> 
     """As a table and as JSON; 69 without any."""
     assert (await cli.run("queues", "--timeout", "1")).code == 69
     await node.pusher("jobs").push_many(range(7))
-    table, listed = await asyncio.gather(cli.run("queues"), cli.run("queues", "--json"))
+    table, listed = await asyncio.gather(cli.run("queues", "--wait", "1"), cli.run("queues", "--wait", "1", "--json"))
 
     assert listed.records == [
         {
             "queue": "jobs", "node": "friend", "depth": 7, "in_flight": 0, "workers": 0, "done": 0, "redelivered": 0,
-            "dead": 0, "expired": 0,
+            "dead": 0, "expired": 0, "lost": 0,
         }
     ]  # fmt: skip
     assert table.out.split()[:2] == ["QUEUE", "NODE"]

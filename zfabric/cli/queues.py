@@ -16,18 +16,19 @@ __all__ = ["command"]
 
 @click.command()
 @click.option("--dead", is_flag=True, help="Show the dead-letter queues, too.")
-@networked(timeout="How long to look and ask at most. [3]")
-def command(options: Options, dead: bool) -> int:
+@networked(timeout="How long to look and ask at most. [3; 10 with --wait]")
+@click.option("--wait", type=click.IntRange(min=1), metavar="N", help="Wait for N nodes; 75 if they do not come.")
+def command(options: Options, dead: bool, wait: int | None) -> int:
     """Show every queue: the node that keeps its jobs, how many there are, and what became of the others.
 
     Exits 69 when there is none.
     """
-    return run(options, lambda output: _show(options, output, dead=dead))
+    return run(options, lambda output: _show(options, output, wait or 0, dead=dead))
 
 
-async def _show(options: Options, output: Output, *, dead: bool) -> int:
-    sighting = await look_around(options, "queues", queues=True)
-    sighting.require(0, options)
+async def _show(options: Options, output: Output, wait: int, *, dead: bool) -> int:
+    sighting = await look_around(options, "queues", wait, queues=True)
+    sighting.require(wait, options)
     states = [state for state in sighting.queues if dead or not state.queue.startswith(DEAD_PREFIX)]
     if output.json:
         for state in states:
