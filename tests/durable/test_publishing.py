@@ -76,6 +76,19 @@ async def test_without_a_store_it_says_so_at_once(fabric: MemoryFabric) -> None:
     await orders.flush()  # nothing was published
 
 
+async def test_a_store_in_sight_is_waited_for(fabric: MemoryFabric, make_store: MakeStore) -> None:
+    """A node that knows a store of the topic need not wait for it with each publisher."""
+    store = await make_store(topics=["orders.#"])
+    shop = await fabric.open("shop")
+    first = shop.publisher("orders.first", durable=True, confirm="stored")
+    await first.wait_for(stores=1, timeout=10)
+
+    await shop.publisher("orders.second", durable=True, confirm="stored").publish(2)
+    assert values_in(store, "orders.second") == 1
+    with pytest.raises(NotStored, match="zfabric store run"):
+        await shop.publisher("letters", durable=True).publish(3)
+
+
 async def test_without_a_store_it_may_buffer(fabric: MemoryFabric, make_store: MakeStore) -> None:
     """The window takes messages until it is full; a store that comes gets all of them."""
     node = await fabric.open("shop", config=Config(batch_bytes=1000))

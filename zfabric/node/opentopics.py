@@ -99,6 +99,10 @@ class OpenTopic:
             if self._file is not None:
                 self._file.close()
             raise
+        keeping = self.outbox.keeping
+        if keeping is not None and driver.core.stores.keeping(name) is not None:
+            keeping.expect(driver.loop.time())
+            self.outbox.judge()
         codec.snapshots.room = partial(driver.core.lending.take, self.outbox)
         codec.snapshots.owns = driver.core.lending.holds
         if self._file is not None:

@@ -22,7 +22,7 @@ class Keeping:
         self.trouble = NO_STORE
         "Why a message published now would not be stored; empty if it would."
         self.alone_since = inf
-        "When the last store left, while it is waited for."
+        "Since when a store is waited for that left, or is about to come."
         self.broken = ""
         "Why nothing can be published any more."
         self._away_s = away_s
@@ -45,6 +45,11 @@ class Keeping:
     def reason(self) -> str:
         """Why, if `stops`."""
         return self.broken or self.trouble
+
+    def expect(self, now: float) -> None:
+        """A store of this topic is in sight, and about to attach: wait for it as for one that left."""
+        self.alone_since = now
+        self._judge()
 
     def attached(self, store: bytes) -> None:
         """A store gets everything from now on."""
@@ -76,7 +81,7 @@ class Keeping:
             self.trouble = ""
 
     def timer(self) -> float:
-        """When it is no longer expected that the last store comes back."""
+        """When a store is no longer waited for."""
         return self.alone_since + self._away_s
 
     def handle_timer(self, now: float) -> None:
