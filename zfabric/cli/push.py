@@ -104,6 +104,7 @@ async def _push(options: Options, output: Output, job: Push) -> int:
         except TimeoutError:
             left = count(pusher.depth, "job")
             hint = "" if pusher.workers else f"; nobody pulls {job.queue!r}"
+            await node.close(0)  # it has waited long enough
             raise Stop(Exit.TIMED_OUT, f"{left} not done within {options.timeout:g} s, and lost{hint}") from None
         return _tell(output, job, pushed, node.statistics().queues[job.queue])
 

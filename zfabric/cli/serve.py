@@ -54,6 +54,9 @@ async def _serve(
             except CommandFailed as error:
                 failed = str(error)
                 raise
+            except asyncio.CancelledError:
+                failed = "given up"
+                raise
             finally:
                 seconds = time.monotonic() - began
                 if output.json:
