@@ -78,6 +78,7 @@ async def test_jobs_are_not_done_before_their_reader_asks_for_more(pair: Pair) -
     first = await puller.receive(TIMEOUT)
     assert (first.value, first.key, first.headers, first.attempt) == ({"item": 1}, "k", {"colour": "red"}, 1)
     assert pusher.depth == 2
+    assert not pusher.finished(0)
     second = await puller.receive(TIMEOUT)
     assert (second.value.sum(), second.seq, second.queue) == (4_999_950_000, 1, "jobs")
     with pytest.raises(TimeoutError):

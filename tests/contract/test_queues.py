@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.contract.support import TIMEOUT, MakeNode, next_event
+from tests.waiting import wait_until_async
 from zfabric import (
     AckRefused,
     DecodeError,
@@ -124,6 +125,21 @@ async def test_large_values_travel_between_small_ones(pair: Pair) -> None:
 
     for value, expected in zip(got, [*sent, *sent, b"z" * 100_000], strict=True):
         assert np.array_equal(value, expected)
+
+
+async def test_a_pusher_tells_which_jobs_are_finished(pair: Pair) -> None:
+    """Each by its number, in whatever order: done, or dead."""
+    pusher, puller = await ends(pair, ack="manual", credit=10)
+    first, second, third = [await pusher.push(number, headers={"n": number}) for number in range(3)]
+    jobs = [await puller.receive(TIMEOUT) for _ in range(3)]
+    assert not any(map(pusher.finished, (first, second, third)))
+
+    await jobs[2].ack()
+    await wait_until_async(lambda: pusher.finished(third))
+    await jobs[0].reject()
+    await wait_until_async(lambda: pusher.finished(first))
+    assert not pusher.finished(second)
+    await puller.close()
 
 
 async def test_manual_acks_in_any_order(pair: Pair) -> None:
