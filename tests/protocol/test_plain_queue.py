@@ -45,7 +45,7 @@ def test_a_batch_is_lost_once_all_pullers_are_beyond_it() -> None:
     queue.taken(B, [(2, 3)], 3, 1.0)
     assert figures(queue) == (3, 1, 0), "number 1 is behind both"
     assert queue.take_lost() == 1
-    assert queue.finished(4)
+    assert queue.floor == 4
     assert queue.nbytes == 0
 
 

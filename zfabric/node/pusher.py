@@ -244,9 +244,9 @@ class Pusher:
         self._open.seal()
         dispatcher, before = self._dispatcher, self._dispatcher.next_id
         try:
-            await self._driver.wait_until(lambda: dispatcher.finished(before), None)
+            await self._driver.wait_until(lambda: dispatcher.floor >= before, None)
         except NodeClosed:
-            if not dispatcher.finished(before):
+            if dispatcher.floor < before:
                 failure = "this node", dispatcher.floor, before - 1, "it closed"
                 raise DeliveryFailed(self.queue, (failure,)) from None
 

@@ -110,12 +110,8 @@ class Dispatcher:
         """Whether pushers must wait."""
         return self.nbytes >= self.policy.queue_bytes
 
-    def finished(self, before: int) -> bool:
-        """Whether all jobs before this one are done, dead or expired."""
-        return self.floor >= before
-
     def is_finished(self, job_id: int) -> bool:
-        """Whether this one is."""
+        """Whether this job is done, dead or expired."""
         return job_id < self.floor or job_id in self._finished
 
     # -- jobs in -------------------------------------------------------------------------------

@@ -101,12 +101,8 @@ class PlainQueue:
     def _unsent_from(self) -> int:
         return self._unsent[0].first if self._unsent else self.next_id
 
-    def finished(self, before: int) -> bool:
-        """Whether all jobs before this one are done or lost."""
-        return self.floor >= before
-
     def is_finished(self, job_id: int) -> bool:
-        """Whether this one is."""
+        """Whether this job is done or lost."""
         return job_id < self.floor
 
     # -- jobs in -------------------------------------------------------------------------------
