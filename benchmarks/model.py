@@ -73,6 +73,8 @@ class Run:
     "The harness ends the processes after this long, and reports a failure."
     secure: bool = False
     "Encrypted, for peers that can be."
+    signed: bool = False
+    "Each batch is signed by an identity, and nothing else is taken."
     directory: str = ""
     "A fresh private directory with a short name, for ipc sockets and registries; set by the harness."
     server: str = ""

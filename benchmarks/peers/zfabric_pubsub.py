@@ -8,12 +8,14 @@ event loop its turn after every 1,000 messages, as any program that produces in 
 from __future__ import annotations
 
 import random
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from benchmarks import payloads
@@ -22,6 +24,7 @@ from benchmarks.model import Entry, Link, Role, Run
 from benchmarks.started import starting
 from zfabric import Config, Delivery, Node, Publisher, Subscription, Topic
 from zfabric.node.environment import Machine
+from zfabric.security.identities import create
 from zfabric.security.keys import FabricKey
 from zfabric.transport.base import Receiver, Transport
 
@@ -71,7 +74,17 @@ def bench_node(name: str, run: Run) -> Node:
     config = Config(mdns=False, ipc=run.transport == "ipc")
     if not run.bounded:
         config = replace(config, outlet_queue_bytes=QUEUE_BYTES, buffer_bytes=QUEUE_BYTES)
-    return Node(name, fabric=FABRIC, key=KEY if run.secure else None, config=config)
+    key = _identity(run) if run.signed else KEY if run.secure else None
+    return Node(name, fabric=FABRIC, key=key, config=config)
+
+
+def _identity(run: Run) -> Path:
+    """One identity for both roles, made by whichever comes first."""
+    made = Path(tempfile.mkdtemp(dir=run.directory))
+    create(made, FABRIC, "bench")
+    with suppress(OSError):
+        made.rename(Path(run.directory) / "bench.d")
+    return Path(run.directory) / "bench.d"
 
 
 @asynccontextmanager
@@ -89,7 +102,7 @@ async def nowait(run: Run, link: Link, delivery: Delivery = Delivery.AT_MOST_ONC
 async def publish_many(run: Run, link: Link, delivery: Delivery = Delivery.AT_MOST_ONCE) -> AsyncIterator[Sender]:
     """Send with publish_many; done when everything is on its way, or acknowledged by every subscriber."""
     async with bench_node("sender", run) as node:
-        publisher = node.publisher(_topics(run)[0], delivery=delivery)
+        publisher = node.publisher(_topics(run)[0], delivery=delivery, sign=run.signed)
         await publisher.wait_for(subscribers=run.receivers, timeout=WAIT_S)
         yield Sender(sends=[], many=publisher.publish_many, flush=publisher.flush)
 
@@ -131,7 +144,7 @@ async def _subscribed(run: Run, link: Link, loss: float = 0.0) -> AsyncIterator[
     if loss:
         node._environment = LossyMachine(loss)  # noqa: SLF001 - there is no public way to lose batches
     topic: Any = _topics(run)[0] if run.topics == 1 else "benchmark.*"
-    async with node, node.subscribe(topic) as subscription:
+    async with node, node.subscribe(topic, signed=run.signed) as subscription:
         await subscription.wait_for(publishers=1, timeout=WAIT_S)
         yield node, subscription
 

@@ -26,13 +26,14 @@ class Throughput(Rates):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Encryption."""
         super().add_arguments(parser)
-        parser.add_argument("--secure", action="store_true", help="plain and encrypted, peers that can do both")
+        parser.add_argument("--secure", action="store_true", help="plain, encrypted, signed: peers that can do all")
 
     def variants(self, options: argparse.Namespace) -> Iterator[Variant]:
-        """One case, or plain and encrypted."""
+        """One case, or plain, encrypted, and signed as well."""
         if options.secure:
             yield Variant(case=PLAIN)
             yield Variant(case="encrypted", changes={"secure": True})
+            yield Variant(case="signed", changes={"secure": True, "signed": True})
         else:
             yield Variant()
 
@@ -43,7 +44,7 @@ class Throughput(Rates):
     def _ratios(
         self, cell: Cell, cells: Sequence[Cell], figures: Sequence[Sequence[float | None]], own: Sequence[float | None]
     ) -> dict[str, float]:
-        """What encryption leaves of the same peer's plain rate, too."""
+        """What encryption, and signatures, leave of the same peer's plain rate, too."""
         ratios = super()._ratios(cell, cells, figures, own)
         for other, theirs in zip(cells, figures, strict=True):
             same = other.entry is cell.entry and comparable(other)[1:] == comparable(cell)[1:]

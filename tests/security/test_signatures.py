@@ -144,13 +144,16 @@ def test_keys_and_signatures_are_those_of_rfc_8032() -> None:
 # -- nodes -------------------------------------------------------------------------------------
 
 
-async def send(publisher: Node, *values: Any, listeners: int = 1, **options: Any) -> None:
-    """Publish, once so many listen."""
-    outgoing = publisher.publisher("orders", **options)
-    await outgoing.wait_for(listeners, timeout=10)
-    await outgoing.publish_many(values)
-    await outgoing.flush()
-    await outgoing.close()
+async def send(publisher: Node, *, listeners: int = 1, values: tuple[Any, ...] = (), **options: Any) -> None:
+    """Publish once without a signature, and then with one, once so many listen."""
+    unsigned = publisher.publisher("orders.unsigned", **options)
+    signed = publisher.publisher("orders.signed", sign=True, **options)
+    for outgoing in (unsigned, signed):
+        await outgoing.wait_for(listeners, timeout=10)
+    await unsigned.publish("unsigned")
+    await unsigned.flush()
+    await signed.publish_many(values or ("signed",))
+    await signed.flush()
 
 
 @pytest.mark.parametrize("delivery", ["at-most-once", "at-least-once"])
@@ -158,17 +161,16 @@ async def test_a_subscription_may_ask_for_signatures(town: Town, opened: Opened,
     """Signed messages come, unsigned ones are a gap; who did not ask gets both."""
     ada, bob = await opened("ada"), await opened("bob")
     events = bob.events()
-    strict, lax = bob.subscribe("orders", signed=True), bob.subscribe("orders")
-    await send(ada, "unsigned", listeners=2, delivery=delivery)
-    await send(ada, "signed", listeners=2, delivery=delivery, sign=True)
-    assert [(await lax.receive(10)).value for _ in range(2)] == ["unsigned", "signed"]
+    strict, lax = bob.subscribe("orders.#", signed=True), bob.subscribe("orders.#")
+    await send(ada, listeners=2, delivery=delivery)
+    assert {(await lax.receive(10)).value for _ in range(2)} == {"unsigned", "signed"}
     assert (await strict.receive(10)).value == "signed"
     refused = await next_event(events, SignatureRefused)
     gap = await next_event(events, Gap)
     assert (refused.reason, refused.source.name, refused.first) == ("it is not signed", "ada", 0)
     assert (gap.cause, gap.count) == ("signature", 1)
     statistics = bob.statistics()
-    assert (statistics.signatures_refused, statistics.topics["orders"].lost) == (1, 1)
+    assert (statistics.signatures_refused, statistics.topics["orders.unsigned"].lost) == (1, 1)
 
 
 @pytest.mark.parametrize("delivery", ["at-most-once", "at-least-once"])
@@ -196,9 +198,8 @@ async def test_forged_signatures_are_never_delivered(town: Town, opened: Opened,
 async def test_a_nodes_own_messages_need_a_signature_too(town: Town, opened: Opened) -> None:
     """Policy is policy; and no signature of one's own is checked."""
     ada = await opened("ada", config=replace(QUICK, require_signatures=True))
-    subscription = ada.subscribe("orders")
-    await send(ada, "unsigned")
-    await send(ada, "signed", sign=True)
+    subscription = ada.subscribe("orders.#")
+    await send(ada)
     assert (await subscription.receive(10)).value == "signed"
     assert ada.statistics().signatures_refused == 1
 
@@ -207,8 +208,8 @@ async def test_one_key_for_all_signs_against_outsiders(real_fabric: RealFabric) 
     """Every member can make and check such signatures; without a key, nobody."""
     key = new_key(real_fabric.name)
     ada, bob = await real_fabric.open("ada", key=key), await real_fabric.open("bob", key=key)
-    subscription = bob.subscribe("orders", signed=True)
-    await send(ada, b"x" * 100_000, "small", sign=True)
+    subscription = bob.subscribe("orders.signed", start="earliest", signed=True)
+    await send(ada, listeners=0, values=(b"x" * 100_000, "small"), delivery="at-least-once", history=10)
     assert [(await subscription.receive(10)).value for _ in range(2)] == [b"x" * 100_000, "small"]
     keyless = await real_fabric.open("eve", fabric=f"{real_fabric.name}-2")
     with pytest.raises(LocalProtocolError, match="need a key"):
@@ -222,8 +223,8 @@ async def test_without_pynacl_signing_names_the_cure(opened: Opened, monkeypatch
     ada = await opened("ada")
     monkeypatch.setattr("zfabric.security.identities.available", lambda: False)
     bob = await opened("bob")
-    subscription = bob.subscribe("orders")
-    await send(ada, "signed", sign=True)
+    subscription = bob.subscribe("orders.signed", start="earliest")
+    await send(ada, listeners=0, delivery="at-least-once", history=10)
     assert (await subscription.receive(10)).value == "signed"
     monkeypatch.setattr(signing, "available", lambda: False)
     with pytest.raises(LocalProtocolError, match="pip install"):
