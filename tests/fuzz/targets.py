@@ -26,10 +26,12 @@ from zfabric.wire.batch import parse_batch
 from zfabric.wire.codec import Codec
 from zfabric.wire.records import decode_envelope, encode_envelope
 from zfabric.wire.selectors import Selector
+from zfabric.wire.signatures import BadSignature
 from zfabric.wire.topics import Pattern, check_topic
 
 __all__ = ["TARGETS", "Target"]
 
+SIGNER = FabricKey("plant", bytes(range(32)))
 VECTORS = Path(__file__).parents[1] / "vectors"
 LIMITS = Config()
 NODE = bytes(range(16))
@@ -67,7 +69,9 @@ def batch(data: bytes) -> None:
         try:
             found = parse_batch(frames, messages_max=1000, buffers_max=8, topic_bytes_max=255, loans=True)
             values(bytes(found.body))
-        except RemoteProtocolError:
+            if found.signature:
+                SIGNER.signer_of(found)
+        except (RemoteProtocolError, BadSignature):
             continue
 
 
