@@ -81,6 +81,24 @@ async def test_what_several_patterns_match_is_recorded_once(nodes: tuple[Node, N
     assert sorted(content(CaptureReader(tmp_path / "run.zfr"))) == [("plant.a", 0, 0), ("plant.a.b", 0, 1), ("x", 0, 2)]
 
 
+async def test_many_topics_in_one_turn_are_recorded_apart(nodes: tuple[Node, Node], tmp_path: Path) -> None:
+    """Batches that travelled together are batches of their own topics in the capture, each once."""
+    sensor, node = nodes
+    names = [f"plant.t{number}" for number in range(20)]
+    async with Recorder(node, tmp_path / "run.zfr", ["plant.t1", "plant.*"]) as recorder:
+        publishers = [sensor.publisher(name) for name in names]
+        for publisher in publishers:
+            await publisher.wait_for(2 if publisher.topic == "plant.t1" else 1, 5)
+        for number, publisher in enumerate(publishers):
+            publisher.publish_nowait(number)
+            publisher.publish_nowait("again")
+        await wait_until_async(lambda: recorder.messages == 40)
+
+    assert sorted(content(CaptureReader(tmp_path / "run.zfr"))) == sorted(
+        entry for number, name in enumerate(names) for entry in [(name, 0, number), (name, 1, "again")]
+    )
+
+
 async def test_it_stops_at_messages_max(nodes: tuple[Node, Node], tmp_path: Path) -> None:
     """With `messages_max` exactly that many are recorded, though more come in one batch, and `wait` returns."""
     sensor, node = nodes
@@ -120,6 +138,13 @@ def test_where_messages_are_missing_a_batch_is_divided(numbers: list[int]) -> No
     assert [message for run in found for message in run] == messages
     assert all(run[-1].seq - run[0].seq == len(run) - 1 for run in found)
     assert len(found) == sum(number - 1 not in numbers for number in numbers)
+
+
+def test_where_the_topic_changes_a_batch_is_divided() -> None:
+    """Numbers of two topics may follow each other, too."""
+    messages = [Message(seq, seq, topic, 0.0, SENSOR) for seq, topic in [(0, "a"), (1, "a"), (2, "b"), (0, "c")]]
+
+    assert list(consecutive(messages)) == [messages[:2], messages[2:3], messages[3:]]
 
 
 async def test_what_no_block_can_hold_is_left_out(nodes: tuple[Node, Node], tmp_path: Path) -> None:

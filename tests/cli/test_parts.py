@@ -12,12 +12,12 @@ import pytest
 
 from zfabric.cli._options import Options
 from zfabric.cli._output import Output
-from zfabric.cli._rates import Meter
+from zfabric.cli._rates import Meter, Meters
 from zfabric.cli._values import FieldMissing, json_line, pick, plain, safe, short
 from zfabric.cli._warnings import Warnings
 from zfabric.cli.bw import human, size
 from zfabric.events import DecodeError, Event, Gap, PeerRefused
-from zfabric.model import Source
+from zfabric.model import Message, Source
 from zfabric.node.node import Node
 
 PLAIN: list[tuple[Any, Any]] = [
@@ -103,6 +103,30 @@ def test_messages_of_one_batch_come_together() -> None:
 
     assert (mean, least, most) == pytest.approx((0.1, 0.0, 0.3))
     assert spread == pytest.approx(0.1414, rel=0.01)
+
+
+class _Lists:
+    """A subscription that gives what it is told to."""
+
+    def __init__(self, lists: list[list[Message]]) -> None:
+        self._lists = lists
+
+    async def batches(self) -> AsyncIterator[list[Message]]:
+        """All of them."""
+        for messages in self._lists:
+            yield messages
+
+
+async def test_topics_that_come_together_are_measured_apart() -> None:
+    """A list with messages of several topics counts for each of them."""
+    meters = Meters(len)
+    source = Source("0" * 32, "sensor")
+    lists = [[Message(0, seq, topic, 0.0, source) for seq, topic in [(0, "a"), (1, "a"), (0, "b")]]]
+
+    await meters.read(cast("Any", _Lists(lists)))
+
+    assert {topic: meter.mean_bytes() for topic, meter in meters.items()} == {"a": 1, "b": 1}
+    assert {topic: meter.messages for topic, meter in meters.items()} == {"a": 2, "b": 1}
 
 
 def test_sizes() -> None:

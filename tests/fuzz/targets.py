@@ -23,6 +23,7 @@ from zfabric.security.enrolment import Invitation
 from zfabric.security.identities import accept
 from zfabric.security.keys import FabricKey
 from zfabric.wire.batch import parse_batch
+from zfabric.wire.bundle import parse_bundle
 from zfabric.wire.codec import Codec
 from zfabric.wire.records import decode_envelope, encode_envelope
 from zfabric.wire.selectors import Selector
@@ -73,6 +74,17 @@ def batch(data: bytes) -> None:
                 SIGNER.signer_of(found)
         except (RemoteProtocolError, BadSignature):
             continue
+
+
+def bundle(data: bytes) -> None:
+    """A bundle, each of its batches by itself, and the values in all of them."""
+    try:
+        found = parse_bundle([data], messages_max=1000)
+    except RemoteProtocolError:
+        return
+    assert [each.count for each in found.batches()] == found.counts
+    assert found.select([0]).count == found.counts[0]
+    values(bytes(found.body))
 
 
 def values(data: bytes) -> None:
@@ -176,6 +188,7 @@ _KEY = b"zfk1:plant:" + FabricKey("plant", bytes(32)).text.rpartition(":")[2].en
 TARGETS = {
     "frame": Target(frame, tuple(_vectors())),
     "batch": Target(batch, tuple(_vectors("batch", "empty", "crc")) or tuple(_vectors())),
+    "bundle": Target(bundle, tuple(_vectors("bundle"))),
     "values": Target(values, (b"\x93\x01\xa1a\xc0", b"\xdd\xff\xff\xff\xff", b"\x91" * 100, b"\xc7\x05\x01abcde")),
     "topic": Target(topic, (b"plant.line1.temp", b"plant.*.temp", b"a.#.b.*", b"$sys.x")),
     "txt": Target(txt, (b"\x03v=1\x23id=000102030405060708090a0b0c0d0e0f\x07f=plant\x18e0=tcp://192.168.1.5:7400",)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from zfabric import Node
 from zfabric.security.keys import FabricKey
 from zfabric.transport.handshakes import be_client, be_server
 from zfabric.wire.batch import BatchWriter, Buffer
+from zfabric.wire.bundle import BundleWriter, address, tagged
 from zfabric.wire.records import (
     Hello,
     Identity,
@@ -225,6 +226,18 @@ class Impostor:
             writer.buffer += body
             writer.count += 1
         return writer.seal(base, 1)
+
+    def bundle(self, *streams: tuple[str, int, bytes], to: str, counts: Sequence[int] = ()) -> bytes:
+        """A bundle for one node: topics with their base numbers and encoded values."""
+        writer = BundleWriter()
+        for topic, base, body in streams:
+            writer.topics.append(topic)
+            writer.epochs.append(1)
+            writer.bases.append(base)
+            writer.bodies.append(body)
+        writer.counts += counts or [1] * len(streams)
+        writer.count = sum(writer.counts)
+        return tagged(address(bytes.fromhex(to)), "") + writer.seal(self.id, 1, with_crc=False)
 
     def publish(self, *frames: Any) -> None:
         """Send a batch to everybody who subscribed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import struct
@@ -181,6 +182,53 @@ async def test_payloads_that_do_not_decode_are_reported(arena: Arena, impostor: 
 
     await wait_until_async(lambda: seen == [len(bad), len(bad) + 2])
     assert arena.statistics.total("undecodable") == len(bad) + 1
+    await arena.stays_small()
+
+
+@pytest.mark.parametrize("limits", [{"batch_messages_max": 50, "inboxes_max": 30}])
+async def test_malformed_bundles_are_counted(arena: Arena, impostor: MakeImpostor, limits: dict[str, Any]) -> None:
+    """Bundles that are cut short, too long, forged or of too many streams are one error each; a good one arrives."""
+    attacker, subscription = await evil_publisher(arena, impostor)
+    to = arena.victim.id
+    good = attacker.bundle(("evil.x", 0, ONE), ("evil.y", 0, ONE), to=to)
+    broken = [good[:size] for size in range(17, 60)]
+    broken += [
+        good[:33] + b"\xc1" + good[34:],
+        good[:29] + b"\xff\xff\xff\xff" + good[33:],
+        attacker.bundle(("evil.x", 0, ONE), to=to, counts=[51]),
+        attacker.bundle(("evil.x", 0, ONE), ("evil.y", 0, ONE), to=to, counts=[1]),
+        attacker.bundle(("evil.a b", 0, ONE), to=to),
+        attacker.bundle(("evil." + "x" * 300, 0, ONE), to=to),
+        attacker.bundle(("evil.\x1b[2J", 0, ONE), to=to),
+    ]
+
+    for frame in broken:
+        attacker.publish(frame)
+    attacker.publish(good, b"a buffer")
+    attacker.publish(attacker.bundle(*[(f"evil.t{number}", 0, ONE) for number in range(40)], to=to))
+    attacker.publish(attacker.bundle(("evil.t0", 1, ONE), ("evil.*", 0, ONE), ("evil.t1", 1, ONE), to=to))
+
+    seen = [(await subscription.receive(timeout=10)).topic for _ in range(32)]
+    assert seen == [*(f"evil.t{number}" for number in range(30)), "evil.t0", "evil.t1"]
+    assert arena.statistics.protocol_errors == len(broken) + 3
+    assert len(arena.victim._driver.core.interests.local._cache) < 60  # type: ignore[union-attr]
+    await arena.stays_small()
+
+
+async def test_payloads_of_bundles_that_do_not_decode_are_reported(arena: Arena, impostor: MakeImpostor) -> None:
+    """Bad values, bombs and wrong counts are a DecodeError for each message, with its topic."""
+    attacker, subscription = await evil_publisher(arena, impostor)
+    to = arena.victim.id
+    bad = [b"\xc1", b"", b"\xdd\xff\xff\xff\xff", b"\x91" * 200_000, msgpack.packb(msgpack.ExtType(1, b"\x00"))]
+    reading = asyncio.ensure_future(subscription.receive(timeout=10))
+
+    for number, body in enumerate(bad):
+        attacker.publish(attacker.bundle(("evil.x", number, body), ("evil.y", number, body), to=to))
+        events = [await next_event(arena.events, DecodeError) for _ in range(2)]
+        assert [(event.topic, event.seq) for event in events] == [("evil.x", number), ("evil.y", number)]
+    attacker.publish(attacker.bundle(("evil.x", 9, b"\xa2\xff\xfe"), ("evil.y", 9, ONE), to=to))
+
+    assert (await reading).topic == "evil.y"
     await arena.stays_small()
 
 

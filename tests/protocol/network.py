@@ -30,6 +30,7 @@ from zfabric.protocol.effects import (
 from zfabric.protocol.lanes import Lane
 from zfabric.protocol.outbox import Outbox
 from zfabric.wire.batch import Batch
+from zfabric.wire.bundle import Bundle
 from zfabric.wire.records import Identity, Record, Start, encode_envelope
 from zfabric.wire.topics import Pattern
 
@@ -50,6 +51,10 @@ class Inlet:
     def deliver(self, batch: Batch, source: Source) -> None:
         """Take a batch."""
         self.values += _decode(batch.body)[batch.skip :]
+
+    def deliver_bundle(self, bundle: Bundle, source: Source) -> None:
+        """Take batches of several streams."""
+        self.values += _decode(bundle.body)
 
 
 class Connection:
@@ -121,15 +126,32 @@ class Party:
 
     def publish(self, outbox: Outbox, *values: Any) -> None:
         """Publish one batch."""
+        self._append(outbox, *values)
+        self._send([bytes(frame) for frame in self.core.seal(outbox, 0, self.world.now)])
+        self.pump()
+
+    def publish_together(self, outboxes: Iterable[Outbox], *values: Any) -> list[bytes]:
+        """Publish one batch on each topic, in bundles where that is possible. Returns the bundles."""
+        outboxes = list(outboxes)
+        for outbox in outboxes:
+            self._append(outbox, *values)
+        bundles, alone = self.core.streams.bundle(outboxes, self.core.me, 0, self.world.now)
+        for bundle in bundles:
+            self._send([bundle])
+        for outbox in alone:
+            self._send([bytes(frame) for frame in self.core.seal(outbox, 0, self.world.now)])
+        self.pump()
+        return bundles
+
+    def _append(self, outbox: Outbox, *values: Any) -> None:
         for value in values:
             outbox.writer.buffer += _encode(value)
             outbox.writer.count += 1
-        frames = [bytes(frame) for frame in self.core.seal(outbox, 0, self.world.now)]
-        for prefix, names in list(self.subscribers.items()):
-            for name in sorted(names):
-                if frames[0].startswith(prefix):
-                    self.world.send_batch(self, self.world.parties[name], frames)
-        self.pump()
+
+    def _send(self, frames: list[bytes]) -> None:
+        takers = {name for prefix, names in self.subscribers.items() if frames[0].startswith(prefix) for name in names}
+        for name in sorted(takers):
+            self.world.send_batch(self, self.world.parties[name], frames)
 
     def goodbye(self) -> None:
         """Close."""

@@ -22,6 +22,7 @@ from zfabric import (
     RequestTimeout,
 )
 from zfabric.security.identities import revoke, rotate
+from zfabric.wire.bundle import address, tagged
 
 
 async def test_identities_talk(town: Town, opened: Opened) -> None:
@@ -229,6 +230,52 @@ async def test_libzmq_sends_no_more_than_is_allowed(town: Town, opened: Opened) 
             assert {(await all_of_it.receive(timeout=10)).value for _ in topics} == set(topics)
             assert (await subscription.receive(timeout=10)).value == "log.app"
             assert [frame.partition(b"\0")[0] for frame in seen] == [b"log.app"]
+
+
+async def test_bundles_go_to_their_own_identity_only(town: Town, opened: Opened) -> None:
+    """What travels together is what its receiver may see; who subscribes to another node's bundles gets none."""
+    mayor, ada, clerk = await opened("mayor"), await opened("ada", "viewer"), await opened("clerk", "clerk")
+    topics = [f"plant.t{number}" for number in range(20)]
+    publishers = [mayor.publisher(topic) for topic in (*topics, "log.app")]
+    async with ada.subscribe("plant.*") as at_ada, clerk.subscribe("log.app") as at_clerk:
+        for publisher in publishers:
+            await publisher.wait_for(1, timeout=10)
+        driver = clerk._driver
+        assert driver is not None
+        seen: list[bytes] = []
+        take = driver.on_batch
+        driver.on_batch = lambda frames, user="": (seen.append(bytes(frames[0])), take(frames, user))[1]  # type: ignore[method-assign,func-returns-value]
+        for prefix in (b"\xfe", address(bytes.fromhex(ada.id)), tagged(address(bytes.fromhex(ada.id)), "ada")):
+            driver._transport.add_filter(prefix)
+        clerk.subscribe("log.app")
+        await wait_until_async(lambda: publishers[-1].subscribers == 2)
+
+        for publisher in publishers:
+            publisher.publish_nowait(publisher.topic)
+
+        assert {(await at_ada.receive(timeout=10)).value for _ in topics} == set(topics)
+        assert (await at_clerk.receive(timeout=10)).value == "log.app"
+        assert [frame.partition(b"\0")[0] for frame in seen] == [b"log.app"]
+        assert mayor.statistics().batches_sent == 2
+
+
+async def test_bundles_hold_only_what_their_publisher_may(town: Town, opened: Opened) -> None:
+    """Topics of a bundle that its sender has no right to publish are dropped and told; the others arrive."""
+    mayor, sensor = await opened("mayor"), await opened("sensor", "sensor")
+    names = [f"plant.a{number}.temp" for number in range(10)]
+    async with mayor.subscribe("plant.*.temp") as subscription:
+        publishers = [sensor.publisher(name) for name in names]
+        for publisher in publishers:
+            await publisher.wait_for(1, timeout=10)
+        forged = sensor._driver.core.interests.outboxes[names[0]]  # type: ignore[union-attr]
+        forged.topic = "plant.a0.secret"
+
+        for publisher in publishers:
+            publisher.publish_nowait(1)
+
+        assert {(await subscription.receive(timeout=10)).topic for _ in names[1:]} == set(names[1:])
+        await wait_until_async(lambda: mayor.statistics().denials == 1)
+        forged.topic = names[0]
 
 
 async def test_rights_change_while_nodes_run(town: Town, opened: Opened) -> None:

@@ -6,14 +6,16 @@ Run `python -m tests.vectors.make` after a deliberate change of the protocol, an
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from msgspec import Raw
+from msgspec import Raw, msgpack
 from msgspec.structs import replace
 
 from zfabric.security.keys import FabricKey
 from zfabric.wire import queue_records as queues
 from zfabric.wire.batch import FLAG_ACK_NOW, FLAG_DURABLE, FLAG_RELIABLE, BatchWriter, Buffer, Sign
+from zfabric.wire.bundle import BundleWriter, address, tagged
 from zfabric.wire.codec import Codec
 from zfabric.wire.group_records import (
     AskGroups,
@@ -96,6 +98,7 @@ OTHER = bytes(range(16, 32))
 TOKEN = bytes(range(32, 48))
 PUBLISHED_NS = 1_767_225_600_000_000_000
 EPOCH, BASE = 7, 2**33
+BUNDLED: list[tuple[str, int, int, list[object]]] = [("a", EPOCH, BASE, [21.5]), ("b.c", 8, 0, ["x", None, {"y": 1}])]
 
 IDENTITY = Identity(
     TOKEN,
@@ -376,6 +379,25 @@ BATCHES: dict[str, Callable[[], list[Buffer]]] = {
 }
 
 
+def bundle(*, with_crc: bool) -> list[Buffer]:
+    """Small batches of several topics for one node."""
+    writer = BundleWriter()
+    for topic, epoch, base, items in BUNDLED:
+        writer.topics.append(topic)
+        writer.epochs.append(epoch)
+        writer.bases.append(base)
+        writer.counts.append(len(items))
+        writer.bodies.append(b"".join(map(msgpack.encode, items)))
+        writer.count += len(items)
+    return [tagged(address(OTHER), "ada" if with_crc else "") + writer.seal(SENDER, PUBLISHED_NS, with_crc=with_crc)]
+
+
+BUNDLES: dict[str, Callable[[], list[Buffer]]] = {
+    "bundle": partial(bundle, with_crc=False),
+    "bundle-crc": partial(bundle, with_crc=True),
+}
+
+
 def _open(*, with_crc: bool = False, inline_bytes: int = 65_536, sign: Sign | None = None) -> tuple[BatchWriter, Codec]:
     writer = BatchWriter("plant.line1.temp", SENDER, EPOCH, with_crc=with_crc, sign=sign)
     codec = Codec(inline_bytes=inline_bytes)
@@ -394,7 +416,7 @@ def _batch(values: list[object], *, flags: int = 0, with_crc: bool = False, inli
 def files() -> dict[str, bytes]:
     """Every golden file's name and content; a batch of several frames has a file for each."""
     made = {f"{name}.bin": encode_envelope(SENDER, records) for name, records in CONTROL.items()}
-    for name, batch in BATCHES.items():
+    for name, batch in (BATCHES | BUNDLES).items():
         frames = batch()
         for number, frame in enumerate(frames):
             made[f"{name}.bin" if len(frames) == 1 else f"{name}.{number}.bin"] = bytes(frame)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.vectors import make
 from zfabric.wire.batch import parse_batch
+from zfabric.wire.bundle import addressee, parse_bundle
 from zfabric.wire.records import decode_envelope
 
 FILES = {path.name: path.read_bytes() for path in sorted(Path(make.FOLDER).glob("*.bin"))}
@@ -260,3 +261,27 @@ def test_a_loan_names_blocks_and_holders() -> None:
     assert msgpack.unpackb(frames[2]) == [12, [bytes(range(16, 32))], [[3, 10, 100], None]]
     loan = parse_batch(frames, messages_max=10, buffers_max=2, topic_bytes_max=255, loans=True).loan
     assert loan is not None and loan.number == 12 and loan.blocks[1] is None
+
+
+@pytest.mark.parametrize("name", make.BUNDLES)
+def test_bundles_have_the_documented_structure(name: str) -> None:
+    """FE, node id, tag, CRC, the header's length, a header of columns, the body; and they are parsed back."""
+    frame = FILES[f"{name}.bin"]
+    tag = hashlib.blake2b(b"ada", digest_size=8).digest() if "crc" in name else bytes(8)
+
+    assert frame[:25] == b"\xfe" + make.OTHER + tag
+    crc, header_bytes = int.from_bytes(frame[25:29], "big"), int.from_bytes(frame[29:33], "big")
+    header, body = frame[33 : 33 + header_bytes], frame[33 + header_bytes :]
+    assert msgpack.unpackb(header) == [
+        1, make.SENDER, PUSHED_NS, int("crc" in name), ["a", "b.c"], [7, 8], [BASE, 0], [1, 3],
+    ]  # fmt: skip
+    assert body[:1] == b"\xdd"
+    assert msgpack.unpackb(body) == [21.5, "x", None, {"y": 1}]
+    assert crc == (zlib.crc32(frame[29:]) if "crc" in name else 0)
+
+    found = parse_bundle([frame], messages_max=4)
+    assert addressee([frame]) == make.OTHER
+    assert (found.producer, found.published_ns, found.count) == (make.SENDER, PUSHED_NS, 4)
+    assert list(zip(found.topics, found.epochs, found.bases, found.counts, strict=True)) == [
+        (topic, epoch, base, len(items)) for topic, epoch, base, items in make.BUNDLED
+    ]

@@ -154,8 +154,8 @@ class Recorder:
         loop = asyncio.get_running_loop()
         async with aclosing(subscription.batches()) as batches:  # type: ignore[type-var]
             async for messages in batches:
-                if earlier and any(pattern.matches(messages[0].topic) for pattern in earlier):
-                    continue
+                if earlier:
+                    messages = [m for m in messages if not any(pattern.matches(m.topic) for pattern in earlier)]  # noqa: PLW2901
                 self._take(messages, self._clock_s + loop.time())
                 if self._pending_bytes >= self._config.capture_chunk_bytes:
                     await self._write()
@@ -206,12 +206,14 @@ class Recorder:
 
 
 def consecutive(messages: list[Message]) -> Iterator[list[Message]]:
-    """Messages whose numbers follow each other: where one expired or did not decode, a new run begins."""
+    """Messages of one topic whose numbers follow each other: where one expired or did not decode, a new run begins."""
     begin = 0
     for index in range(1, len(messages)):
-        if messages[-1].seq - messages[begin].seq == len(messages) - 1 - begin:
+        last, first = messages[-1], messages[begin]
+        if last.seq - first.seq == len(messages) - 1 - begin and last.topic == first.topic:
             break
-        if messages[index].seq != messages[index - 1].seq + 1:
+        before, message = messages[index - 1], messages[index]
+        if message.seq != before.seq + 1 or message.topic != before.topic:
             yield messages[begin:index]
             begin = index
     if messages:

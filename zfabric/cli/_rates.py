@@ -6,7 +6,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing, nullcontext
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -100,12 +101,16 @@ class Meters(dict[str, Meter]):
         loop = asyncio.get_running_loop()
         async with aclosing(subscription.batches()) as batches:  # type: ignore[type-var]
             async for batch in batches:
-                now, topic = loop.time(), batch[0].topic
-                meter = self.pop(topic, None) or Meter(now)
-                meter.add(now, len(batch), self._measure(batch))
-                self[topic] = meter
-                if len(self) > TOPICS_MAX:
-                    del self[next(iter(self))]
+                now = loop.time()
+                for topic, messages in groupby(batch, key=attrgetter("topic")):
+                    self._add(now, topic, list(messages))
+
+    def _add(self, now: float, topic: str, messages: list[Message]) -> None:
+        meter = self.pop(topic, None) or Meter(now)
+        meter.add(now, len(messages), self._measure(messages))
+        self[topic] = meter
+        if len(self) > TOPICS_MAX:
+            del self[next(iter(self))]
 
     def prune(self, now: float, window_s: float) -> None:
         """Forget what is older than the window."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from itertools import count, repeat
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, count, repeat
+from operator import add
 from typing import Any, Protocol, TypeVar
 
 from zfabric.errors import DecodeFailed
 from zfabric.model import Message, Source
 from zfabric.wire.batch import Batch, Meta
+from zfabric.wire.bundle import Bundle
 from zfabric.wire.codec import Codec
 
-__all__ = ["BatchQueue", "LatestSlots", "MessageBuffer", "decode_batch"]
+__all__ = ["BatchQueue", "LatestSlots", "MessageBuffer", "decode_batch", "decode_bundle"]
 
 M = TypeVar("M", bound=Message)
 BadMessage = Callable[[Source, str, int, str], None]
@@ -62,6 +64,23 @@ def decode_batch(
         first = batch.base + batch.skip
         messages = [message for message in messages if message.seq >= first]
     return (messages, 0) if batch.meta is None else _annotate(messages, batch, batch.meta, now)
+
+
+def decode_bundle(bundle: Bundle, source: Source, codec: Codec, bad: BadMessage) -> list[Message]:
+    """The messages of a bundle that decode."""
+    try:
+        values = codec.decode_many(bundle.body)
+    except DecodeFailed:
+        values = []
+    if len(values) != bundle.count:
+        apart = (decode_batch(each, source, codec, 0.0, bad, Message) for each in bundle.batches())
+        return [message for messages, _ in apart for message in messages]
+    topics: Iterable[str] = bundle.topics
+    seqs: Iterable[int] = bundle.bases
+    if bundle.count > len(bundle.topics):
+        topics = chain.from_iterable(map(repeat, bundle.topics, bundle.counts))
+        seqs = chain.from_iterable(map(range, bundle.bases, map(add, bundle.bases, bundle.counts)))
+    return list(map(Message, values, seqs, topics, repeat(bundle.published_ns / 1e9), repeat(source)))
 
 
 def _annotate(messages: list[M], batch: Batch, meta: Meta, now: float) -> tuple[list[M], int]:
@@ -116,7 +135,7 @@ class MessageBuffer(Protocol):
     def pending(self) -> int:
         """Messages waiting."""
 
-    def push(self, batch: Batch, source: Source) -> None:
+    def push(self, batch: Batch | Bundle, source: Source) -> None:
         """Take a batch."""
 
     def pop(self) -> list[Message]:
@@ -129,10 +148,10 @@ class BatchQueue:
     def __init__(
         self,
         bytes_max: int,
-        decode: Callable[[Batch, Source], list[Message]],
+        decode: Callable[[Batch | Bundle, Source], list[Message]],
         lost: Lost,
-        droppable: Callable[[Batch], bool],
-        gone: Callable[[Batch], None],
+        droppable: Callable[[Batch | Bundle], bool],
+        gone: Callable[[Batch | Bundle], None],
     ) -> None:
         """`gone` is called with each batch that leaves, read or dropped."""
         self._gone = gone
@@ -141,7 +160,7 @@ class BatchQueue:
         self._lost = lost
         self._droppable = droppable
         self.taken: dict[tuple[bytes, str], Batch] = {}
-        self._batches: deque[tuple[Batch, Source]] = deque()
+        self._batches: deque[tuple[Batch | Bundle, Source]] = deque()
         self.nbytes = 0
         self._pending = 0
 
@@ -150,7 +169,7 @@ class BatchQueue:
         """Messages waiting."""
         return self._pending
 
-    def push(self, batch: Batch, source: Source) -> None:
+    def push(self, batch: Batch | Bundle, source: Source) -> None:
         """Take a batch; the newest always fits."""
         self._batches.append((batch, source))
         self.nbytes += batch.nbytes
@@ -163,7 +182,8 @@ class BatchQueue:
             if index < len(self._batches) - 1 and self._droppable(batch):
                 del self._batches[index]
                 self._account(batch)
-                self._lost(source, batch.topic, batch.base + batch.skip, batch.end - 1)
+                for each in batch.batches() if isinstance(batch, Bundle) else (batch,):
+                    self._lost(source, each.topic, each.base + each.skip, each.end - 1)
                 return True
         return False
 
@@ -177,11 +197,11 @@ class BatchQueue:
                 return messages
         return []
 
-    def _account(self, batch: Batch) -> None:
+    def _account(self, batch: Batch | Bundle) -> None:
         self.nbytes -= batch.nbytes
         self._pending -= batch.count - batch.skip
         self._gone(batch)
-        if batch.reliable:
+        if isinstance(batch, Batch) and batch.reliable:
             self.taken[batch.producer, batch.topic] = batch
 
 
@@ -191,9 +211,9 @@ class LatestSlots:
     def __init__(
         self,
         bytes_max: int,
-        decode: Callable[[Batch, Source], list[Message]],
+        decode: Callable[[Batch | Bundle, Source], list[Message]],
         lost: Lost,
-        gone: Callable[[Batch], None],
+        gone: Callable[[Batch | Bundle], None],
     ) -> None:
         self._gone = gone
         self.taken: dict[tuple[bytes, str], Batch] = {}
@@ -208,11 +228,11 @@ class LatestSlots:
         """Messages waiting."""
         return len(self._slots)
 
-    def push(self, batch: Batch, source: Source) -> None:
+    def push(self, batch: Batch | Bundle, source: Source) -> None:
         """Decode at once: keys decide."""
         messages = self._decode(batch, source)
         self._gone(batch)
-        if batch.reliable:
+        if isinstance(batch, Batch) and batch.reliable:
             self.taken[batch.producer, batch.topic] = batch
         size = batch.nbytes // max(1, len(messages)) + 1
         for message in messages:

@@ -26,6 +26,7 @@ from zfabric.node.alarm import Alarm
 from zfabric.node.eventhub import EventHub
 from zfabric.node.jobsockets import JobSockets
 from zfabric.node.rights import Rights
+from zfabric.protocol.bundling import BUNDLED_MIN
 from zfabric.protocol.core import Core
 from zfabric.protocol.effects import (
     Action,
@@ -226,9 +227,23 @@ class Driver(JobSockets):
     def flush(self) -> None:
         """Send every open batch."""
         dirty, self._dirty = self._dirty, []
+        if len(dirty) >= BUNDLED_MIN and self.open_state == "open":
+            dirty = self._send_bundles(dirty)
         for outbox in dirty:
             self._send(outbox)
         self._alarm.set(self.loop)
+
+    def _send_bundles(self, outboxes: list[Outbox]) -> list[Outbox]:
+        """Send what can travel together. Returns the other outboxes."""
+        if self._pump_soon:
+            self.pump()  # who listens may be about to change
+        now, published_ns = self.loop.time(), int(self.utc() * 1e9)
+        frames, alone = self.core.streams.bundle(outboxes, self.core.me, published_ns, now)
+        self.batches_sent += len(frames)
+        self.bytes_sent += sum(map(len, frames))
+        for frame in frames:
+            self._transport.publish([frame])
+        return alone
 
     def send(self, outbox: Outbox) -> None:
         """Seal and send the open batch of one outbox, if there is one."""

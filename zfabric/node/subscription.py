@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from zfabric.errors import LocalProtocolError, NodeClosed
 from zfabric.events import DecodeError, Gap, Rejected
 from zfabric.model import Message, Overflow, Source
-from zfabric.node.buffer import BatchQueue, LatestSlots, MessageBuffer, decode_batch
+from zfabric.node.buffer import BatchQueue, LatestSlots, MessageBuffer, decode_batch, decode_bundle
 from zfabric.node.driver import Driver
 from zfabric.node.manualacks import ManualAcks
 from zfabric.protocol.history import History
 from zfabric.protocol.lanes import Lane
 from zfabric.wire.batch import Batch
+from zfabric.wire.bundle import Bundle
 from zfabric.wire.codec import Codec
 from zfabric.wire.topics import Pattern
 
@@ -140,7 +141,10 @@ class Subscription:
             raise NodeClosed(f"the subscription to {self.pattern!r} is closed") from None
 
     async def batches(self) -> AsyncIterator[list[Message]]:
-        """The fast path: lists of messages, one for each batch that arrived."""
+        """The fast path: lists of messages, one for each batch that arrived.
+
+        Small batches of several topics may arrive as one.
+        """
         rest = list(self._current)
         if rest:
             yield rest
@@ -231,6 +235,15 @@ class Subscription:
         self._buffer.push(batch, source)
         if self._manual is not None and batch.reliable:
             self._manual.expect(batch)
+        self._judge(batch)
+
+    def deliver_bundle(self, bundle: Bundle, source: Source) -> None:
+        """Take batches of several streams, none of them reliable."""
+        self._buffer.push(bundle, source)
+        self._judge(bundle)
+
+    def _judge(self, batch: Batch | Bundle) -> None:
+        """See whether there is still room after a batch, and tell who waits for it."""
         if self._overflow in (Overflow.BLOCK, None):
             over = self._buffer.nbytes >= self._buffer_bytes
             if over or (self._manual is not None and self._manual.unsettled >= self._unsettled_max):
@@ -240,7 +253,7 @@ class Subscription:
                 self._driver.hold_feed(self, full=True)
         self._wake()
 
-    def _may_drop(self, batch: Batch) -> bool:
+    def _may_drop(self, batch: Batch | Bundle) -> bool:
         """Best-effort batches by default, all or none if the user said so."""
         return self._overflow is Overflow.DROP_OLDEST or (self._overflow is None and not batch.reliable)
 
@@ -257,14 +270,21 @@ class Subscription:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    def _decode(self, batch: Batch, source: Source) -> list[Message]:
+    def _decode(self, batch: Batch | Bundle, source: Source) -> list[Message]:
+        if isinstance(batch, Bundle):
+            return decode_bundle(batch, source, self._codec, self._bad)
         messages, expired = decode_batch(batch, source, self._codec, self._driver.utc(), self._bad, Message)
         if expired:
             self._driver.expired[batch.topic] += expired
         return messages
 
-    def _gone(self, batch: Batch) -> None:
-        if batch.stored is not None and self.history is not None and self._driver.open_state == "open":
+    def _gone(self, batch: Batch | Bundle) -> None:
+        if (
+            isinstance(batch, Batch)
+            and batch.stored is not None
+            and self.history is not None
+            and self._driver.open_state == "open"
+        ):
             self.history.consumed(batch)
             self._driver.schedule_pump()
 

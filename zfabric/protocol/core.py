@@ -45,6 +45,7 @@ from zfabric.protocol.signatures import Signatures
 from zfabric.protocol.stores import Stores
 from zfabric.protocol.streams import Streams
 from zfabric.wire.batch import Batch, Buffer, parse_batch
+from zfabric.wire.bundle import Bundle, addressee, parse_bundle
 from zfabric.wire.letters import Broken, Letter, LetterAck
 from zfabric.wire.records import (
     Ack,
@@ -370,8 +371,13 @@ class Core:
     def receive_batch(self, frames: Sequence[Buffer], now: float, user: str = "") -> None:
         """One batch from the feed, from the identity that the transport has verified."""
         self._now = self.gate.now = now
+        to = addressee(frames)
         try:
-            batch = self._parse(frames, loans=True)
+            batch: Batch | Bundle
+            if to is None:
+                batch = self._parse(frames, loans=True)
+            else:
+                batch = parse_bundle(frames, messages_max=self._config.batch_messages_max)
         except RemoteProtocolError as error:
             self.not_protocol("feed", error)
             return
@@ -379,19 +385,21 @@ class Core:
         if peer is None:
             self.strangers += 1
             return
-        if self._authority.distinguishes:
-            if peer.user != user:
-                self.not_authenticated(peer.address, f"{user!r} publishes in the name of this node", now)
-                return
-            if not self.gate.may(peer, "publish", batch.topic):
-                return
+        if self._authority.distinguishes and peer.user != user:
+            self.not_authenticated(peer.address, f"{user!r} publishes in the name of this node", now)
+            return
+        may = partial(self.gate.may, peer, "publish") if self._authority.distinguishes else None
+        if isinstance(batch, Batch) and may is not None and not may(batch.topic):
+            return
         peer.last_heard = now
         try:
-            if batch.loan is not None:
-                batch = self._parse(self.lending.borrow(peer, batch.loan, frames, now))
-            lanes = self.interests.local.match(batch.topic)
-            if lanes:
-                self.streams.take(peer, batch, lanes, now)
+            if isinstance(batch, Bundle):
+                if to == self.me:  # who subscribes to everything hears what is for others, too
+                    self.streams.take_bundle(peer, batch, may)
+            else:
+                if batch.loan is not None:
+                    batch = self._parse(self.lending.borrow(peer, batch.loan, frames, now))
+                self.streams.take(peer, batch, self.interests.local.match(batch.topic), now)
         except LoanLost:
             return
         except (TopicError, LimitExceeded, RemoteProtocolError) as error:

@@ -8,6 +8,7 @@ from zfabric.events import Gap
 from zfabric.model import Source
 from zfabric.protocol.inbox import ReliableInbox
 from zfabric.wire.batch import Batch
+from zfabric.wire.bundle import Bundle
 from zfabric.wire.records import PatternRequest
 from zfabric.wire.topics import Pattern
 
@@ -22,6 +23,9 @@ class Sink(Protocol):
 
     def deliver(self, batch: Batch, source: Source) -> None:
         """Take a batch."""
+
+    def deliver_bundle(self, bundle: Bundle, source: Source) -> None:
+        """Take batches of several streams."""
 
 
 class Joined(Protocol):

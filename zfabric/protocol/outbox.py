@@ -81,6 +81,7 @@ class Outbox:
         "_history_max",
         "_unacked",
         "ack_now",
+        "audience",
         "base",
         "begun",
         "delivery",
@@ -135,6 +136,8 @@ class Outbox:
         "Where those of them that acknowledge nothing began."
         self.readers: dict[tuple[bytes, int], Reader] = {}
         self.evicted: set[tuple[bytes, int]] = set()
+        self.audience: tuple[bytes, ...] = ()
+        "The peers that a batch may reach in a bundle; empty if it must travel by itself."
         self.local: list[Lane] = []
         self.listeners = 0
         self.window_bytes = config.window_bytes if window_bytes is None else window_bytes
@@ -189,6 +192,8 @@ class Outbox:
         self.listeners = self.subscribers
         if self.reliable and not self.listeners and (self.readers or self._history_max or self.keeping is not None):
             self.listeners = 1  # somebody may come, or come back, for what is published now
+        alone = self.reliable or self.local or self.writer.sign is not None
+        self.audience = () if alone else tuple(sorted({peer for peer, _ in self.remote}))
         self.judge()
 
     def judge(self) -> None:
@@ -222,6 +227,14 @@ class Outbox:
             self._expect_positions(now)
         self._settle(now)
         return frames
+
+    def drain(self, now: float) -> tuple[int, int, bytearray]:
+        """Finish the open batch, to travel in a bundle: its first number, how many values, and these."""
+        writer, base = self.writer, self.base
+        count = writer.count
+        self.base = base + count
+        self._expect_positions(now)
+        return base, count, writer.drain()
 
     def _expect_positions(self, now: float) -> None:
         # The loss of a last message that nobody repairs needs no haste.

@@ -7,11 +7,13 @@ from math import inf
 from zfabric.config import Config
 from zfabric.events import Evicted, Undelivered
 from zfabric.model import Source
+from zfabric.protocol.bundling import group, seal
 from zfabric.protocol.effects import Effects
 from zfabric.protocol.interests import Interests
 from zfabric.protocol.outbox import Outbox, Reader
 from zfabric.protocol.peers import PeerRecord, PeerTable
 from zfabric.wire.batch import REPAIR_BYTES
+from zfabric.wire.bundle import address, tagged
 from zfabric.wire.records import Ack, Data, Missing, Position, Positions, Repair
 from zfabric.wire.records import Evicted as EvictedRecord
 
@@ -102,6 +104,19 @@ class Sending:
         """A batch left: its outbox may need the timer."""
         self._outboxes_due = min(self._outboxes_due, outbox.timer())
         self._due = min(self._due, self._outboxes_due)
+
+    def bundle(
+        self, outboxes: list[Outbox], me: bytes, published_ns: int, now: float
+    ) -> tuple[list[bytes], list[Outbox]]:
+        """Finish those of the open batches that travel together: the frames to publish, and the other outboxes."""
+        together, alone = group(outboxes)
+        frames = []
+        for audience, members in together.items():
+            to = [tagged(address(peer_id), self._peers.known[peer_id].user) for peer_id in audience]
+            for rest in seal(members, me, self._config, published_ns, now):
+                frames += [front + rest for front in to]
+            self.sent(members[0])
+        return frames, alone
 
     def last_words(self, now: float) -> None:
         """This node closes: tell how far every stream has come that is not known to have arrived."""

@@ -20,7 +20,7 @@ class Signatures:
         """Without `signer` nothing can be told of signatures. `refused(batch, reason)` hears of each bad one."""
         self._signer = signer
         self.own = "" if signer is None else signer.name
-        self._required = required
+        self.required = required
         self._refused = refused
         self.refused = 0
         "Messages."
@@ -32,7 +32,7 @@ class Signatures:
                 batch.signer = self._signer.signer_of(batch)
             except BadSignature as error:
                 batch.refused = str(error)
-        if self._required and not batch.signer and not batch.refused:
+        if self.required and not batch.signer and not batch.refused:
             batch.refused = UNSIGNED
         reason = batch.refused or (UNSIGNED if required and not batch.signer else "")
         if reason:

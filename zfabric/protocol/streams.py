@@ -5,11 +5,12 @@ Everything here concerns one peer and one stream at a time; who is matched with 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 from typing import Any
 
 from zfabric.config import Config
-from zfabric.errors import LimitExceeded
+from zfabric.errors import LimitExceeded, TopicError
 from zfabric.events import Evicted, Gap
 from zfabric.model import Source
 from zfabric.protocol.effects import Effects
@@ -21,6 +22,7 @@ from zfabric.protocol.peers import PeerRecord, PeerTable
 from zfabric.protocol.sending import Sending
 from zfabric.protocol.signatures import Signatures
 from zfabric.wire.batch import Batch
+from zfabric.wire.bundle import Bundle
 from zfabric.wire.records import Attached, Missing, Position, Positions, Resume
 from zfabric.wire.records import Evicted as EvictedRecord
 from zfabric.wire.topics import check_topic
@@ -93,21 +95,76 @@ class Streams(Sending):
                 self.count_lost(Gap(peer.source, batch.topic, *lost, cause="epoch"))
 
     def _take_best_effort(self, peer: PeerRecord, batch: Batch, lanes: list[Lane]) -> None:
+        if self._goes_on(peer, batch):
+            takers = self._takers(peer, batch, lanes)
+            if takers:
+                self.count(batch)
+            for lane in takers:
+                lane.sink.deliver(batch, peer.source)
+
+    def _goes_on(self, peer: PeerRecord, batch: Batch) -> bool:
+        """Whether an at-most-once batch is new; what was lost before it is counted."""
         inbox = self._inbox(peer, batch.topic, batch.epoch)
         self._report_late(peer, inbox, batch)
         new, gap = inbox.accept(batch)
         if gap is not None:
             self.count_lost(Gap(peer.source, batch.topic, *gap, cause="overflow"))
-        if new:
-            takers = [lane for lane in lanes if self._signatures.check(batch, required=lane.signed)]
-            if len(takers) < len(lanes):
-                self.count_lost(_refused(batch, peer.source))
+        self.duplicates += not new
+        return new
+
+    def _takers(self, peer: PeerRecord, batch: Batch, lanes: list[Lane]) -> list[Lane]:
+        """The lanes that take a batch although it is signed as it is, or not at all."""
+        takers = [lane for lane in lanes if self._signatures.check(batch, required=lane.signed)]
+        if len(takers) < len(lanes):
+            self.count_lost(_refused(batch, peer.source))
+        return takers
+
+    def take_bundle(self, peer: PeerRecord, bundle: Bundle, may: Callable[[str], bool] | None) -> None:
+        """Batches of several at-most-once streams, but for topics that the peer may not publish.
+
+        Raises TopicError or LimitExceeded after what could be taken in.
+        """
+        inboxes, received, match, producer = self._inboxes, self.received, self._interests.local.match, peer.id
+        taken: dict[tuple[Lane, ...], tuple[list[Lane], list[Lane], list[int]]] = {}
+        refused: TopicError | LimitExceeded | None = None
+        columns = zip(bundle.topics, bundle.epochs, bundle.bases, bundle.counts, strict=True)
+        for index, (topic, epoch, base, count) in enumerate(columns):
+            inbox = inboxes.get((producer, topic))
+            try:
+                if inbox is None:
+                    check_topic(topic, reserved=True, bytes_max=self._config.topic_bytes_max)
+                lanes = match(topic)
+                if lanes not in taken:
+                    taken[lanes] = *self._takers_of_unsigned(lanes), []
+                takers, refusing, indices = taken[lanes]
+                if not (takers or refusing) or (may is not None and not may(topic)):
+                    continue
+                if inbox is not None and inbox.epoch == epoch and inbox.expected == base:  # as nearly always
+                    inbox.expected = base + count
+                elif not self._goes_on(peer, bundle.batch(index)):
+                    continue
+            except (TopicError, LimitExceeded) as error:
+                refused = error
+                continue
+            indices.append(index)
             if takers:
-                self.count(batch)
-            for lane in takers:
-                lane.sink.deliver(batch, peer.source)
-        else:
-            self.duplicates += 1
+                received[topic] = received.get(topic, 0) + count
+        for takers, refusing, indices in taken.values():
+            if indices:
+                some = bundle.select(indices)
+                for lane in takers:
+                    lane.sink.deliver_bundle(some, peer.source)
+                if refusing:
+                    for batch in some.batches():
+                        self._takers(peer, batch, refusing)
+        if refused is not None:
+            raise refused
+
+    def _takers_of_unsigned(self, lanes: tuple[Lane, ...]) -> tuple[list[Lane], list[Lane]]:
+        """The lanes that take what is at-most-once and not signed, and those that would if it were signed."""
+        unreliable = [lane for lane in lanes if lane.best_effort or not lane.request.delivery]
+        takers = [lane for lane in unreliable if not (lane.signed or self._signatures.required)]
+        return takers, [lane for lane in unreliable if lane not in takers]
 
     def _accept(self, lane: Lane, peer: PeerRecord, inbox: ReliableInbox, batch: Batch, now: float) -> None:
         before = inbox.duplicates

@@ -15,6 +15,7 @@ from zfabric.protocol.lanes import Lane
 from zfabric.store.log import Append, Appended, Commit, Key
 from zfabric.store.writer import Writer
 from zfabric.wire.batch import Batch
+from zfabric.wire.bundle import Bundle
 
 __all__ = ["Keeper", "append_of"]
 
@@ -104,6 +105,9 @@ class Keeper:
             self._submit(batch, append)
         if self._again or self._writer.waiting_bytes > self._queue_bytes:
             self.full = True
+
+    def deliver_bundle(self, _bundle: Bundle, _source: Source) -> None:
+        """What is durable never travels in a bundle."""
 
     def _submit(self, batch: Batch, append: Append) -> None:
         try:

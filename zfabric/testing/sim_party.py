@@ -31,6 +31,7 @@ from zfabric.testing.sim_oracle import Oracle
 from zfabric.testing.sim_queues import QueueUsers
 from zfabric.testing.sim_truth import LaneTruth, StreamKey, payload
 from zfabric.wire.batch import Batch
+from zfabric.wire.bundle import Bundle
 from zfabric.wire.ranges import RangeSet
 from zfabric.wire.records import Identity, Start
 from zfabric.wire.topics import Pattern
@@ -94,6 +95,11 @@ class Consumer:
         if self.nbytes >= self.spec.buffer_bytes:
             self.full = self.truth.full = True  # until there is room, whatever comes in between
         self._begin()
+
+    def deliver_bundle(self, bundle: Bundle, source: Source) -> None:
+        """Take batches of several streams."""
+        for batch in bundle.batches():
+            self.deliver(batch, source)
 
     def _begin(self) -> None:
         if self._waiting and not self._busy and not self.stuck:

@@ -36,6 +36,7 @@ from zfabric.transport.handshakes import (
 from zfabric.transport.listening import check_descriptors, descriptors_max, fingerprint_of, ms, user_of
 from zfabric.transport.pipes import BURST_BYTES, Pipes
 from zfabric.transport.readiness import readiness
+from zfabric.wire.bundle import is_address, tagged
 
 __all__ = ["ZmqTransport"]
 
@@ -336,6 +337,8 @@ class ZmqTransport(Pipes):
         option = zmq.SUBSCRIBE if data[:1] == b"\1" else zmq.UNSUBSCRIBE
         if data[1:2] == MARKER:
             filters: tuple[bytes, ...] = (data[1:],)
+        elif is_address(data[1:]):
+            filters = (tagged(data[1:], user),)
         else:
             filters = self._credentials.filters(user, data[1:])
         for prefix in filters:

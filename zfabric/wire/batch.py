@@ -205,6 +205,14 @@ class BatchWriter:
             meta.ttl_ms[self.count] = ttl_ms
         self.meta_bytes += nbytes
 
+    def drain(self) -> bytearray:
+        """Take the values out without a header, to travel in a bundle. There must be no metadata and no buffers."""
+        start = len(self._prefix)
+        values = self.buffer[start:]
+        del self.buffer[start:]
+        self.count = 0
+        return values
+
     def seal(self, base: int, published_ns: int, flags: int = 0) -> list[Buffer]:
         """Return the frames of the finished batch, which starts at sequence number `base`; start a new one."""
         buffer, offset = self.buffer, self._offset
