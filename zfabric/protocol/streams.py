@@ -133,11 +133,13 @@ class Streams(Sending):
             try:
                 if inbox is None:
                     check_topic(topic, reserved=True, bytes_max=self._config.topic_bytes_max)
+                if may is not None and not may(topic):
+                    continue
                 lanes = match(topic)
                 if lanes not in taken:
                     taken[lanes] = *self._takers_of_unsigned(lanes), []
                 takers, refusing, indices = taken[lanes]
-                if not (takers or refusing) or (may is not None and not may(topic)):
+                if not (takers or refusing):
                     continue
                 if inbox is not None and inbox.epoch == epoch and inbox.expected == base:  # as nearly always
                     inbox.expected = base + count
