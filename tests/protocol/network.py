@@ -135,7 +135,7 @@ class Party:
         outboxes = list(outboxes)
         for outbox in outboxes:
             self._append(outbox, *values)
-        bundles, alone = self.core.streams.bundle(outboxes, self.core.me, 0, self.world.now)
+        bundles, alone = self.core.bundle(outboxes, 0, self.world.now)
         for bundle in bundles:
             self._send([bundle])
         for outbox in alone:

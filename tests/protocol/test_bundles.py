@@ -200,5 +200,5 @@ def test_the_address_is_subscribed_to_before_the_first_marker() -> None:
     b = world.party("b")
     b.subscribe("t")
 
-    assert [prefix[:1] for prefix in b.filters] == [b"t", b"\xfe", b"\xff"]
+    assert [prefix[:1] for prefix in b.filters] == [b"\xfe", b"t", b"\xff"]
     assert address(b.core.me) in b.filters

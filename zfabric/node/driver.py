@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from heapq import heappop, heappush
 from math import inf
-from typing import Protocol
 
 import msgspec
 
@@ -25,6 +24,7 @@ from zfabric.model import Source
 from zfabric.node.alarm import Alarm
 from zfabric.node.eventhub import EventHub
 from zfabric.node.jobsockets import JobSockets
+from zfabric.node.kept import Kept
 from zfabric.node.rights import Rights
 from zfabric.protocol.bundling import BUNDLED_MIN
 from zfabric.protocol.core import Core
@@ -53,19 +53,6 @@ log = logging.getLogger("zfabric")
 
 JOBS_PER_TURN = 64
 "Handlers that are called in one turn of the loop. Clients go on with the first replies while the next are made."
-
-
-class Kept(Protocol):
-    """A publisher's own file of what is not stored."""
-
-    failure: str
-    "Why it cannot be written any more."
-
-    def keep(self, epoch: int, base: int, end: int, frames: Sequence[Buffer]) -> None:
-        """A batch is about to be sent."""
-
-    def forget(self, epoch: int, before: int) -> None:
-        """A store has all messages before this one."""
 
 
 class Driver(JobSockets):
@@ -237,12 +224,11 @@ class Driver(JobSockets):
         """Send what can travel together. Returns the other outboxes."""
         if self._pump_soon:
             self.pump()  # who listens may be about to change
-        now, published_ns = self.loop.time(), int(self.utc() * 1e9)
-        frames, alone = self.core.streams.bundle(outboxes, self.core.me, published_ns, now)
-        self.batches_sent += len(frames)
-        self.bytes_sent += sum(map(len, frames))
-        for frame in frames:
-            self._transport.publish([frame])
+        bundles, alone = self.core.bundle(outboxes, int(self.utc() * 1e9), self.loop.time())
+        for bundle in bundles:
+            self.batches_sent += 1
+            self.bytes_sent += len(bundle)
+            self._transport.publish([bundle])
         return alone
 
     def send(self, outbox: Outbox) -> None:

@@ -18,7 +18,7 @@ _BATCH_BYTES_MAX = 4096
 "A larger batch gains nothing, and would be copied once more."
 
 
-def group(outboxes: list[Outbox]) -> tuple[dict[tuple[bytes, ...], list[Outbox]], list[Outbox]]:
+def group(outboxes: list[Outbox], least: int) -> tuple[dict[tuple[bytes, ...], list[Outbox]], list[Outbox]]:
     """The outboxes whose batches may travel together, by audience, and those that go by themselves."""
     together: dict[tuple[bytes, ...], list[Outbox]] = {}
     alone = []
@@ -34,7 +34,7 @@ def group(outboxes: list[Outbox]) -> tuple[dict[tuple[bytes, ...], list[Outbox]]
         else:
             alone.append(outbox)
     for audience, members in list(together.items()):
-        if len(members) < BUNDLED_MIN:
+        if len(members) < least:
             alone += together.pop(audience)
     return together, alone
 

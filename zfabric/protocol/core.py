@@ -25,9 +25,10 @@ from zfabric.events import (
 )
 from zfabric.model import Peer, Source
 from zfabric.protocol.authority import Authority, Everybody, Signer
+from zfabric.protocol.bundling import BUNDLED_MIN, group, seal
 from zfabric.protocol.calls import Calls
 from zfabric.protocol.channels import Channels
-from zfabric.protocol.effects import Action, Effects, Route
+from zfabric.protocol.effects import Action, AddFilter, Effects, Route
 from zfabric.protocol.gate import Gate
 from zfabric.protocol.histories import Histories
 from zfabric.protocol.inbox import Jitter
@@ -45,7 +46,7 @@ from zfabric.protocol.signatures import Signatures
 from zfabric.protocol.stores import Stores
 from zfabric.protocol.streams import Streams
 from zfabric.wire.batch import Batch, Buffer, parse_batch
-from zfabric.wire.bundle import Bundle, addressee, parse_bundle
+from zfabric.wire.bundle import Bundle, address, addressee, parse_bundle, tagged
 from zfabric.wire.letters import Broken, Letter, LetterAck
 from zfabric.wire.records import (
     Ack,
@@ -110,6 +111,7 @@ class Core:
             topic_bytes_max=config.topic_bytes_max,
         )
         self._effects = Effects(me)
+        self._effects.do(AddFilter(address(me)))
         self.peers = PeerTable(me, config, self._effects, usable, self._on_step)
         self.interests = Interests(me, config, self._effects, self.peers, usable)
         self.gate = Gate(self._authority, config, self._effects, self.peers)
@@ -430,6 +432,19 @@ class Core:
         frames = outbox.seal(published_ns, now)
         self.streams.sent(outbox)
         return frames
+
+    def bundle(
+        self, outboxes: list[Outbox], published_ns: int, now: float, least: int = BUNDLED_MIN
+    ) -> tuple[list[bytes], list[Outbox]]:
+        """Finish the open batches that travel together, `least` or more: the frames to publish, and the others."""
+        together, alone = group(outboxes, least)
+        frames = []
+        for audience, members in together.items():
+            to = [tagged(address(peer_id), self.peers.known[peer_id].user) for peer_id in audience]
+            for rest in seal(members, self.me, self._config, published_ns, now):
+                frames += [front + rest for front in to]
+            self.streams.sent(members[0])
+        return frames, alone
 
     def loop_back(self, outbox: Outbox, frames: Sequence[Buffer], source: Source, now: float) -> None:
         """Hand a batch of this node's own to its own subscriptions."""

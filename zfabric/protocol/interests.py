@@ -21,7 +21,6 @@ from zfabric.protocol.peers import PeerRecord, PeerTable
 from zfabric.protocol.remote import RemoteInterest
 from zfabric.protocol.telling import interest_records, offer_of
 from zfabric.wire.batch import Sign
-from zfabric.wire.bundle import address
 from zfabric.wire.records import (
     Attached,
     Incompatible,
@@ -485,8 +484,6 @@ class Interests:
             self._prefixes[prefix] = self._prefixes.get(prefix, 0) + 1
             if self._prefixes[prefix] == 1:
                 self._effects.do(AddFilter(prefix))
-        if not self._generation:
-            self._effects.do(AddFilter(address(self._me)))
         self._generation += 1
         self._effects.do(AddFilter(marker(self._me, self._generation)))
         if self._generation > 1:

@@ -7,13 +7,11 @@ from math import inf
 from zfabric.config import Config
 from zfabric.events import Evicted, Undelivered
 from zfabric.model import Source
-from zfabric.protocol.bundling import group, seal
 from zfabric.protocol.effects import Effects
 from zfabric.protocol.interests import Interests
 from zfabric.protocol.outbox import Outbox, Reader
 from zfabric.protocol.peers import PeerRecord, PeerTable
 from zfabric.wire.batch import REPAIR_BYTES
-from zfabric.wire.bundle import address, tagged
 from zfabric.wire.records import Ack, Data, Missing, Position, Positions, Repair
 from zfabric.wire.records import Evicted as EvictedRecord
 
@@ -105,19 +103,6 @@ class Sending:
         self._outboxes_due = min(self._outboxes_due, outbox.timer())
         self._due = min(self._due, self._outboxes_due)
 
-    def bundle(
-        self, outboxes: list[Outbox], me: bytes, published_ns: int, now: float
-    ) -> tuple[list[bytes], list[Outbox]]:
-        """Finish those of the open batches that travel together: the frames to publish, and the other outboxes."""
-        together, alone = group(outboxes)
-        frames = []
-        for audience, members in together.items():
-            to = [tagged(address(peer_id), self._peers.known[peer_id].user) for peer_id in audience]
-            for rest in seal(members, me, self._config, published_ns, now):
-                frames += [front + rest for front in to]
-            self.sent(members[0])
-        return frames, alone
-
     def last_words(self, now: float) -> None:
         """This node closes: tell how far every stream has come that is not known to have arrived."""
         for outbox in self._interests.outboxes.values():
@@ -129,9 +114,13 @@ class Sending:
         """Look at every outbox, but not all the time: thousands of them take a while."""
         due, outboxes = inf, self._interests.outboxes.values()
         for outbox in outboxes:
-            if outbox.timer() <= now:
+            next_look = outbox.timer()
+            if next_look <= now:
                 self._tend_outbox(outbox, now)
-            due = min(due, outbox.timer(), now + OUTBOXES_POLL_S if outbox.readers else inf)
+                next_look = outbox.timer()
+            if outbox.readers:
+                next_look = min(next_look, now + OUTBOXES_POLL_S)
+            due = min(due, next_look)
         self._send_positions(now)
         self._outboxes_due = max(due, now + len(outboxes) * OUTBOX_PAUSE_S)
 

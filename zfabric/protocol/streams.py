@@ -153,14 +153,15 @@ class Streams(Sending):
                 received[topic] = received.get(topic, 0) + count
         for takers, refusing, indices in taken.values():
             if indices:
-                some = bundle.select(indices)
-                for lane in takers:
-                    lane.sink.deliver_bundle(some, peer.source)
-                if refusing:
-                    for batch in some.batches():
-                        self._takers(peer, batch, refusing)
+                self._deliver_bundle(peer, bundle.select(indices), takers, refusing)
         if refused is not None:
             raise refused
+
+    def _deliver_bundle(self, peer: PeerRecord, bundle: Bundle, takers: list[Lane], refusing: list[Lane]) -> None:
+        for lane in takers:
+            lane.sink.deliver_bundle(bundle, peer.source)
+        for batch in bundle.batches() if refusing else ():
+            self._takers(peer, batch, refusing)
 
     def _takers_of_unsigned(self, lanes: tuple[Lane, ...]) -> tuple[list[Lane], list[Lane]]:
         """The lanes that take what is at-most-once and not signed, and those that would if it were signed."""

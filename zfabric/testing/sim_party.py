@@ -31,7 +31,7 @@ from zfabric.testing.sim_oracle import Oracle
 from zfabric.testing.sim_queues import QueueUsers
 from zfabric.testing.sim_truth import LaneTruth, StreamKey, payload
 from zfabric.wire.batch import Batch
-from zfabric.wire.bundle import Bundle
+from zfabric.wire.bundle import Bundle, addressee
 from zfabric.wire.ranges import RangeSet
 from zfabric.wire.records import Identity, Start
 from zfabric.wire.topics import Pattern
@@ -174,15 +174,23 @@ class Publisher:
         if not outbox.writer.count:
             return
         base = outbox.base
-        sealed = party.core.seal(outbox, int(party.wall * 1e9), now)
-        frames = [bytes(frame) for frame in sealed]
-        stream.burst_bytes = max(stream.burst_bytes, len(frames[0]))
-        party.trace("publish", self.spec.topic, self.outbox.epoch, base, outbox.base)
-        if outbox.remote:
+        party.trace("publish", self.spec.topic, self.outbox.epoch, base, base + outbox.writer.count)
+        for frames in self._seal(now):
+            stream.burst_bytes = max(stream.burst_bytes, len(frames[0]))
             party.network.publish(party, Flight(frames, self.key, base, outbox.base))
+        party.pump()
+
+    def _seal(self, now: float) -> list[list[bytes]]:
+        """What the open batch becomes: itself, or a bundle for each peer that listens, in turn."""
+        party, outbox, published_ns = self._party, self.outbox, int(self._party.wall * 1e9)
+        if outbox.base % 2:
+            bundles, alone = party.core.bundle([outbox], published_ns, now, least=1)
+            if not alone:
+                return [[bundle] for bundle in bundles]
+        frames = [bytes(frame) for frame in party.core.seal(outbox, published_ns, now)]
         if outbox.local:
             party.core.loop_back(outbox, frames, party.source, now)
-        party.pump()
+        return [frames] if outbox.remote else []
 
     def flush(self) -> None:
         """Wait until everything so far is confirmed."""
@@ -276,7 +284,7 @@ class Party:
 
     def on_batch(self, flight: Flight) -> None:
         """The feed received a batch."""
-        if flight.stream[0] in self.core.peers.known:
+        if flight.stream[0] in self.core.peers.known and addressee(flight.frames) in (None, self.id):
             self.oracle.arrived(self, flight.stream, flight.stop)
         self.core.receive_batch(flight.frames, self.agenda.now)
         self.pump()
