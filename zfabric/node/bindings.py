@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from types import TracebackType
 
 from zfabric.errors import FabricError, NodeClosed
 from zfabric.model import Message
+from zfabric.node.closing import Closing
 from zfabric.node.pusher import Pusher
 from zfabric.node.subscription import Subscription
 from zfabric.wire.selectors import Selector
@@ -18,7 +18,7 @@ __all__ = ["Binding"]
 log = logging.getLogger("zfabric")
 
 
-class Binding:
+class Binding(Closing):
     """Pushes every message that matches; `node.bind(pattern, queue)` makes it. It lives until it or its node closes.
 
     A message of a reliable topic counts as processed when its job has been pushed here.
@@ -40,14 +40,6 @@ class Binding:
 
     def __repr__(self) -> str:
         return f"<Binding {self.pattern} -> {self.queue} [{self.routed} routed, {self.unrouted} unrouted]>"
-
-    async def __aenter__(self) -> Binding:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     @property
     def pattern(self) -> str:

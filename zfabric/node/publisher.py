@@ -8,11 +8,11 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import islice
-from types import TracebackType
 from typing import Any
 
 from zfabric.config import Config
 from zfabric.errors import DeliveryFailed, EncodeFailed, LimitExceeded, NodeClosed, NoSubscribers, NotStored, WindowFull
+from zfabric.node.closing import Closing
 from zfabric.node.driver import Driver
 from zfabric.protocol.outbox import Outbox
 from zfabric.wire.batch import frame_bytes, plain_metadata
@@ -28,7 +28,7 @@ CHUNK_MAX = 4096
 "Values that `publish_many` encodes in one call, at most."
 
 
-class Publisher:
+class Publisher(Closing):
     """Publishes on one topic; `node.publisher(topic)` makes it.
 
     Everything published in one turn of the event loop leaves as one batch, at the turn's end or when it is
@@ -65,14 +65,6 @@ class Publisher:
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self.subscribers} subscribers"
         return f"<Publisher {self.topic} [{state}, next seq {self._outbox.next_seq}]>"
-
-    async def __aenter__(self) -> Publisher:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     @property
     def topic(self) -> str:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from itertools import islice
 from math import inf
-from types import TracebackType
 from typing import Any
 
 from zfabric.config import Config
 from zfabric.errors import DeliveryFailed, EncodeFailed, LimitExceeded, NodeClosed, WindowFull
+from zfabric.node.closing import Closing
 from zfabric.node.driver import Driver
 from zfabric.protocol.dispatcher import Dispatcher
 from zfabric.protocol.jobs import PRIORITIES, PRIORITY_DEFAULT
@@ -65,7 +65,7 @@ class OpenJobs:
             driver.schedule_pump()
 
 
-class Pusher:
+class Pusher(Closing):
     """Pushes jobs to one queue; `node.pusher(queue)` makes it.
 
     The node keeps each job until a worker has done it, wherever that worker is. Values are encoded at once.
@@ -85,14 +85,6 @@ class Pusher:
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self.depth} jobs, {self.workers} workers"
         return f"<Pusher {self.queue} [{state}]>"
-
-    async def __aenter__(self) -> Pusher:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     @property
     def queue(self) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from operator import length_hint
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from zfabric.errors import LocalProtocolError, NodeClosed
 from zfabric.events import DecodeError, Gap, Rejected
 from zfabric.model import Message, Overflow, Source
 from zfabric.node.buffer import BatchQueue, LatestSlots, MessageBuffer, decode_batch, decode_bundle
+from zfabric.node.closing import Closing
 from zfabric.node.driver import Driver
 from zfabric.node.manualacks import ManualAcks
 from zfabric.protocol.history import History
@@ -30,7 +30,7 @@ READS_PER_TURN = 8
 "Batches that a reader takes in one turn of the event loop, at most."
 
 
-class Subscription:
+class Subscription(Closing):
     """An async iterator of the messages that match a pattern; `node.subscribe(pattern)` makes it.
 
     It receives from the moment it was made. One task reads it at a time. Cancelling a read loses nothing.
@@ -75,14 +75,6 @@ class Subscription:
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self.publishers} publishers, {self.pending} messages waiting"
         return f"<Subscription {self.pattern} [{state}]>"
-
-    async def __aenter__(self) -> Subscription:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     @property
     def pattern(self) -> str:

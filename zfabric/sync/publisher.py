@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from types import TracebackType
 from typing import Any
 
 from zfabric.errors import NodeClosed, NodeForked, NoSubscribers, WindowFull
 from zfabric.node import publisher as asynchronous
+from zfabric.sync.closing import Closing
 from zfabric.sync.loop import LoopThread, refuse_in_loop
 from zfabric.sync.stage import Stage
 
 __all__ = ["Publisher"]
 
 
-class Publisher:
+class Publisher(Closing):
     """Publishes on one topic; `node.publisher(topic)` makes it. Any number of threads may share it.
 
     Values are encoded and numbered in the calling thread; what was published until the node's loop looks leaves as
@@ -37,14 +37,6 @@ class Publisher:
 
     def __repr__(self) -> str:
         return f"<sync.Publisher {self.topic} [{'closed' if self._closed else f'{self.subscribers} subscribers'}]>"
-
-    def __enter__(self) -> Publisher:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def topic(self) -> str:

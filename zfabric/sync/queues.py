@@ -12,6 +12,7 @@ from typing import Any
 from zfabric.errors import NodeClosed, NodeForked
 from zfabric.model import Job
 from zfabric.node import bindings, puller, pusher
+from zfabric.sync.closing import Closing
 from zfabric.sync.loop import LoopThread, acquire_within
 
 __all__ = ["Binding", "Puller", "Pusher"]
@@ -20,7 +21,7 @@ CHUNK = 10_000
 "Values handed to the loop at a time."
 
 
-class Pusher:
+class Pusher(Closing):
     """Pushes jobs to one queue; `node.pusher(queue)` makes it. Any number of threads may share it."""
 
     def __init__(self, thread: LoopThread, source: pusher.Pusher) -> None:
@@ -29,14 +30,6 @@ class Pusher:
 
     def __repr__(self) -> str:
         return f"<sync.{repr(self._pusher)[1:]}"
-
-    def __enter__(self) -> Pusher:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def queue(self) -> str:
@@ -181,7 +174,7 @@ class Puller:
             self._thread.run(self._puller.close)
 
 
-class Binding:
+class Binding(Closing):
     """Makes jobs of what is published; `node.bind(pattern, queue)` makes it. It lives until it or its node closes."""
 
     def __init__(self, thread: LoopThread, source: bindings.Binding) -> None:
@@ -190,14 +183,6 @@ class Binding:
 
     def __repr__(self) -> str:
         return f"<sync.{repr(self._binding)[1:]}"
-
-    def __enter__(self) -> Binding:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def pattern(self) -> str:

@@ -14,13 +14,13 @@ from contextlib import suppress
 from operator import length_hint
 from queue import Empty, SimpleQueue
 from threading import Lock
-from types import TracebackType
-from typing import Final, Generic, Self, TypeVar, cast
+from typing import Final, Generic, TypeVar, cast
 
 from zfabric.errors import NodeClosed, NodeForked
 from zfabric.events import Event
 from zfabric.model import Message
 from zfabric.node import eventhub, subscription
+from zfabric.sync.closing import Closing
 from zfabric.sync.loop import LoopThread, acquire_within, get_within, refuse_in_loop
 from zfabric.sync.transaction import Transaction
 
@@ -34,7 +34,7 @@ POLL_TURNS: Final = 4
 "Turns of the loop after which what was waiting has been moved."
 
 
-class Reader(Generic[T]):
+class Reader(Closing, Generic[T]):
     """A blocking iterator that threads may share: each item goes to one of them."""
 
     def __init__(self, thread: LoopThread, what: str) -> None:
@@ -45,14 +45,6 @@ class Reader(Generic[T]):
         self._turn = Lock()
         self._pulling: asyncio.Task[None] | None = None
         self._moved = self._taken = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __iter__(self) -> Iterator[T]:
         """One after another, until this or its node is closed."""
@@ -74,10 +66,6 @@ class Reader(Generic[T]):
                 return item
             if not self._refill(current, timeout):
                 raise NodeClosed(f"{self._what} is closed")
-
-    def close(self) -> None:
-        """Stop to receive. What waits can still be read; then iteration ends."""
-        raise NotImplementedError
 
     # -- in the reading threads ----------------------------------------------------------------
 
