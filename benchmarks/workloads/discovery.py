@@ -82,7 +82,7 @@ class Discovery:
 def _mesh(nodes: int, processes_max: int) -> tuple[Run, tuple[str, ...], str]:
     """The nodes, shared out evenly among as many processes as may be."""
     processes = max(count for count in range(1, min(processes_max, nodes) + 1) if nodes % count == 0)
-    run = Run(nodes=nodes // processes, nodes_total=nodes, timeout_s=30.0 + nodes)
+    run = Run(nodes=nodes // processes, nodes_total=nodes, timeout_s=60.0 + nodes)
     return run, ("mesh",) * processes, f"mesh of {nodes} nodes"
 
 

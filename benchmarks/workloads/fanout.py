@@ -30,7 +30,7 @@ class Fanout(Rates):
     def variants(self, options: argparse.Namespace) -> Iterator[Variant]:
         """Numbers of subscribers."""
         for subscribers in options.subscribers:
-            yield Variant.along("subscribers", subscribers, receivers=subscribers, timeout_s=30.0 + subscribers)
+            yield Variant.along("subscribers", subscribers, receivers=subscribers, timeout_s=60.0 + subscribers)
 
     def rows(self, cells: Sequence[Cell], samples: Sequence[Sequence[Sample]]) -> list[Row]:
         """Compare each peer with itself at one subscriber, too."""
