@@ -252,6 +252,13 @@ class Config:
     store_open_files_max: int = 16
     "Sealed files that are open for readers at one time."
 
+    # -- durable queues ------------------------------------------------------------------------
+    store_jobs_max: int = 1_000_000
+    """Jobs of one durable queue that have an entry of their own in the store's memory: they have options, or failed.
+    What comes behind them waits in the log."""
+    store_jobs_cache_bytes: int = 4 * 1024 * 1024
+    "Jobs of one durable queue that a store keeps in memory when they were just pushed, or read."
+
     # -- groups --------------------------------------------------------------------------------
     group_partitions: int = 64
     "Partitions of a group that a store makes: as many members can share its work. Fixed for the group's life."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from enum import StrEnum
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -191,8 +192,8 @@ class ProviderReply(msgspec.Struct, frozen=True):
 class JobSettlement(Protocol):
     """Where a job's fate is told; pullers implement it."""
 
-    def ack(self, job: Job) -> None:
-        """Done."""
+    def ack(self, job: Job, *, confirm: bool = True) -> Awaitable[None] | None:
+        """Done. What confirms that a store has noted it, if a store keeps the job and that is asked for."""
 
     def nack(self, job: Job, delay: float | None, reason: str) -> None:
         """Again, later."""
@@ -219,8 +220,14 @@ class Job(Message, gc=False):
         return self.topic
 
     async def ack(self) -> None:
-        """Done: nobody gets it again. With `ack="auto"` the handler's or loop body's end does it."""
-        self._settlement_of_job().ack(self)
+        """Done: nobody gets it again. With `ack="auto"` the handler's or loop body's end does it.
+
+        Returns at once; for a durable job when the store has it on its disk, and then nothing gives it to anybody
+        again. Raises NotStored if that was too late, or the store left before it answered: it may come again.
+        """
+        kept = self._settlement_of_job().ack(self)
+        if kept is not None:
+            await kept
 
     async def nack(self, delay: float | None = None, reason: str = "") -> None:
         """Not done: somebody gets it after `delay` seconds, default as the queue's back-off says.

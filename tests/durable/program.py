@@ -1,8 +1,9 @@
 """A store, publisher or reader in a process of its own, which writes all that it does to a history file.
 
-    python -m tests.durable.program store|publish|read FABRIC HISTORY ARGUMENT
+    python -m tests.durable.program store|publish|read|push|work FABRIC HISTORY ARGUMENT
 
 ARGUMENT is the store's directory, or the publisher's name and outbox file, joined by a colon. SIGTERM ends it in order.
+Workers note the time: one clock for all processes of a machine.
 $TEST_HANDICAP names a mechanism that is switched off.
 """
 
@@ -12,13 +13,23 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
+from time import monotonic_ns
+from typing import Any
 
 from zfabric import Config, Node, NotStored
+from zfabric.protocol.peers import PeerRecord
 from zfabric.store import Append, Store, rules
 from zfabric.store.keeper import Keeper
-from zfabric.store.log import Appended
+from zfabric.store.ledger import Ledger
+from zfabric.store.log import Appended, Position
+from zfabric.store.queue import DurableQueue
+from zfabric.store.queuehost import QueueHost
+from zfabric.store.service import StoreService
 from zfabric.wire.batch import Batch
+from zfabric.wire.store_records import Write, Written
 
 __all__ = ["CONFIG", "TOPIC"]
 
@@ -43,6 +54,7 @@ class History:
     """Lines that are in the file when the call returns, whatever happens to the process."""
 
     def __init__(self, path: str) -> None:
+        self.name = Path(path).stem
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def write(self, *lines: str) -> None:
@@ -66,7 +78,48 @@ def _forget_marks() -> None:
     rules._is_new = lambda append, mark: True
 
 
-HANDICAPS = {"": lambda: None, "confirms early": _confirm_early, "forgets marks": _forget_marks}
+def _confirm_jobs_early() -> None:
+    """A store that confirms jobs before its disk has them."""
+    written = StoreService._write
+
+    def early(service: StoreService, peer: PeerRecord, record: Write, now: float) -> None:
+        service._tell(peer, Written(record.request, [0] * len(record.batches)))
+        asyncio.get_running_loop().call_later(0.3, written, service, peer, record, now)
+
+    setattr(StoreService, "_write", early)  # noqa: B010 - another method, on purpose
+
+
+def _note_acks_early() -> None:
+    """A store that answers acks before its disk has them."""
+    changed = QueueHost._changed
+
+    def early(host: QueueHost, queue: DurableQueue) -> None:
+        acks, queue._acks = queue._acks, []
+        for key, record in acks:
+            host._driver.core.queues.kept(key, record.done)
+        asyncio.get_running_loop().call_later(0.3, changed, host, queue)
+
+    setattr(QueueHost, "_changed", early)  # noqa: B010 - another method, on purpose
+
+
+def _forget_ledgers() -> None:
+    """A store that begins with all jobs again."""
+    ledger = Ledger.__init__
+
+    def empty(self: Ledger, queue: str, _: Mapping[str, Position]) -> None:
+        ledger(self, queue, {})
+
+    setattr(Ledger, "__init__", empty)  # noqa: B010 - another method, on purpose
+
+
+HANDICAPS = {
+    "": lambda: None,
+    "confirms early": _confirm_early,
+    "confirms jobs early": _confirm_jobs_early,
+    "forgets ledgers": _forget_ledgers,
+    "forgets marks": _forget_marks,
+    "notes acks early": _note_acks_early,
+}
 "Mechanisms that are switched off, to see that the test notices."
 
 
@@ -109,13 +162,58 @@ async def read(fabric: str, history: History, _: str, stop: asyncio.Event) -> No
             history.write(*(f"{m.source.id} {m.seq} {m.value[0]} {m.value[1]}" for m in batch))
 
 
+async def push(fabric: str, history: History, _: str, stop: asyncio.Event) -> None:
+    """Push numbers, several at a time, and note which are confirmed."""
+    numbers = iter(range(10**9))
+
+    async def lane(special: dict[str, Any]) -> None:
+        while not stop.is_set():
+            number = next(numbers)
+            history.write(f"try {number}")
+            with suppress(NotStored):
+                await jobs.push([history.name, number], **special)
+                history.write(f"ok {number}")
+
+    async with Node(history.name, fabric=fabric, config=CONFIG) as node:
+        jobs = node.pusher(TOPIC, durable=True, without_store="buffer")
+        await jobs.wait_for(stores=1)
+        history.write("ready")
+        options: list[dict[str, Any]] = [{}, {"priority": 7}, {"delay": 0.05}]
+        lanes = [options[number % 4] if number % 4 < 3 else {"key": number} for number in range(LANES)]
+        await asyncio.gather(*map(lane, lanes))
+        await jobs.flush()
+
+
+async def work(fabric: str, history: History, _: str, stop: asyncio.Event) -> None:
+    """Do jobs, and note when each was begun and when the store had its ack; every tenth fails at first."""
+    async with Node("worker", fabric=fabric, config=CONFIG) as node:
+        puller = node.puller(TOPIC, ack="manual")
+
+        async def lane() -> None:
+            while jobs := await puller.take(1):
+                name, number = jobs[0].value
+                history.write(f"begin {name} {number} {monotonic_ns()}")
+                if number % 10 == 0 and jobs[0].attempt == 1:
+                    await jobs[0].nack(0.01)
+                    continue
+                with suppress(NotStored):
+                    await jobs[0].ack()
+                    history.write(f"done {name} {number} {monotonic_ns()}")
+
+        history.write("ready")
+        waiting = asyncio.create_task(stop.wait())
+        waiting.add_done_callback(lambda _: puller.end())
+        await asyncio.gather(*(lane() for _ in range(LANES)))
+
+
 async def main() -> None:
     """Run one of them."""
     role, fabric, path, argument = sys.argv[1:]
     HANDICAPS[os.environ.get("TEST_HANDICAP", "")]()
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    await {"store": store, "publish": publish, "read": read}[role](fabric, History(path), argument, stop)
+    roles = {"store": store, "publish": publish, "read": read, "push": push, "work": work}
+    await roles[role](fabric, History(path), argument, stop)
 
 
 if __name__ == "__main__":

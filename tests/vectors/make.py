@@ -17,6 +17,7 @@ from zfabric.wire import queue_records as queues
 from zfabric.wire.batch import FLAG_ACK_NOW, FLAG_DURABLE, FLAG_RELIABLE, BatchWriter, Buffer, Sign
 from zfabric.wire.bundle import BundleWriter, address, tagged
 from zfabric.wire.codec import Codec
+from zfabric.wire.durable_records import JobsKept, KeepQueue
 from zfabric.wire.group_records import (
     AskGroups,
     Assigned,
@@ -233,6 +234,7 @@ CONTROL: dict[str, list[Record]] = {
                 Unreadable(5, 1000, 1010, "expired"),
                 Indexed(6, [(1010, 5, OTHER, EPOCH, BASE)]),
                 ReadEnd(5, 1015),
+                JobsKept(1, [(7, 0, 2)]),
             ],
         )
     ],
@@ -249,6 +251,7 @@ CONTROL: dict[str, list[Record]] = {
                 Read(6, "orders", "offset", 1010, 6400, bodies=False),
                 ReadMore(5, 64_000),
                 ReadStop(5),
+                KeepQueue("jobs", 5, 100, 30_000, 300_000),
             ],
         )
     ],

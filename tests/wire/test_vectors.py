@@ -89,10 +89,10 @@ DOCUMENTED: dict[str, list[list[Any]]] = {
         [33, 1, "jobs", 30_000, 65_536, "colour = 'red'"],
         [34, 1],
         [35, 1, 100, 50],
-        [36, 1, 7, PUSHED_NS, 2, 40, FIVE_AND_SIX, [], [], None],
+        [36, 1, 7, PUSHED_NS, 2, 40, FIVE_AND_SIX, [], [], None, False],
         [
             36, 1, 8, PUSHED_NS, 2, 42, FIVE_AND_SIX, [b"a buffer"], [42, 44],
-            [{0: "k"}, {1: {"unit": "C"}}, {1: 1500}, {0: 9}, {1: 2}],
+            [{0: "k"}, {1: {"unit": "C"}}, {1: 1500}, {0: 9}, {1: 2}], False,
         ],
         [37, 1, [[7, 0, 2], [8, 1, 2]]],
         [38, 1, 8, 0, 1, "nack", 1500, "ValueError: no"],
@@ -125,6 +125,7 @@ DOCUMENTED: dict[str, list[list[Any]]] = {
         [77, 5, 1000, 1010, "expired"],
         [79, 6, [[1010, 5, bytes(range(16, 32)), 7, BASE]]],
         [78, 5, 1015],
+        [113, 1, [[7, 0, 2]]],
     ]]],
     "letter-reader": [[18, 2, 1, 8, [
         [66, 1, [[b"the first frame"]], [["group billing", None, 5]]],
@@ -134,6 +135,7 @@ DOCUMENTED: dict[str, list[list[Any]]] = {
         [73, 6, "orders", "offset", 1010, 6400, False, 0.0],
         [74, 5, 64_000],
         [75, 5],
+        [112, "jobs", 5, 100, 30_000, 300_000],
     ]]],
     "letter-member": [[18, 2, 1, 9, [
         [80, 1, "billing", "orders.#", "billing-1", ["earliest", 0], 1_000_000],

@@ -58,16 +58,21 @@ def list_them(options: Options, queue: str) -> int:
 
 @command.command()
 @click.argument("queue", type=TopicParameter())
+@click.option("--durable", is_flag=True, help="A store keeps the jobs; they are done with when it has them.")
 @networked(timeout=f"How long to wait until all is done; then exit with 75, and the rest stays dead. [{REQUEUE_S:g}]")
-def requeue(options: Options, queue: str) -> int:
+def requeue(options: Options, queue: str, durable: bool) -> int:
     """Push the dead letters of QUEUE again, and wait until they are done. Exits 1 if some die again: they stay dead."""
 
     async def push(output: Output) -> int:
         async with open_node(options, "dead") as node:
             puller, jobs = await _collect(options, node, queue)
-            done, again = await _repeat(node, queue, jobs, options.timeout or REQUEUE_S)
+            if durable:
+                await _store_again(node, queue, jobs, options.timeout or REQUEUE_S)
+                done, again = jobs, 0
+            else:
+                done, again = await _repeat(node, queue, jobs, options.timeout or REQUEUE_S)
             await _settle(puller, done)
-        output.note(f"{count(len(done), 'dead letter')} of {queue!r} done")
+        output.note(f"{count(len(done), 'dead letter')} of {queue!r} {'stored' if durable else 'done'}")
         if late := len(jobs) - len(done) - again:
             raise Stop(Exit.TIMED_OUT, f"{count(late, 'job')} not done in time: dead still")
         if again:
@@ -75,6 +80,17 @@ def requeue(options: Options, queue: str) -> int:
         return Exit.OK
 
     return run(options, push)
+
+
+async def _store_again(node: Node, queue: str, jobs: list[Job], timeout: float) -> None:
+    """Return once a store has them."""
+    pusher = node.pusher(queue, durable=True, without_store="buffer")
+    for job in jobs:
+        pusher.push_nowait(job.value, key=job.key, headers=_own(job), priority=job.priority)
+    try:
+        await asyncio.wait_for(pusher.flush(), timeout)
+    except TimeoutError:
+        raise Stop(Exit.TIMED_OUT, f"{count(pusher.depth, 'job')} not stored in time: all stay dead") from None
 
 
 async def _repeat(node: Node, queue: str, jobs: list[Job], timeout: float) -> tuple[list[Job], int]:

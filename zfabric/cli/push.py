@@ -21,9 +21,13 @@ from zfabric.cli._running import run
 from zfabric.cli._warnings import Warnings
 from zfabric.config import Config
 from zfabric.model import QueueStatistics
+from zfabric.node.pusher import Pusher
 from zfabric.protocol.jobs import PRIORITIES
 
 __all__ = ["command"]
+
+FIND_S = 5.0
+"How long to look for a store."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +40,7 @@ class Push:
     options: dict[str, Any]
     attempts: int
     delivery: str
+    durable: bool
 
 
 @click.command()
@@ -57,6 +62,8 @@ class Push:
     default="at-least-once",
     help="At most once nothing is tried again, and pullers need the same option. [at-least-once]",
 )
+@click.option("--dedupe-id", metavar="TEXT", help="Within five minutes it is the same job as one with the same id.")
+@click.option("--durable", is_flag=True, help="A store keeps the jobs; end when it has them on its disk.")
 @networked(timeout="How long to wait until all is done; then exit with 75, and what is left is lost. [for ever]")
 def command(
     options: Options,
@@ -71,8 +78,10 @@ def command(
     delay: float | None,
     attempts: int,
     delivery: str,
+    dedupe_id: str | None,
+    durable: bool,
 ) -> int:
-    """Push VALUE to QUEUE as a job: JSON if it is JSON, else text. Ends when it is done.
+    """Push VALUE to QUEUE as a job: JSON if it is JSON, else text. Ends when it is done; with --durable, stored.
 
     Without VALUE, or with `-`, every line of stdin is a job. The jobs are in this command until somebody has done them;
     exits with 1 if some are dead or lost: `zfabric pull` with `$dead.QUEUE` shows them while another node keeps them.
@@ -85,13 +94,16 @@ def command(
         raise click.UsageError("--priority, --delay and --attempts need --delivery at-least-once")
     form = _input.Form.RAW if raw else _input.Form.TEXT if text else _input.Form.AUTO
     how = {"key": key, "headers": headers, "priority": priority, "ttl": ttl, "delay": delay or 0.0}
-    job = Push(queue=queue, value=value, form=form, options=how, attempts=attempts, delivery=delivery)
+    how["dedupe_id"] = dedupe_id
+    job = Push(queue=queue, value=value, form=form, options=how, attempts=attempts, delivery=delivery, durable=durable)
     return run(options, lambda output: _push(options, output, job))
 
 
 async def _push(options: Options, output: Output, job: Push) -> int:
     async with open_node(options, "push") as node, Warnings(output, node):
-        pusher = node.pusher(job.queue, delivery=job.delivery, max_attempts=job.attempts)
+        pusher = node.pusher(job.queue, delivery=job.delivery, durable=job.durable, max_attempts=job.attempts)
+        if job.durable:
+            await _find_store(options, pusher)
         pushed = 0
         async with aclosing(_values(job)) as values:
             async for value in values:
@@ -103,10 +115,24 @@ async def _push(options: Options, output: Output, job: Push) -> int:
                 await pusher.flush()
         except TimeoutError:
             left = count(pusher.depth, "job")
+            if job.durable:
+                raise Stop(Exit.TIMED_OUT, f"{left} not stored within {options.timeout:g} s") from None
             hint = "" if pusher.workers else f"; nobody pulls {job.queue!r}"
             await node.close(0)  # it has waited long enough
             raise Stop(Exit.TIMED_OUT, f"{left} not done within {options.timeout:g} s, and lost{hint}") from None
+        if job.durable:
+            if output.json:
+                output.record({"queue": job.queue, "pushed": pushed, "stored": pushed})
+            output.note(f"stored {count(pushed, 'job')} of {job.queue!r}")
+            return Exit.OK
         return _tell(output, job, pushed, node.statistics().queues[job.queue])
+
+
+async def _find_store(options: Options, pusher: Pusher) -> None:
+    try:
+        await pusher.wait_for(0, options.timeout or FIND_S, stores=1)
+    except TimeoutError:
+        raise Stop(Exit.NOBODY, f"no store that keeps {pusher.queue!r} is in sight: zfabric store run DIR") from None
 
 
 def _tell(output: Output, job: Push, pushed: int, statistics: QueueStatistics) -> int:

@@ -131,7 +131,7 @@ class Handlers:
                 if not puller.at_most_once:
                     await job.nack(reason=f"{type(error).__name__}: {error}")
             else:
-                await job.ack()
+                job._settlement_of_job().ack(job, confirm=False)  # noqa: SLF001 - hidden from users, not from us
 
     def _report(self, message: Message, error: Exception, name: str) -> None:
         self.errors += 1

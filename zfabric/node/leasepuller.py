@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from itertools import count, repeat
 from typing import Any
 
-from zfabric.errors import DecodeFailed
+from zfabric.errors import DecodeFailed, NotStored
 from zfabric.events import DecodeError
 from zfabric.model import Job
 from zfabric.node.driver import Driver
 from zfabric.node.puller import Puller
 from zfabric.protocol.deliveries import Delivery
 from zfabric.protocol.jobs import PRIORITY_DEFAULT
-from zfabric.protocol.pulls import Pull
+from zfabric.protocol.pulls import TOO_LATE, Pull
 from zfabric.wire.codec import Codec
 from zfabric.wire.queue_records import JobMeta, Jobs, Undone
 
@@ -189,8 +189,8 @@ class LeasePuller(Puller):
             jobs.append(bad)
         return jobs
 
-    def settle(self, delivery: Delivery, job: Job, why: Undone | None, delay: float | None, reason: str) -> None:
-        """A job's reader has told its fate."""
+    def settle(self, delivery: Delivery, job: Job, why: Undone | None, delay: float | None, reason: str) -> bool:
+        """A job's reader has told its fate. False if that changes nothing any more."""
         position = job._position  # noqa: SLF001 - hidden from users, not from us
         pull = self.pull
         pull.catch_up()
@@ -200,12 +200,28 @@ class LeasePuller(Puller):
             if batch is not None:
                 pull.single_out(delivery, batch)
             elif delivery.alive and position not in delivery.late:
-                return  # settled before
+                return False  # settled before
         if why is None:
-            pull.done(delivery, position, position + 1)
+            settled = pull.done(delivery, position, position + 1)
         else:
-            pull.undone(delivery, position, position + 1, why, delay_s=delay, reason=reason)
+            settled = pull.undone(delivery, position, position + 1, why, delay_s=delay, reason=reason)
         self._driver.schedule_pump()
+        return settled
+
+    def kept(self, delivery: Delivery, job: Job) -> asyncio.Future[None]:
+        """Done once the store has noted that the job is."""
+        future: asyncio.Future[None] = self._driver.loop.create_future()
+
+        def told(reason: str) -> None:
+            if future.done():
+                return
+            if reason:
+                future.set_exception(NotStored(reason, self.queue))
+            else:
+                future.set_result(None)
+
+        self.pull.when_kept(delivery, job._position, told)  # noqa: SLF001 - hidden from users, not from us
+        return future
 
     def renew(self, delivery: Delivery, job: Job) -> None:
         """A job's handler lives."""
@@ -226,8 +242,14 @@ class _Settlement:
         self._puller = puller
         self._delivery = delivery
 
-    def ack(self, job: Job) -> None:
-        self._puller.settle(self._delivery, job, None, None, "")
+    def ack(self, job: Job, *, confirm: bool = True) -> asyncio.Future[None] | None:
+        delivery = self._delivery
+        settled = self._puller.settle(delivery, job, None, None, "")
+        if not confirm or not delivery.jobs.durable:
+            return None
+        if not settled and delivery.is_late(job._position):  # noqa: SLF001 - hidden from users, not from us
+            raise NotStored(TOO_LATE, self._puller.queue)
+        return self._puller.kept(delivery, job) if settled else None
 
     def nack(self, job: Job, delay: float | None, reason: str) -> None:
         self._puller.settle(self._delivery, job, "nack", delay, reason)

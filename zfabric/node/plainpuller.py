@@ -116,7 +116,7 @@ class PlainPuller(Puller):
 class _Nothing:
     """What jobs at-most-once have to be settled with."""
 
-    def ack(self, message: Message) -> None:
+    def ack(self, message: Message, *, confirm: bool = True) -> None:
         """There is nobody to tell."""
 
     def renew(self, job: Job) -> None:

@@ -20,7 +20,7 @@ from zfabric.protocol.plainqueue import PlainQueue
 from zfabric.wire.batch import plain_metadata
 from zfabric.wire.codec import SPECIAL_TYPES, Codec
 
-__all__ = ["OpenJobs", "Pusher"]
+__all__ = ["CHUNK_MAX", "OpenJobs", "Pusher", "check_options"]
 
 CHUNK_MAX = 4096
 "Values that `push_many` encodes in one call, at most."
@@ -106,11 +106,14 @@ class Pusher(Closing):
         """Pullers that take jobs from this node."""
         return len(self._dispatcher.pullers)
 
-    async def wait_for(self, workers: int = 1, timeout: float | None = None) -> None:
+    async def wait_for(self, workers: int = 1, timeout: float | None = None, *, stores: int = 0) -> None:
         """Return once that many pullers take jobs. Jobs pushed before that are not lost, they wait.
 
-        Raises TimeoutError after `timeout` seconds, NodeClosed if the node closes meanwhile.
+        `stores`: of a durable queue, which has its workers there: once a store takes its jobs.
+        Raises TimeoutError after `timeout` seconds, NodeClosed if the node closes meanwhile, ValueError.
         """
+        if stores:
+            raise ValueError(f"no store keeps the jobs of {self.queue!r}: push with durable=True")
         await self._driver.wait_until(lambda: self.workers >= workers, timeout)
 
     # -- pushing -------------------------------------------------------------------------------
@@ -314,13 +317,8 @@ class Pusher(Closing):
         not_before: datetime | None,
         dedupe_id: str | None,
     ) -> int:
-        if priority.__class__ is not int or not 0 <= priority < PRIORITIES:
-            raise ValueError(f"priority must be 0 to {PRIORITIES - 1}, not {priority!r}")
         driver = self._driver
-        if not_before is not None:
-            delay = max(delay, not_before.astimezone().timestamp() - driver.utc())
-        if not delay < inf:
-            raise ValueError(f"delay must be a number of seconds, not {delay!r}")
+        delay = check_options(driver, priority, delay, not_before)
         try:
             key, headers, ttl_ms, nbytes = plain_metadata(key, headers, ttl)
         except EncodeFailed as error:
@@ -343,3 +341,14 @@ class Pusher(Closing):
             buffers=buffers,
             nbytes=nbytes,
         )
+
+
+def check_options(driver: Driver, priority: int, delay: float, not_before: datetime | None) -> float:
+    """The delay of a job in seconds. Raises ValueError for options that make no sense."""
+    if priority.__class__ is not int or not 0 <= priority < PRIORITIES:
+        raise ValueError(f"priority must be 0 to {PRIORITIES - 1}, not {priority!r}")
+    if not_before is not None:
+        delay = max(delay, not_before.astimezone().timestamp() - driver.utc())
+    if not delay < inf:
+        raise ValueError(f"delay must be a number of seconds, not {delay!r}")
+    return delay

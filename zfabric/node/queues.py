@@ -10,12 +10,14 @@ from typing import Any, TypeVar
 import msgspec
 
 from zfabric.config import Config
-from zfabric.errors import LocalProtocolError
+from zfabric.errors import LimitExceeded, LocalProtocolError
 from zfabric.events import JobsUnfinished
 from zfabric.model import Delivery, QueueState, QueueStatistics, Topic
 from zfabric.node.bindings import Binding
 from zfabric.node.driver import Driver
+from zfabric.node.durablepusher import DurablePusher
 from zfabric.node.handlers import Handlers
+from zfabric.node.jobwriter import JobWriter
 from zfabric.node.leasepuller import LeasePuller
 from zfabric.node.plainpuller import PlainPuller
 from zfabric.node.puller import Puller
@@ -27,6 +29,7 @@ from zfabric.protocol.plainqueue import PlainQueue
 from zfabric.protocol.plainsink import PlainSink
 from zfabric.protocol.queues import DEAD_PREFIX
 from zfabric.wire.codec import Codec
+from zfabric.wire.durable_records import stream_of
 from zfabric.wire.queue_records import QueueFigures
 from zfabric.wire.selectors import Selector
 from zfabric.wire.topics import check_pattern, check_topic
@@ -48,6 +51,8 @@ class NodeQueues:
         self._with_crc = with_crc
         self._open: dict[str, tuple[OpenJobs, Any, int]] = {}
         "For each queue: what is open, the options, and how many pushers share it."
+        self._durable: dict[str, tuple[JobWriter, Any]] = {}
+        "Durable queues that this node pushed to, and the options; for as long as it lives."
         self._pullers: dict[Puller, None] = {}
         self._pulled: dict[str, int] = {}
 
@@ -71,6 +76,8 @@ class NodeQueues:
         """What keeps this node's jobs of a queue."""
         queues, machine = self._driver.core.queues, Dispatcher if delivery is Delivery.AT_LEAST_ONCE else PlainQueue
         known = queues.dispatchers.get(name) or queues.plain.queues.get(name)
+        if known is not None and known.durable:
+            raise LocalProtocolError(f"this node is the store of the durable queue {name!r}: push to it elsewhere")
         if known is not None and known.depth and not isinstance(known, machine):
             raise LocalProtocolError(f"{name!r} has {known.depth} jobs that were pushed with another delivery")
         if delivery is Delivery.AT_LEAST_ONCE:
@@ -80,6 +87,25 @@ class NodeQueues:
             found = queues.plain.queue(name, policy, queues.own_id, with_crc=self._with_crc)
         found.policy = policy
         return found
+
+    def durable_pusher(self, queue: str | Topic[Any], policy: QueuePolicy, *, buffers: bool) -> Pusher:
+        """Another pusher of a durable queue."""
+        name, value_type = (queue.name, queue.type) if isinstance(queue, Topic) else (queue, None)
+        check_topic(name, bytes_max=self._config.topic_bytes_max)
+        check_topic(stream_of(name), reserved=True, bytes_max=self._config.topic_bytes_max)
+        self._driver.rights.check("push", name)
+        codec = Codec(value_type, inline_bytes=self._config.inline_bytes)
+        options = codec.type, policy, buffers
+        writer, known = self._durable.get(name, (None, options))
+        if writer is None:
+            if len(self._durable) >= self._config.queues_max:
+                raise LimitExceeded("queues_max", len(self._durable) + 1, self._config.queues_max)
+            writer = JobWriter(self._driver, name, codec, policy, self._config, buffers=buffers)
+            self._durable[name] = writer, options
+            self._driver.schedule_pump()
+        elif known != options:
+            raise LocalProtocolError(f"{name!r} is pushed to with other options already: {known}")
+        return DurablePusher(self._driver, writer, self._config, lambda _: None)
 
     def _release(self, name: str) -> None:
         shared, options, users = self._open.pop(name)
@@ -144,21 +170,24 @@ class NodeQueues:
 
     async def finish(self, timeout: float) -> None:
         """Wait for jobs of this node that are not done, then report them."""
-        unfinished = self._unfinished()
-        if not unfinished:
-            return
         try:
             await self._driver.wait_until(lambda: not self._unfinished(), max(0.0, timeout))
         except TimeoutError:
             for queue, jobs in self._unfinished().items():
                 log.warning("%d jobs of %r are not done, and lost as this node closes", jobs, queue)
                 self._driver.emit(JobsUnfinished(queue, jobs))
+        for writer, _ in self._durable.values():
+            writer.close()
 
     def _unfinished(self) -> dict[str, int]:
         for shared, _, _ in self._open.values():
             shared.seal()
-        machines = self._driver.core.queues.machines()
-        return {each.queue: each.depth for each in machines if each.depth and not each.queue.startswith(DEAD_PREFIX)}
+        for writer, _ in self._durable.values():
+            writer.seal()
+        machines = [machine for machine in self._driver.core.queues.machines() if not machine.durable]
+        left = {each.queue: each.depth for each in machines if not each.queue.startswith(DEAD_PREFIX)}
+        left |= {name: writer.pushed - writer.stored for name, (writer, _) in self._durable.items()}
+        return {queue: jobs for queue, jobs in left.items() if jobs}
 
     async def ask(self, timeout: float | None) -> list[QueueState]:
         """What all nodes say of their queues."""
@@ -240,6 +269,8 @@ class QueueMethods:
         queue: str | Topic[Any],
         *,
         delivery: str = Delivery.AT_LEAST_ONCE,
+        durable: bool = False,
+        without_store: str = "raise",
         max_attempts: int = 5,
         backoff_s: float = 0.1,
         backoff_s_max: float = 30.0,
@@ -251,10 +282,12 @@ class QueueMethods:
         `queue`: a name, or a `Topic` whose type every value is checked against.
         `delivery`: `"at-least-once"`, or `"at-most-once"`: faster, nothing is tried again, and what is lost is counted
         and reported (`JobsLost`). Its pullers must ask for the same, else both get IncompatibleDelivery events.
+        `durable`: a store keeps the jobs; a push returns when it has them on its disk, and `flush` waits for that.
+        `without_store`: what a durable push does while no store is in sight: `"raise"` NotStored, or `"buffer"`.
         `max_attempts`: a job that failed that often becomes a dead letter, in the queue `$dead.<queue>`; 0: never.
         `backoff_s`, `backoff_s_max`: rest after a failure; doubles with each one.
         `dedupe_window_s`: how long a `dedupe_id` stands for the same job.
-        `queue_bytes`: jobs kept until they are done, at which `push` waits (default Config.queue_bytes).
+        `queue_bytes`: jobs kept until they are done, or stored, at which `push` waits (default Config.queue_bytes).
         Raises TopicError, LimitExceeded, ValueError, and LocalProtocolError if this node pushes to the queue with
         other options.
         """
@@ -268,8 +301,14 @@ class QueueMethods:
         size = self._config.queue_bytes if queue_bytes is None else queue_bytes
         if size <= 0:
             raise ValueError(f"queue_bytes must be above 0, not {size}")
+        if without_store not in ("raise", "buffer"):
+            raise ValueError(f"without_store must be 'raise' or 'buffer', not {without_store!r}")
         policy = QueuePolicy(max_attempts, backoff_s, backoff_s_max, dedupe_window_s, size)
-        return self._opened_queues().pusher(queue, policy, delivery)
+        if not durable:
+            return self._opened_queues().pusher(queue, policy, delivery)
+        if delivery is not Delivery.AT_LEAST_ONCE:
+            raise ValueError("a durable queue's delivery is 'at-least-once'")
+        return self._opened_queues().durable_pusher(queue, policy, buffers=without_store == "buffer")
 
     def puller(
         self,

@@ -42,6 +42,10 @@ class Delivery:
         self.values: Any = None
         "For whoever decodes them."
 
+    def is_late(self, position: int) -> bool:
+        """Whether nothing can be said of that job any more."""
+        return not self.alive or position in self.late
+
 
 class Followed:
     """Jobs of one lease that their reader takes out of a list one by one, and nobody counts until somebody asks."""

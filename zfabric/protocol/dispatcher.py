@@ -59,6 +59,8 @@ Change = tuple[int, int, JobState, int]
 class Dispatcher:
     """One queue of one node."""
 
+    durable = False  # whether its jobs outlive the node
+
     def __init__(self, queue: str, config: Config, policy: QueuePolicy | None = None) -> None:
         self.queue = queue
         self.policy = QueuePolicy() if policy is None else policy
@@ -85,9 +87,7 @@ class Dispatcher:
         self._dedupe: dict[str, tuple[int, float]] = {}
 
     def __repr__(self) -> str:
-        return (
-            f"<Dispatcher {self.queue} depth={self.depth} in_flight={self.in_flight} workers={len(self.workers.all)}>"
-        )
+        return f"<Dispatcher {self.queue} depth={self.depth} leased={self.in_flight} workers={len(self.workers.all)}>"
 
     @property
     def depth(self) -> int:
@@ -284,12 +284,12 @@ class Dispatcher:
     def _lease(self, worker: Worker, taken: Taken, now: float) -> None:
         block, start, jobs, count = taken
         self._leases += 1
+        lease = Lease(self._leases, now, count, block=block, start=start, jobs=jobs)
+        record = lease_record(worker.key[1], lease, now, durable=self.durable)
         if not worker.leases:
             worker.renewed_at = now
-        lease = Lease(self._leases, now, count, block=block, start=start, jobs=jobs)
         worker.leases[lease.number] = lease
         worker.held += count
-        record = lease_record(worker.key[1], lease, now)
         lease.nbytes = len(record.body) + sum(map(len, record.buffers))
         worker.credit -= count
         worker.held_bytes += lease.nbytes

@@ -13,6 +13,7 @@ from zfabric.protocol.authority import Authority
 from zfabric.protocol.effects import Effects
 from zfabric.protocol.peers import PeerRecord, PeerTable
 from zfabric.wire.batch import Batch
+from zfabric.wire.durable_records import KeepQueue
 from zfabric.wire.group_records import Join
 from zfabric.wire.letters import LetterRecord
 from zfabric.wire.plain_records import PlainOffers, PlainPull
@@ -77,10 +78,11 @@ class Gate:
             return self.may_store(peer, request.pattern)
         return self.may_read(peer, request.pattern)
 
-    def check_writes(self, peer: PeerRecord, batch: Batch) -> None:
-        """Raise NotStored unless a batch is one that a peer may store: on that topic, in no other's name."""
-        if not self.may(peer, "publish", batch.topic):
-            raise NotStored(f"{peer.user!r} may not publish it", batch.topic)
+    def check_writes(self, peer: PeerRecord, batch: Batch, queue: str | None) -> None:
+        """Raise NotStored unless a batch is one that a peer may store: on that topic or queue, in no other's name."""
+        action, name = ("publish", batch.topic) if queue is None else ("push", queue)
+        if not self.may(peer, action, name):
+            raise NotStored(f"{peer.user!r} may not {action} it", name)
         if not self._authority.owns(peer.user, batch.producer):
             raise NotStored(f"{peer.user!r} did not publish it: the producer's id is another identity's", batch.topic)
 
@@ -97,11 +99,17 @@ class Gate:
         if isinstance(record, ServiceOffers):
             return ServiceOffers([each for each in record.offers if self.may(peer, "serve", each.service)])
         if isinstance(record, QueueOffers | PlainOffers):
-            return msgspec.structs.replace(record, queues=[q for q in record.queues if self.may(peer, "push", q)])
+            return msgspec.structs.replace(record, queues=[q for q in record.queues if self._may_offer(peer, q)])
+        if isinstance(record, KeepQueue):
+            return record if self.may(peer, "push", record.queue) else None
         if isinstance(record, StoreOffer):
             patterns = [each for each in record.patterns if self.may_store(peer, each)]
             return msgspec.structs.replace(record, patterns=patterns) if patterns else None
         return record
+
+    def _may_offer(self, peer: PeerRecord, queue: str) -> bool:
+        """Whether jobs of a queue may come from a peer: it pushes them, or is a store that keeps them."""
+        return self._authority.may_all(peer.user, "store", queue) or self.may(peer, "push", queue)
 
     # -- denials -------------------------------------------------------------------------------
 

@@ -25,6 +25,8 @@ __all__ = [
     "Lease",
     "QueuePolicy",
     "Run",
+    "Unreadable",
+    "array_of",
     "lease_record",
 ]
 
@@ -37,9 +39,19 @@ _HEAD = struct.Struct(">BI")
 _split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 
-def _array(values: Sequence[Buffer]) -> bytes:
+def array_of(values: Sequence[Buffer]) -> bytes:
     """A MessagePack array of encoded values."""
     return _HEAD.pack(0xDD, len(values)) + b"".join(values)
+
+
+class Unreadable(Exception):
+    """The values of jobs `start` to before `stop` are on a disk that does not give them: never, or not now."""
+
+    def __init__(self, start: int, stop: int, reason: str, *, lost: bool = True) -> None:
+        super().__init__(reason)
+        self.start = start
+        self.stop = stop
+        self.lost = lost
 
 
 class QueuePolicy(msgspec.Struct, frozen=True):
@@ -109,7 +121,7 @@ class Block:
         """The values at these positions as a MessagePack array."""
         if stop - start == self.count:
             return self.body
-        return _array(self.values()[start:stop])
+        return array_of(self.values()[start:stop])
 
     def job(self, position: int, ready_at: float) -> Job:
         """One of them as a job of its own."""
@@ -221,13 +233,14 @@ class Lease:
         return [job.id for job in self.jobs[start:stop]]
 
 
-def lease_record(puller: int, lease: Lease, now: float) -> Jobs:
-    """A lease as it travels."""
+def lease_record(puller: int, lease: Lease, now: float, *, durable: bool = False) -> Jobs:
+    """A lease as it travels. Raises Unreadable."""
     block = lease.block
     if block is not None:
         body = block.part(lease.start, lease.start + lease.count)
         buffers = list(block.buffers)
-        return Jobs(puller, lease.number, block.pushed_ns, lease.count, lease.first, body, buffers)  # type: ignore[arg-type]
+        head = puller, lease.number, block.pushed_ns, lease.count, lease.first
+        return Jobs(*head, body, buffers, durable=durable)  # type: ignore[arg-type]
     jobs = lease.jobs
     first, count = jobs[0].id, lease.count
     in_order = jobs[-1].id - first == count - 1 and all(job.id == first + index for index, job in enumerate(jobs))
@@ -239,8 +252,9 @@ def lease_record(puller: int, lease: Lease, now: float) -> Jobs:
         {index: job.priority for index, job in enumerate(jobs) if job.priority != PRIORITY_DEFAULT},
         {index: job.attempts + 1 for index, job in enumerate(jobs) if job.attempts},
     )
-    body = _array([job.value for job in jobs])
-    return Jobs(puller, lease.number, jobs[0].pushed_ns, count, first, body, list(jobs[0].buffers), ids, meta)  # type: ignore[arg-type]
+    body = array_of([job.value for job in jobs])
+    head = puller, lease.number, jobs[0].pushed_ns, count, first
+    return Jobs(*head, body, list(jobs[0].buffers), ids, meta, durable)  # type: ignore[arg-type]
 
 
 def _ms_left(job: Job, now: float) -> int:

@@ -51,6 +51,8 @@ class Parcel:
 class PlainQueue:
     """The pushing end."""
 
+    durable = False
+
     def __init__(self, queue: str, config: Config, policy: QueuePolicy, writer: BatchWriter) -> None:
         self.queue = queue
         self.policy = policy

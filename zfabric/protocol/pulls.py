@@ -26,7 +26,10 @@ from zfabric.wire.queue_records import (
     Undone,
 )
 
-__all__ = ["Pull"]
+__all__ = ["TOO_LATE", "Pull"]
+
+TOO_LATE = "its lease had ended: somebody else has the job, or gets it"
+LEFT = "the store left before it answered: the job may come again"
 
 DONE_PER_RECORD_MAX = 5000
 CREDIT_MIN = 2
@@ -89,6 +92,8 @@ class Pull:
         self._check_at = inf
         self._followed: Followed | None = None
         self._now = 0.0
+        self._unkept: dict[tuple[bytes, int, int], Callable[[str], None]] = {}
+        "Durable jobs that are done: (store, lease, position) -> who waits until the store has noted it."
 
     def __repr__(self) -> str:
         return f"<Pull {self.queue}/{self.number} held={self.held} credit={self._credit} sources={len(self.sources)}>"
@@ -124,6 +129,8 @@ class Pull:
         self.catch_up()
         self._granted -= source.granted
         self.changed = True
+        for key in [key for key in self._unkept if key[0] == peer_id]:
+            self._unkept.pop(key)(LEFT)
         lost = 0
         for delivery in source.deliveries.values():
             lost += delivery.left
@@ -330,6 +337,22 @@ class Pull:
         if not delivery.left:
             del delivery.source.deliveries[delivery.jobs.lease]
         return True
+
+    def when_kept(self, delivery: Delivery, position: int, told: Callable[[str], None]) -> None:
+        """Call `told("")` when the store has noted that a job is done, or `told(reason)` if it does not."""
+        self._unkept[delivery.source.peer_id, delivery.jobs.lease, position] = told
+
+    def kept(self, peer_id: bytes, ranges: list[tuple[int, int, int]], reason: str = "") -> None:
+        """A store has noted that these are done; with a reason, it has not."""
+        for lease, start, stop in ranges if self._unkept else ():
+            if stop - start == 1:
+                keys = [(peer_id, lease, start)]
+            else:
+                keys = [key for key in self._unkept if key[:2] == (peer_id, lease) and start <= key[2] < stop]
+            for key in keys:
+                told = self._unkept.pop(key, None)
+                if told is not None:
+                    told(reason)
 
     def renew(self, delivery: Delivery, start: int, now: float) -> None:
         """The handler of a job that is in hand lives."""

@@ -12,6 +12,7 @@ from zfabric.events import AckRefused, IncompatibleDelivery, JobDead, JobsExpire
 from zfabric.model import Delivery, Source
 from zfabric.protocol.channels import Channels
 from zfabric.protocol.dispatcher import Dispatcher
+from zfabric.protocol.durable import DurableDispatcher
 from zfabric.protocol.effects import Effects
 from zfabric.protocol.jobs import Job, QueuePolicy
 from zfabric.protocol.loopback import Loopback
@@ -19,8 +20,10 @@ from zfabric.protocol.peers import PeerRecord
 from zfabric.protocol.plainqueue import PlainQueue
 from zfabric.protocol.plainqueues import PlainQueues
 from zfabric.protocol.plainsink import PlainSink
-from zfabric.protocol.pulls import Pull
+from zfabric.protocol.pulls import TOO_LATE, Pull
+from zfabric.protocol.workers import WorkerKey
 from zfabric.wire import queue_records
+from zfabric.wire.durable_records import JobsKept
 from zfabric.wire.letters import LetterRecord
 from zfabric.wire.plain_records import PlainRecord
 from zfabric.wire.queue_records import (
@@ -45,7 +48,7 @@ from zfabric.wire.queue_records import (
 )
 from zfabric.wire.topics import check_topic
 
-__all__ = ["DEAD_PREFIX", "Queues"]
+__all__ = ["DEAD_PREFIX", "Queues", "dead_headers"]
 
 DEAD_PREFIX = "$dead."
 "Before a queue's name: its dead letters."
@@ -98,6 +101,7 @@ class Queues:
             Recall: self._on_recall,
             Renew: self._on_renew,
             queue_records.AckRefused: self._on_refused,
+            JobsKept: self._on_kept,
             QueueQuestion: self._on_question,
             QueueReport: self._on_report,
             QueueMismatch: self._on_mismatch,
@@ -112,11 +116,8 @@ class Queues:
         """This node's jobs of a queue; there from the first use on. Raises LimitExceeded."""
         dispatcher = self.dispatchers.get(queue)
         if dispatcher is None:
-            if len(self.dispatchers) >= self._config.queues_max:
-                raise LimitExceeded("queues_max", len(self.dispatchers) + 1, self._config.queues_max)
-            dispatcher = self.dispatchers[queue] = Dispatcher(queue, self._config, policy)
-            for peer_id in list(self._peers):
-                self._tell(peer_id, QueueOffers([queue]))
+            dispatcher = Dispatcher(queue, self._config, policy)
+            self.add(dispatcher)
         return dispatcher
 
     @property
@@ -127,6 +128,14 @@ class Queues:
     def machines(self) -> list[Dispatcher | PlainQueue]:
         """What keeps this node's jobs, of all queues."""
         return [*self.dispatchers.values(), *self.plain.queues.values()]
+
+    def add(self, dispatcher: Dispatcher) -> None:
+        """From now on this node offers that queue. Raises LimitExceeded."""
+        if len(self.dispatchers) >= self._config.queues_max:
+            raise LimitExceeded("queues_max", len(self.dispatchers) + 1, self._config.queues_max)
+        self.dispatchers[dispatcher.queue] = dispatcher
+        for peer_id in list(self._peers):
+            self._tell(peer_id, QueueOffers([dispatcher.queue]))
 
     def pull(self, queue: str, wake: Callable[[], None], **options: Any) -> Pull:
         """A new puller; options as of `Pull`. Raises LimitExceeded."""
@@ -191,7 +200,7 @@ class Queues:
     def _room(self, peer_id: bytes) -> bool:
         return self._loopback.has_room(self._peers[peer_id])
 
-    def _tell(self, peer_id: bytes, record: QueueRecord | PlainRecord, nbytes: int = 64) -> None:
+    def _tell(self, peer_id: bytes, record: QueueRecord | PlainRecord | JobsKept, nbytes: int = 64) -> None:
         if peer_id in self._peers:
             self._loopback.tell(self._peers[peer_id], record, nbytes, self._now)
 
@@ -265,6 +274,7 @@ class Queues:
     def _on_refused(self, peer_id: bytes, record: queue_records.AckRefused, now: float) -> None:
         pull = self.pulls.get(record.puller)
         if pull is not None:
+            pull.kept(peer_id, [(record.lease, record.start, record.stop)], TOO_LATE)
             count = max(1, record.stop - record.start)
             self._effects.emit(AckRefused(pull.queue, self.source(peer_id), count, here=True))
 
@@ -314,6 +324,14 @@ class Queues:
         if refused:
             self._effects.emit(AckRefused(dispatcher.queue, self.source(peer_id), refused, here=False))
 
+    def kept(self, key: WorkerKey, done: list[tuple[int, int, int]]) -> None:
+        """This node's disk has what a worker said of these jobs."""
+        self._tell(key[0], JobsKept(key[1], done), 64 + 12 * len(done))
+
+    def _on_kept(self, peer_id: bytes, record: JobsKept, now: float) -> None:
+        if record.puller in self.pulls:
+            self.pulls[record.puller].kept(peer_id, record.done)
+
     def _on_renew(self, peer_id: bytes, record: Renew, now: float) -> None:
         if (peer_id, record.puller) in self._workers:
             self._workers[peer_id, record.puller].renew((peer_id, record.puller), now)
@@ -346,7 +364,6 @@ class Queues:
     def _bury(self, dispatcher: Dispatcher, job: Job, reason: str, now: float) -> None:
         """A hopeless job becomes a job of the dead-letter queue, which anybody can pull."""
         queue = dispatcher.queue
-        self._effects.emit(JobDead(queue, job.id, job.attempts, reason))
         if queue.startswith(DEAD_PREFIX):
             return
         config = self._config
@@ -354,9 +371,7 @@ class Queues:
             grave = self.dispatcher(DEAD_PREFIX + queue, QueuePolicy(max_attempts=0, queue_bytes=config.dead_bytes))
         except LimitExceeded:
             return
-        told = {"dead.queue": queue, "dead.reason": reason, "dead.attempts": job.attempts, "dead.id": job.id}
-        headers = {**(job.headers or {}), **told}
-        nbytes = job.nbytes + 200
+        headers, nbytes = dead_headers(queue, job, reason), job.nbytes + 200
         grave.push(
             job.value, job.pushed_ns, now,
             key=job.key, headers=headers, priority=job.priority, buffers=job.buffers, nbytes=nbytes,
@@ -410,8 +425,20 @@ class Queues:
             self._effects.emit(JobsExpired(dispatcher.queue, expired))
         for (peer_id, _), record, nbytes in dispatcher.take_told():
             self._tell(peer_id, record, nbytes)
-        for job, reason in dispatcher.take_dead():
+        dead = dispatcher.take_dead()
+        for job, reason in dead:
+            self._effects.emit(JobDead(dispatcher.queue, job.id, job.attempts, reason))
+        if isinstance(dispatcher, DurableDispatcher):
+            dispatcher.journaled(dispatcher.take_changes(), dead)
+            return
+        for job, reason in dead:
             self._bury(dispatcher, job, reason, now)
+
+
+def dead_headers(queue: str, job: Job, reason: str) -> dict[str, Any]:
+    """The headers of a job's dead letter."""
+    told = {"dead.queue": queue, "dead.reason": reason, "dead.attempts": job.attempts, "dead.id": job.id}
+    return {**(job.headers or {}), **told}
 
 
 def _figures(queue: Dispatcher | PlainQueue) -> QueueFigures:

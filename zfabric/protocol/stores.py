@@ -143,6 +143,13 @@ class Stores:
         newest = [store for store in fits if store.id == fits[0].id][-1]  # one that restarted may be there twice
         return newest.id, newest.peer
 
+    def of_queue(self, queue: str, log: bytes = b"") -> KnownStore | None:
+        """The store that a durable queue's jobs go to: that of this log, else the one that all nodes agree on."""
+        if not log:
+            first = self.keeping(queue)
+            log = b"" if first is None else first.id
+        return next((store for store in reversed(self.all()) if store.id == log), None)
+
     def named(self, store_id: bytes) -> KnownStore | None:
         """The store of one log."""
         return next((store for store in self._known.values() if store.id == store_id), None)

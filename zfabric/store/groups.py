@@ -23,6 +23,7 @@ from zfabric.store.keeper import append_of
 from zfabric.store.log import Append, Commit, Gap, Log, PositionUpdate, StoredBatch
 from zfabric.store.sharing import Sharing
 from zfabric.wire.batch import parse_batch
+from zfabric.wire.durable_records import queue_of
 from zfabric.wire.fields import Start
 from zfabric.wire.group_records import (
     AskGroups,
@@ -292,7 +293,7 @@ class Groups:
         )
         check_topic(batch.topic)
         if self._gate is not None:
-            self._gate.check_writes(peer, batch)
+            self._gate.check_writes(peer, batch, queue_of(batch.topic))
         return append_of(batch)
 
     # -- driving -------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -24,10 +24,13 @@ from zfabric.protocol.peers import PeerRecord
 from zfabric.store.group import PREFIX
 from zfabric.store.grouphost import GroupHost
 from zfabric.store.keeper import Keeper, append_of
+from zfabric.store.ledger import PREFIX as LEDGER
 from zfabric.store.log import Append, Appended, Commit, Log, PositionUpdate, Retention
+from zfabric.store.queuehost import QueueHost
 from zfabric.store.readings import ENTRY_BYTES, Reading, Tail
 from zfabric.store.writer import Writer
-from zfabric.wire.batch import REPAIR_BYTES, Batch, parse_batch
+from zfabric.wire.batch import REPAIR_BYTES, Batch, Buffer, parse_batch
+from zfabric.wire.durable_records import KeepQueue, queue_of
 from zfabric.wire.letters import LetterRecord
 from zfabric.wire.records import Start
 from zfabric.wire.store_records import (
@@ -82,6 +85,8 @@ class StoreService:
         self._watches: dict[tuple[bytes, int], tuple[PeerRecord, Pattern]] = {}
         self._known_streams = {info.name for info in log.streams()}
         self._tasks: set[asyncio.Task[None]] = set()
+        self.queues = QueueHost(driver, log, writer, config, self._parse, self._appended, self._run)
+        self.records[KeepQueue] = self.queues.keep
         self._core.channels.register(self)
         self.groups = GroupHost(driver, log, writer, config, self._appended, self._run)
         self._core.interests.on_durable = self._keep
@@ -98,6 +103,7 @@ class StoreService:
         for keeper in self._keepers.values():
             keeper.close()
         await self.groups.close()
+        await self.queues.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -122,13 +128,14 @@ class StoreService:
                 self._core.interests.unsubscribe(keeper.lane)
             self._driver.schedule_pump()
             with suppress(FabricError):
+                await self.queues.trim()
                 await self._run(self._retain, retention)
 
     def _retain(self, retention: Retention) -> None:
         """Let go of what topics need not keep. Runs in a thread."""
         nothing_set = Retention()
         for known in self._log.streams():
-            if known.retention == nothing_set != retention:
+            if known.retention == nothing_set != retention and queue_of(known.name) is None:
                 self._log.retain(known.name, retention)
         self._log.enforce()
 
@@ -192,6 +199,7 @@ class StoreService:
         if appended.offset is None:
             return
         self.groups.appended(append, appended)
+        self.queues.appended(append, appended)
         if append.stream not in self._known_streams:
             self._known_streams.add(append.stream)
             for (_, reading), (peer, pattern) in self._watches.items():
@@ -207,8 +215,8 @@ class StoreService:
     def _write(self, peer: PeerRecord, record: Write, now: float) -> None:
         try:
             appends = tuple(append_of(self._allowed(peer, frames)) for frames in record.batches)
-            if any(position.name.startswith(PREFIX) for position in record.positions):
-                raise NotStored(f"names that begin with {PREFIX} belong to groups")
+            if any(position.name.startswith((PREFIX, LEDGER)) for position in record.positions):
+                raise NotStored(f"names that begin with {PREFIX} or {LEDGER} belong to groups and queues")
             positions = tuple(PositionUpdate(p.name, p.value, p.epoch) for p in record.positions)
             future = self._writer.commit(Commit(appends, positions))
         except RemoteProtocolError as error:
@@ -238,17 +246,24 @@ class StoreService:
 
     def _allowed(self, peer: PeerRecord, frames: list[bytes]) -> Batch:
         """A batch that this peer may have written. Raises RemoteProtocolError or NotStored."""
+        batch = self._parse(frames)
+        queue = queue_of(batch.topic)
+        self._core.gate.check_writes(peer, batch, queue)
+        refusal = "" if queue is None else self.queues.refusal(queue, batch)
+        if refusal:
+            raise NotStored(refusal, queue)
+        if queue is None and not self._core.signatures.check(batch):
+            raise NotStored(f"it was refused: {batch.refused}", batch.topic)
+        return batch
+
+    def _parse(self, frames: Sequence[Buffer]) -> Batch:
         config = self._config
-        batch = parse_batch(
+        return parse_batch(
             frames,
             messages_max=config.batch_messages_max,
             buffers_max=config.buffers_per_batch_max,
             topic_bytes_max=config.topic_bytes_max,
         )
-        self._core.gate.check_writes(peer, batch)
-        if not self._core.signatures.check(batch):
-            raise NotStored(f"it was refused: {batch.refused}", batch.topic)
-        return batch
 
     def _positions(self, peer: PeerRecord, record: AskPositions, now: float) -> None:
         _ = self._spawn(self._tell_positions(peer, record))

@@ -51,9 +51,11 @@ class Pusher(Closing):
         """Pullers that take jobs from this node."""
         return self._pusher.workers
 
-    def wait_for(self, workers: int = 1, timeout: float | None = None) -> None:
-        """Return once that many pullers take jobs. Raises TimeoutError, or NodeClosed if the node closes meanwhile."""
-        self._thread.run(self._pusher.wait_for, workers, timeout)
+    def wait_for(self, workers: int | None = None, timeout: float | None = None, *, stores: int | None = None) -> None:
+        """Return once that many pullers take jobs, or a store does. As `await zfabric.Pusher.wait_for(...)`."""
+        wanted = {"workers": workers, "stores": stores}
+        given = {name: number for name, number in wanted.items() if number is not None}
+        self._thread.run(lambda: self._pusher.wait_for(timeout=timeout, **given))
 
     def push(self, value: Any, **options: Any) -> int:
         """Push one job and return its number; blocks while the queue is full. Options as of zfabric.Pusher.push."""

@@ -244,7 +244,7 @@ class QueueUsers:
                 oracle.returned(peer_id, party.id, record)
             tell(peer_id, record, nbytes)
 
-        queues._tell = tell_and_look  # type: ignore[method-assign] # noqa: SLF001
+        queues._tell = tell_and_look  # type: ignore[method-assign, assignment] # noqa: SLF001
 
     def pusher(self, spec: PusherSpec) -> SimPusher:
         """Begin to push."""

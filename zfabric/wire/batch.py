@@ -187,6 +187,10 @@ class BatchWriter:
         self.meta_bytes = 0 if self.sign is None else SIGNATURE_BYTES
         self.count = 0
 
+    def begin_epoch(self, epoch: int) -> None:
+        """What is sealed from now on is of this epoch."""
+        self._epoch = epoch
+
     @property
     def body_bytes(self) -> int:
         """Bytes of the values so far, with what travels beside the body."""

@@ -1,7 +1,7 @@
 """Letters: what one node says to one other reliably and in order, numbered per channel (see `protocol.channels`).
 
 The records inside stand in modules of their own, by what they are about: queues have tags 32 to 47, services 48 to 63,
-the store 64 to 79, consumer groups 80 to 95, queues at-most-once 96 to 111.
+the store 64 to 79, consumer groups 80 to 95, queues at-most-once 96 to 111, durable queues 112 to 127.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
+from zfabric.wire.durable_records import DurableRecord
 from zfabric.wire.fields import Count
 from zfabric.wire.group_records import GroupRecord
 from zfabric.wire.plain_records import PlainRecord
@@ -21,7 +22,7 @@ __all__ = ["LETTER_RECORDS_MAX", "Broken", "Letter", "LetterAck", "LetterRecord"
 
 LETTER_RECORDS_MAX = 1000
 
-LetterRecord: TypeAlias = QueueRecord | ServiceRecord | StoreRecord | GroupRecord | PlainRecord
+LetterRecord: TypeAlias = QueueRecord | ServiceRecord | StoreRecord | GroupRecord | PlainRecord | DurableRecord
 
 
 class Letter(msgspec.Struct, array_like=True, tag=18, frozen=True):

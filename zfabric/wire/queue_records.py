@@ -114,6 +114,8 @@ class Jobs(msgspec.Struct, array_like=True, tag=36, frozen=True):
     ids: list[Count] = []
     "All numbers, where they do not follow each other."
     meta: JobMeta | None = None
+    durable: bool = False
+    "The sender keeps them on its disk, and answers each JobsDone with JobsKept once that is there, too."
 
 
 class JobsDone(msgspec.Struct, array_like=True, tag=37, frozen=True):

@@ -1,0 +1,212 @@
+"""The durable queues of a running store: joins them to the node's own queues, and to the log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from zfabric.config import Config
+from zfabric.errors import FabricError, LimitExceeded, NotStored, StoreFailed
+from zfabric.node.driver import Driver
+from zfabric.protocol.jobs import QueuePolicy
+from zfabric.protocol.peers import PeerRecord
+from zfabric.store.log import Append, Appended, Commit, Gap, Log
+from zfabric.store.queue import DurableQueue
+from zfabric.store.writer import Writer
+from zfabric.wire.batch import Batch, Buffer
+from zfabric.wire.durable_records import KeepQueue, queue_of
+
+__all__ = ["QueueHost"]
+
+logger = logging.getLogger("zfabric.store")
+
+READ_BYTES = 1024 * 1024
+RETRY_S = 0.5
+"Pause before what could not be written or read is tried again."
+
+
+class QueueHost:
+    """All durable queues of one store."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        log: Log,
+        writer: Writer,
+        config: Config,
+        parse: Callable[[Sequence[Buffer]], Batch],
+        stored: Callable[[Append, Appended], None],
+        run: Callable[..., Awaitable[Any]],
+    ) -> None:
+        """`stored` hears of dead letters; `run` runs a function in a thread."""
+        self._driver = driver
+        self._log = log
+        self._writer = writer
+        self._config = config
+        self._parse = parse
+        self._stored = stored
+        self._run = run
+        self._queues: dict[str, DurableQueue] = {}
+        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._committing: set[str] = set()
+        self._full: set[str] = set()
+        "Queues whose last commit was refused: dead letters wait."
+        self._closed = False
+        for info in log.streams():
+            queue = queue_of(info.name)
+            if queue is not None and self.refusal(queue) == "":
+                self._advance(self._open(queue))
+
+    def _open(self, queue: str) -> DurableQueue:
+        opened = self._queues[queue] = DurableQueue(queue, self._log, self._config, self._parse, self._changed)
+        self._driver.core.queues.add(opened.dispatcher)
+        self._driver.schedule_pump()
+        return opened
+
+    async def close(self) -> None:
+        """Read and write nothing any more."""
+        self._closed = True
+        tasks = list(self._loading.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- what peers say ------------------------------------------------------------------------
+
+    def refusal(self, queue: str, batch: Batch | None = None) -> str:
+        """Why jobs of a queue cannot be kept here; empty if they can."""
+        if batch is not None and batch.buffers and batch.count > 1:
+            return "a job with values beside its body must be alone in its batch"
+        if queue in self._queues:
+            return ""
+        known = self._driver.core.queues.dispatchers
+        if queue in known:
+            return f"the store's own node pushes to the queue {queue!r} without durable=True"
+        if len(known) + 1 > self._config.queues_max:
+            return "the store has as many queues as Config.queues_max allows"
+        return ""
+
+    def keep(self, peer: PeerRecord, record: KeepQueue, now: float) -> None:
+        """A pusher says how the jobs of a queue are treated."""
+        if self.refusal(record.queue):
+            return  # its writes will be refused, and say why
+        queue = self._queues.get(record.queue) or self._open(record.queue)
+        backoff_s, backoff_s_max, window_s = (
+            milliseconds / 1000 for milliseconds in (record.backoff_ms, record.backoff_ms_max, record.dedupe_window_ms)
+        )
+        queue.keep(QueuePolicy(record.max_attempts, backoff_s, backoff_s_max, window_s))
+
+    # -- jobs in -------------------------------------------------------------------------------
+
+    def appended(self, append: Append, appended: Appended) -> None:
+        """Something is safe: perhaps jobs."""
+        name = queue_of(append.stream)
+        if name is None or appended.offset is None or self._closed:
+            return
+        queue = self._queues.get(name)
+        if queue is None:
+            if self.refusal(name):
+                logger.error("nobody gets the jobs of %r: %s", name, self.refusal(name))
+                return
+            queue = self._open(name)
+        if name in self._loading or appended.offset != queue.loaded or queue.full:
+            queue.end = max(queue.end, appended.offset + append.count)
+            self._advance(queue)
+            return
+        batch = self._parse(append.frames)
+        queue.bodies.keep(appended.offset, batch)
+        self._take(queue, appended.offset, batch, self._driver.loop.time())
+
+    def _take(self, queue: DurableQueue, offset: int, batch: Batch, stored_at: float) -> None:
+        queue.take(offset, batch, stored_at)
+        queue.tidy(self._driver.loop.time())
+        self._driver.schedule_pump()
+
+    def _advance(self, queue: DurableQueue) -> None:
+        """See to it that the dispatcher hears of what it does not know."""
+        if queue.loaded < queue.end and not queue.full and queue.queue not in self._loading and not self._closed:
+            task = self._driver.loop.create_task(self._load(queue))
+            self._loading[queue.queue] = task
+            task.add_done_callback(lambda _: self._loading.pop(queue.queue))
+
+    async def _load(self, queue: DurableQueue) -> None:
+        """Read the stream up to its end, or until the index is full."""
+        while queue.loaded < queue.end and not queue.full:
+            try:
+                items = await self._run(self._log.read, queue.stream, queue.loaded, READ_BYTES)
+            except (FabricError, OSError) as error:
+                logger.error("the queue %r cannot be read: %s", queue.queue, error)
+                await asyncio.sleep(RETRY_S)
+                continue
+            now, now_ns = self._driver.loop.time(), int(self._driver.utc() * 1e9)
+            for item in items:
+                if isinstance(item, Gap):
+                    queue.pass_over(item.offset, item.next, item.reason)
+                    continue
+                try:
+                    batch = self._parse(item.frames)
+                except FabricError as error:
+                    queue.pass_over(item.offset, item.next, str(error))
+                else:
+                    self._take(queue, item.offset, batch, now - max(0.0, (now_ns - item.stored_ns) / 1e9))
+
+    # -- what became of jobs -------------------------------------------------------------------
+
+    def _changed(self, queue: DurableQueue) -> None:
+        """Write what has happened, together with whatever else happens meanwhile."""
+        if queue.queue not in self._loading:
+            self._advance(queue)
+        if queue.queue in self._committing or not queue.waits or self._closed:
+            return
+        self._committing.add(queue.queue)
+        commit = queue.commit(with_dead=queue.queue not in self._full)
+        try:
+            future = self._writer.commit(commit)
+        except (LimitExceeded, StoreFailed) as error:
+            self._refused(queue, commit, error)
+            return
+        future.add_done_callback(lambda done: self._committed(queue, commit, done))
+
+    def _committed(self, queue: DurableQueue, commit: Commit, future: asyncio.Future[tuple[Appended, ...]]) -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is not None:
+            self._refused(queue, commit, error)
+            return
+        self._committing.discard(queue.queue)
+        if commit.appends:
+            self._full.discard(queue.queue)
+        for append, appended in zip(commit.appends, future.result(), strict=True):
+            self._stored(append, appended)
+        for key, record in queue.committed():
+            self._driver.core.queues.kept(key, record.done)
+            self._driver.schedule_pump()
+        self._changed(queue)
+
+    def _refused(self, queue: DurableQueue, commit: Commit, error: BaseException) -> None:
+        queue.refused(commit.appends)
+        if isinstance(error, StoreFailed) or self._closed:
+            return  # the store ends
+        if not isinstance(error, NotStored | LimitExceeded):
+            raise error
+        if commit.appends:
+            self._full.add(queue.queue)
+        self._driver.loop.call_later(RETRY_S, self._again, queue, bool(commit.appends))
+
+    def _again(self, queue: DurableQueue, with_dead: bool) -> None:
+        self._committing.discard(queue.queue)
+        self._changed(queue)
+        if with_dead:
+            self._driver.loop.call_later(RETRY_S, self._full.discard, queue.queue)
+
+    async def trim(self) -> None:
+        """Give back the room of jobs that are settled, as far as nothing stands before them."""
+        now = self._driver.loop.time()
+        for queue in list(self._queues.values()):
+            before = min(queue.floor, queue.loaded, queue.dispatcher.oldest_dedupe_id(now))
+            if before > queue.trimmed:
+                queue.trimmed = before
+                await self._run(self._log.trim, queue.stream, before)
