@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import zfabric
@@ -152,3 +154,28 @@ async def test_the_exit_code_tells_what_went_wrong(cli: Commands, node: zfabric.
     assert [outcome.code for outcome in (late, none, dead, usage, program)] == [75, 75, 1, 2, 2]
     assert "nobody pulls 'jobs'" in late.err
     assert "job 0 is dead after 1 attempt: no" in dead.err
+
+
+async def test_durable_jobs_outlive_the_command_and_the_store(cli: Commands, tmp_path: Path) -> None:
+    """`push --durable` ends when they are stored, 69 without a store; `dead requeue --durable` hands them back."""
+    nobody = await cli.run("push", "jobs", "1", "--durable", "--timeout", "0.5")
+    store = await cli.start("store", "run", str(tmp_path / "data"), "--name", "archive")
+    await store.note("keeping")
+    pushed = await cli.run("push", "jobs", "--durable", "--attempts", "1", "--json", "--timeout", "20", stdin=b"1\n2\n")
+    await store.stop(signal.SIGTERM)
+    store = await cli.start("store", "run", str(tmp_path / "data"), "--name", "archive")
+    await store.note("keeping")
+    failing = script("import sys; sys.exit(1)")
+    failed = await cli.run("pull", "jobs", "--command", failing, "--count", "2", "--timeout", "20")
+    requeued = await cli.run("dead", "requeue", "jobs", "--durable", "--timeout", "20")
+    shown = await cli.run("queues", "--json", "--dead")
+    pulled = await cli.run("pull", "jobs", "--count", "2", "--timeout", "20")
+    await store.stop(signal.SIGTERM)
+
+    assert nobody.code == 69, nobody.err
+    assert pushed.records == [{"queue": "jobs", "pushed": 2, "stored": 2}]
+    assert (pushed.code, requeued.code, pulled.code) == (0, 0, 0), requeued.err + pulled.err
+    assert failed.code != 75, failed.err
+    depths = {record["queue"]: record["depth"] for record in shown.records if record["node"] == "archive"}
+    assert depths == {"jobs": 2, "$dead.jobs": 0}
+    assert sorted(record["value"] for record in pulled.records) == [1, 2]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 import signal
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 import zfabric
 from tests.cli.processes import Commands
+from zfabric.store import open_log
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -57,3 +60,44 @@ async def test_what_is_no_store_is_refused(cli: Commands, tmp_path: Path) -> Non
 
     assert (strange.code, unknown.code) == (1, 1)
     assert "empty directory" in strange.err and "no engine" in unknown.err
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace makes the disk fail")
+async def test_a_disk_that_fails_ends_it(cli: Commands, node: zfabric.Node, tmp_path: Path) -> None:
+    """EIO for its next flush: nothing more is confirmed, it exits with 1 and says why; what was confirmed is there."""
+    data = tmp_path / "data"
+    store = await cli.start("store", "run", str(data))
+    await store.note("keeping")
+    orders = node.publisher("orders", durable=True, confirm="stored")
+    jobs = node.pusher("packing", durable=True)
+    await orders.wait_for(stores=1, timeout=20)
+    await jobs.wait_for(stores=1, timeout=20)
+    await orders.publish_many(range(100))
+    await jobs.push_many(range(100))
+    broken = await asyncio.create_subprocess_exec(
+        *("strace", "-f", "-p", str(store.process.pid), "-o", str(tmp_path / "calls")),
+        *("-e", "trace=fdatasync,fsync", "-e", "inject=fdatasync,fsync:error=EIO:when=1+"),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert broken.stderr is not None
+    try:
+        attached = await asyncio.wait_for(broken.stderr.readline(), 20)
+        assert b"attached" in attached
+        late = [asyncio.ensure_future(orders.publish(100)), asyncio.ensure_future(jobs.push(100))]
+        outcome = await store.end()
+    finally:
+        if broken.returncode is None:
+            broken.kill()
+        await broken.communicate()
+
+    assert outcome.code == 1, outcome.err
+    assert "IOError" in outcome.err
+    assert "EIO" in (tmp_path / "calls").read_text()
+    assert not any(task.done() and task.exception() is None for task in late), "confirmed without a flush"
+    for task in late:
+        task.cancel()
+    await asyncio.gather(*late, return_exceptions=True)
+    with open_log(str(data)) as log:
+        ends = {info.name: info.next for info in log.streams()}
+        assert ends["orders"] >= 100 and ends["$queue.packing"] >= 100
+        assert not log.damage

@@ -153,9 +153,9 @@ class JobWriter:
             self._begin_anew(self._epoch + 1)
         self._log, self._given_up = found.id, False
         self.keeping.attached(found.peer.id)
-        policy = self.policy
-        times = (round(s * 1000) for s in (policy.backoff_s, policy.backoff_s_max, policy.dedupe_window_s))
-        self._driver.core.channels.tell(found.peer, KeepQueue(self.queue, policy.max_attempts, *times), 64)
+        wanted = _keep(self.queue, self.policy)
+        if wanted != _keep(self.queue, QueuePolicy()):  # who does not care changes nothing
+            self._driver.core.channels.tell(found.peer, wanted, 64)
         self._send()
 
     def _alone(self) -> None:
@@ -251,6 +251,11 @@ class JobWriter:
         """The node closes."""
         self._stores.unwatch(self._look)
         self._fail(NodeClosed("the node closed before a store had these jobs"))
+
+
+def _keep(queue: str, policy: QueuePolicy) -> KeepQueue:
+    times = (round(s * 1000) for s in (policy.backoff_s, policy.backoff_s_max, policy.dedupe_window_s))
+    return KeepQueue(queue, policy.max_attempts, *times)
 
 
 def _write(frames: list[bytes], number: int) -> Write:
