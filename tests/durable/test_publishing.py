@@ -187,8 +187,8 @@ async def test_two_stores(fabric: MemoryFabric, make_store: MakeStore) -> None:
     assert values_in(two, "orders") == 10_001
 
 
-async def test_a_store_that_joins_late_holds_nobody_up(fabric: MemoryFabric, make_store: MakeStore) -> None:
-    """It cannot know what came before, so it refuses publishers that have begun, and keeps those that begin."""
+async def test_a_store_that_joins_late_keeps_what_comes(fabric: MemoryFabric, make_store: MakeStore) -> None:
+    """From where each publisher is, since what it has not any more cannot come."""
     one = await make_store(name="one")
     node = await fabric.open("shop")
     orders = node.publisher("orders", durable=True, confirm="stored", window_bytes=50_000)
@@ -203,8 +203,27 @@ async def test_a_store_that_joins_late_holds_nobody_up(fabric: MemoryFabric, mak
     await late.wait_for(stores=2, timeout=TIMEOUT)
     await late.publish(1)
 
-    assert (values_in(one, "orders"), values_in(two, "orders")) == (101, 0)
+    await until(lambda: (values_in(one, "orders"), values_in(two, "orders")) == (101, 100))
     await until(lambda: values_in(one, "invoices") == values_in(two, "invoices") == 1)
+
+
+async def test_an_empty_store_takes_the_place_of_another(fabric: MemoryFabric, make_store: MakeStore) -> None:
+    """A publisher that has begun goes on at a store that was wiped; the order of what is there stays strict."""
+    first = await make_store()
+    orders = (await fabric.open("shop")).publisher("orders", durable=True, confirm="stored")
+    await orders.wait_for(stores=1, timeout=TIMEOUT)
+    await orders.publish_many(range(100))
+    fabric.crash(first.node)
+    await first.close()
+    publishing = asyncio.ensure_future(orders.publish(100))
+
+    second = await make_store()
+
+    assert await asyncio.wait_for(publishing, TIMEOUT) == 100
+    await orders.publish_many(range(101, 200))
+    (begun, *rest) = second.log.read("orders", 0, 10**6)
+    assert isinstance(begun, StoredBatch) and (begun.offset, begun.base) == (0, 100)
+    assert rest[-1].next == 100
 
 
 async def test_a_store_that_cannot_store_says_why(

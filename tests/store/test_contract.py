@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import pytest
 
 from tests.store.conftest import Time
@@ -81,6 +82,19 @@ def test_an_unknown_producer_begins_at_0(log: Log) -> None:
         one(log, append("a", 7, 1, producer=P2))
 
     assert refused.value.expected == 0
+
+
+def test_an_unknown_producer_may_begin_where_it_is(log: Log) -> None:
+    """When it says so: then nothing that was before can come, and what follows must follow."""
+    begun = msgspec.structs.replace(append("a", 7, 3), begins=True)
+
+    assert [appended.offset for appended in one(log, begun)] == [0]
+    assert one(log, begun)[0].duplicate
+    for base in (5, 11):
+        with pytest.raises(OutOfSequence) as refused:
+            one(log, msgspec.structs.replace(append("a", base, 8), begins=True))
+        assert refused.value.expected == 10
+    assert one(log, append("a", 10, 1))[0].offset == 3
 
 
 def test_a_newer_epoch_fences_the_older(log: Log) -> None:

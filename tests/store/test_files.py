@@ -15,7 +15,7 @@ from tests.store.conftest import SMALL, Time
 from tests.store.support import P1, P2, append, keyed, messages, one, read_all, stored
 from tests.waiting import wait_until
 from zfabric import Config
-from zfabric.errors import NotStored, StoreDamaged, StoreLocked, StoreNotFound
+from zfabric.errors import NotStored, OutOfSequence, StoreDamaged, StoreLocked, StoreNotFound
 from zfabric.store import Commit, Key, Mark, Position, PositionUpdate, Retention, StoredBatch, open_log
 from zfabric.store.memory import MemoryLog
 from zfabric.store.sqlite import SqliteLog
@@ -96,6 +96,8 @@ def test_marks_are_bounded(reopen: Reopen) -> None:
         one(log, append("a", log.marks("a")[P1].next))
 
     assert set(log.marks("a")) == {P1, P2}
+    with pytest.raises(OutOfSequence):  # it may be one that was forgotten
+        one(log, msgspec.structs.replace(append("a", 7, producer=b"3" * 16), begins=True))
 
 
 def test_the_write_ahead_log_is_folded(reopen: Reopen, tmp_path: Path) -> None:

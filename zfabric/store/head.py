@@ -25,9 +25,11 @@ from zfabric.store.directory import Directory
 from zfabric.store.records import (
     APPLICATION_ID,
     BATCHES,
+    FORGOT_MARKS,
     FORMAT,
     HEAD_TABLES,
     INSERT_FILE,
+    INSERT_POSITION,
     INSERT_RANGE,
     INSERT_STATE,
     INSERT_STREAM,
@@ -113,6 +115,8 @@ def _succeed(path: Path, old: Path, vfs: str, seed: int, *, marks_max: int) -> N
         connection.execute("INSERT INTO marks SELECT * FROM old.marks ORDER BY used DESC LIMIT ?", (marks_max,))
         for table in ("positions", "files", "ranges"):
             connection.execute(f"INSERT INTO {table} SELECT * FROM old.{table}")
+        if connection.execute("SELECT 1 FROM old.marks LIMIT 1 OFFSET ?", (marks_max,)).fetchone() is not None:
+            connection.execute(INSERT_POSITION, seal(seed, FORGOT_MARKS, b"", 0))
         connection.execute(INSERT_FILE, seal(seed, old.name, old.stat().st_size, header_crc(old)))
         for row in connection.execute("SELECT * FROM old.streams").fetchall():
             stream, name, first, end, start, nbytes, first_ns, last_ns, retention = unseal(seed, row)

@@ -19,6 +19,8 @@ from zfabric.wire.bundle import Bundle
 
 __all__ = ["Keeper", "append_of"]
 
+ORIGINS_MAX = 10_000
+"Streams whose first batch is remembered; one that is forgotten begins again, which changes nothing once it is stored."
 RETRY_S = 0.5
 "Pause before what was not stored is tried again."
 
@@ -87,6 +89,8 @@ class Keeper:
         self._again: deque[tuple[Batch, Append]] = deque()
         "What was refused and may be stored later, in the order in which it came."
         self._refused: dict[tuple[bytes, int], str] = {}
+        self._begun: dict[tuple[bytes, int], None] = {}
+        "Streams, (producer, epoch), of which there was a batch."
         self._retry: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -99,6 +103,10 @@ class Keeper:
             self._told(batch.producer, self._topic, batch.epoch, f"a message was refused: {batch.refused}")
             return  # not acknowledged: its publisher finds no other store in this one
         append = append_of(batch)
+        origin = batch.producer, batch.epoch
+        if origin not in self._begun:
+            self._begin(origin)
+            append = msgspec.structs.replace(append, begins=True)
         if self._again:
             self._again.append((batch, append))
         else:
@@ -108,6 +116,12 @@ class Keeper:
 
     def deliver_bundle(self, _bundle: Bundle, _source: Source) -> None:
         """What is durable never travels in a bundle."""
+
+    def _begin(self, origin: tuple[bytes, int]) -> None:
+        """The first batch of a stream: its publisher has nothing before it any more, in case the log knows nothing."""
+        self._begun[origin] = None
+        if len(self._begun) > ORIGINS_MAX:
+            del self._begun[next(iter(self._begun))]
 
     def _submit(self, batch: Batch, append: Append) -> None:
         try:

@@ -15,6 +15,7 @@ __all__ = [
     "APPLICATION_ID",
     "BATCHES",
     "COLUMNS",
+    "FORGOT_MARKS",
     "FORMAT",
     "HEAD_TABLES",
     "INSERT",
@@ -41,6 +42,8 @@ __all__ = [
 APPLICATION_ID = 0x7A464C31
 FORMAT = 1
 PAGE_BYTES = 8192
+FORGOT_MARKS = "$marks"
+"Name of a position that is there once marks were forgotten."
 
 BATCHES = """
 CREATE TABLE batches (

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from zfabric.errors import NotStored, OutOfSequence, PositionFenced, ProducerFenced, TopicError
 from zfabric.store.log import Append, Appended, Commit, Key, Mark, PositionUpdate, Retention
 from zfabric.wire.topics import check_topic
@@ -28,12 +30,17 @@ class Judge:
         epoch: Callable[[str], int],
         next_offset: Callable[[str], int | None],
         new_streams_max: int,
+        forgot: Callable[[], bool] = lambda: False,
     ) -> None:
-        """The log as it is: a producer's mark, a position's epoch (-1 if never written), a stream's next offset."""
+        """The log as it is: a producer's mark, a position's epoch (-1 if never written), a stream's next offset.
+
+        `forgot` tells whether it ever forgot marks, and so may not know a producer that it had.
+        """
         self._mark = mark
         self._epoch = epoch
         self._next = next_offset
         self._new_streams_max = new_streams_max
+        self._forgot = forgot
         self.marks: dict[tuple[bytes, str], Mark] = {}
         self.positions: dict[str, PositionUpdate] = {}
         self.nexts: dict[str, int] = {}
@@ -58,7 +65,7 @@ class Judge:
         for append in commit.appends:
             origin = append.producer, append.stream
             mark = marks.get(origin) or self.marks.get(origin) or self._mark(*origin)
-            if not _is_new(append, mark):
+            if not _is_new(self._honest(append), mark):
                 outcome.append(Appended(None, append.count))
                 continue
             marks[origin] = Mark(append.epoch, append.base + append.count)
@@ -70,6 +77,10 @@ class Judge:
         self.positions.update(positions)
         self.new_streams |= new_streams
         return tuple(outcome)
+
+    def _honest(self, append: Append) -> Append:
+        """A batch that claims to be its producer's first, unless its producer may be known and forgotten."""
+        return msgspec.structs.replace(append, begins=False) if append.begins and self._forgot() else append
 
     def _next_of(self, stream: str, nexts: dict[str, int], new_streams: set[str]) -> int:
         """The next offset of a stream, in the light of a commit under way. Raises NotStored for what can be none."""
@@ -95,7 +106,7 @@ def _is_new(append: Append, mark: Mark | None) -> bool:
     """Whether a batch is the next one of its producer; False when it is there already. Raises NotStored."""
     if append.count < 1 or append.base < 0 or append.epoch < 0 or len(append.producer) != PRODUCER_BYTES:
         raise NotStored(f"not a batch: {append.count} messages from {append.base}", append.stream)
-    expected = 0
+    expected = append.base if append.begins else 0
     if mark is not None:
         if append.epoch < mark.epoch:
             raise ProducerFenced(append.stream, append.producer, append.epoch, mark.epoch)

@@ -23,6 +23,7 @@ from zfabric.store.directory import Directory
 from zfabric.store.head import DISK_FULL, Head, NoRoom, create_head
 from zfabric.store.log import Appended, Commit, Mark, Outcome, Retention
 from zfabric.store.records import (
+    FORGOT_MARKS,
     INSERT,
     INSERT_MARK,
     INSERT_POSITION,
@@ -214,6 +215,7 @@ class SqliteLog(TendedLog):
             self._epoch_for_writer,
             lambda name: found.next if (found := self._catalog.streams.get(name)) else None,
             self._config.store_streams_max - len(self._catalog.streams),
+            lambda: self._epoch_for_writer(FORGOT_MARKS) >= 0,
         )
         outcomes: list[Outcome] = []
         accepted = []
