@@ -1,4 +1,4 @@
-"""zfabric's queues: jobs that are leased, acknowledged and redelivered; pulled one by one, or a lease at a time."""
+"""zfabric's queues: jobs that are leased and acknowledged, pulled one by one or a lease at a time; or sent once."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from zfabric import Puller
 __all__ = ["ENTRIES", "batches", "jobs", "push"]
 
 QUEUE = "benchmark.jobs"
+LEASED, PLAIN = "at-least-once", "at-most-once"
 WAIT_S = 10.0
 
 
 @asynccontextmanager
-async def push(run: Run, link: Link) -> AsyncIterator[Sender]:
+async def push(run: Run, link: Link, delivery: str = LEASED) -> AsyncIterator[Sender]:
     """Push; flush waits until every job is done."""
-    async with bench_node("sender", run) as node, node.pusher(QUEUE) as pusher:
+    async with bench_node("sender", run) as node, node.pusher(QUEUE, delivery=delivery) as pusher:
         await pusher.wait_for(workers=run.receivers, timeout=WAIT_S)
         yield Sender(sends=[], many=pusher.push_many, flush=pusher.flush)
 
@@ -48,9 +49,9 @@ async def _worked(puller: Puller, work_s: float) -> AsyncIterator[Any]:
 
 
 @asynccontextmanager
-async def batches(run: Run, link: Link) -> AsyncIterator[AsyncReceiver]:
+async def batches(run: Run, link: Link, delivery: str = LEASED) -> AsyncIterator[AsyncReceiver]:
     """Iterate over lists of jobs."""
-    async with bench_node(link.name, run) as node, node.puller(QUEUE) as puller:
+    async with bench_node(link.name, run) as node, node.puller(QUEUE, delivery=delivery) as puller:
         await puller.wait_for(pushers=1, timeout=WAIT_S)
         yield AsyncReceiver(messages=puller.batches, lists=True, value=attrgetter("value"))
 
@@ -59,8 +60,12 @@ ENTRIES = [
     Entry(
         workloads=workloads,
         peer=f"zfabric queue, {how}",
-        roles={"sender": sending_async(push), "receiver": receiving_async(pull)},
+        roles={"sender": sending_async(send), "receiver": receiving_async(pull)},
         transports=("tcp", "ipc"),
     )
-    for how, pull, workloads in (("async for", jobs, ("queue", "fairness")), ("batches", batches, ("queue",)))
+    for how, send, pull, workloads in (
+        ("async for", push, jobs, ("queue", "fairness")),
+        ("batches", push, batches, ("queue",)),
+        ("at most once", partial(push, delivery=PLAIN), partial(batches, delivery=PLAIN), ("queue",)),
+    )
 ]
