@@ -64,6 +64,7 @@ from zfabric.events import (
     SubscriberJoined,
     SubscriberLeft,
     Undelivered,
+    Unroutable,
 )
 from zfabric.inbox import Inbox
 from zfabric.model import (
@@ -185,6 +186,7 @@ __all__ = [
     "Transaction",
     "TransactionFailed",
     "Undelivered",
+    "Unroutable",
     "WindowFull",
     "current_request",
     "new_key",

@@ -31,6 +31,7 @@ __all__ = [
     "SubscriberJoined",
     "SubscriberLeft",
     "Undelivered",
+    "Unroutable",
 ]
 
 
@@ -243,6 +244,17 @@ class JobsUnfinished(Event, frozen=True):
 
     queue: str
     count: int
+
+
+class Unroutable(Event, frozen=True):
+    """A node binds the topic to queues, and none of its bindings took these messages. Both sides are told."""
+
+    topic: str
+    peer: Source
+    "Who published them; on the publisher's node, who did not take them."
+    count: int
+    here: bool
+    "True on the node with the bindings."
 
 
 class HandlerError(Event, frozen=True):

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.contract.support import TIMEOUT
+from tests.contract.support import TIMEOUT, next_event
 from tests.waiting import wait_until_async
-from zfabric import Node, NoSubscribers, SelectorError, TopicError
+from zfabric import Node, NoSubscribers, SelectorError, TopicError, Unroutable
 
 Pair = tuple[Node, Node]
 
@@ -81,3 +81,31 @@ async def test_bad_names_and_selectors_are_errors_at_once(pair: Pair) -> None:
         pair[1].bind("a", "jobs.#")
     with pytest.raises(SelectorError):
         pair[1].bind("a", "jobs", selector="colour =")
+
+
+async def test_who_published_what_no_binding_takes_is_told(pair: Pair) -> None:
+    """Once for each message, however many bindings refuse it; none where one of them takes it."""
+    a, b = pair
+    here, there = b.events(), a.events()
+    publisher = a.publisher("jobs.all", delivery="at-least-once")
+    bindings = [b.bind("jobs.*", colour, selector=f"colour = '{colour}'") for colour in ("red", "blue")]
+    for binding in bindings:
+        await binding.wait_for(1, TIMEOUT)
+    for colour in ("red", "green", "blue", "white"):
+        publisher.publish_nowait(colour, headers={"colour": colour})
+    for events, peer, at_bindings in ((here, "a", True), (there, "b", False)):
+        event = await next_event(events, Unroutable)
+        assert (event.topic, event.peer.name, event.count, event.here) == ("jobs.all", peer, 2, at_bindings)
+    assert [(binding.routed, binding.unrouted) for binding in bindings] == [(1, 3), (1, 3)]
+
+    await bindings[0].close()
+    rest = b.bind("jobs.#", "rest", selector="colour = 'white'", otherwise="others")
+    await rest.wait_for(1, TIMEOUT)
+    await publisher.publish("red", headers={"colour": "red"})
+    assert [job.value for job in await jobs(a, "others", 1)] == ["red"]
+    await bindings[1].close()
+    await rest.close()
+    lonely = b.bind("jobs.#", "rest", selector="colour = 'white'")
+    await lonely.wait_for(1, TIMEOUT)
+    await publisher.publish("blue", headers={"colour": "blue"})
+    assert (await next_event(there, Unroutable)).count == 1, "the next one: nothing was told of what went elsewhere"

@@ -135,6 +135,7 @@ QUEUES: list[queues.QueueRecord] = [
     queues.QueueQuestion(),
     queues.QueueReport([queues.QueueFigures("jobs", 9, 4, 2, 20, 10, 3, 1, 0, [OTHER], 2)]),
     queues.QueueMismatch("jobs", "at-least-once", "at-most-once"),
+    queues.Unrouted("shop.order", 3),
 ]  # fmt: skip
 
 CONTROL: dict[str, list[Record]] = {

@@ -106,6 +106,7 @@ DOCUMENTED: dict[str, list[list[Any]]] = {
         [45],
         [46, [["jobs", 9, 4, 2, 20, 10, 3, 1, 0, [bytes(range(16, 32))], 2]], False],
         [47, "jobs", "at-least-once", "at-most-once"],
+        [101, "shop.order", 3],
     ]]],
     "letter-plain": [[18, 3, 2, 1002, [
         [96, ["jobs"]],

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 
 from zfabric.errors import FabricError, NodeClosed
-from zfabric.model import Message
+from zfabric.model import Message, Source
 from zfabric.node.closing import Closing
 from zfabric.node.pusher import Pusher
 from zfabric.node.subscription import Subscription
 from zfabric.wire.selectors import Selector
+from zfabric.wire.topics import Pattern
 
 __all__ = ["Binding"]
 
@@ -21,12 +24,20 @@ log = logging.getLogger("zfabric")
 class Binding(Closing):
     """Pushes every message that matches; `node.bind(pattern, queue)` makes it. It lives until it or its node closes.
 
-    A message of a reliable topic counts as processed when its job has been pushed here.
+    A message of a reliable topic counts as processed when its job has been pushed here. One that no binding of this
+    node takes is reported here and to its publisher's node, as an `Unroutable` event.
     """
 
     def __init__(
-        self, subscription: Subscription, queue: Pusher, selector: Selector | None, otherwise: Pusher | None
+        self,
+        subscription: Subscription,
+        queue: Pusher,
+        selector: Selector | None,
+        otherwise: Pusher | None,
+        bindings: dict[Binding, None],
+        unroutable: Callable[[Source, str, int], None],
     ) -> None:
+        """`bindings` are the node's; `unroutable(source, topic, count)` reports what none of them took."""
         self.routed = 0
         "Messages that became jobs of the queue."
         self.unrouted = 0
@@ -35,6 +46,10 @@ class Binding(Closing):
         self._queue = queue
         self._selector = selector
         self._otherwise = otherwise
+        self._matches = Pattern(subscription.pattern).matches
+        self._bindings = bindings
+        self._unroutable = unroutable
+        bindings[self] = None
         name = f"zfabric-binding-{subscription.pattern}-{queue.queue}"
         self._task = asyncio.get_running_loop().create_task(self._run(), name=name)
 
@@ -58,17 +73,32 @@ class Binding(Closing):
     async def _run(self) -> None:
         with suppress(NodeClosed):
             async for batch in self._subscription.batches():
+                lost: Counter[tuple[Source, str]] = Counter()
                 for message in batch:
-                    await self._route(message)
+                    if not await self._route(message) and self._tells_of(message):
+                        lost[message.source, message.topic] += 1
+                for (source, topic), count in lost.items():
+                    self._unroutable(source, topic, count)
 
-    async def _route(self, message: Message) -> None:
-        selector, pusher = self._selector, self._queue
-        if selector is None or selector.matches(message.headers, key=message.key, topic=message.topic):
+    def _selects(self, message: Message) -> bool:
+        selector = self._selector
+        return selector is None or selector.matches(message.headers, key=message.key, topic=message.topic)
+
+    def _tells_of(self, message: Message) -> bool:
+        """Whether no binding takes a message, and this is the one of them that reports it."""
+        asked = [each for each in self._bindings if each._matches(message.topic)]  # noqa: SLF001 - its own class
+        taken = any(each._otherwise is not None or each._selects(message) for each in asked)  # noqa: SLF001
+        return not taken and next(iter(asked), None) is self
+
+    async def _route(self, message: Message) -> bool:
+        """Push it as a job, if the selector or the alternative takes it."""
+        pusher = self._queue
+        if self._selects(message):
             self.routed += 1
         else:
             self.unrouted += 1
             if self._otherwise is None:
-                return
+                return False
             pusher = self._otherwise
         headers = {**(message.headers or {}), "topic": message.topic}
         try:
@@ -77,9 +107,11 @@ class Binding(Closing):
             raise
         except FabricError as error:
             log.warning("a message on %r could not be pushed to %r: %s", message.topic, pusher.queue, error)
+        return True
 
     async def close(self) -> None:
         """Route what has arrived, and no more."""
+        self._bindings.pop(self, None)
         await self._subscription.close()
         await asyncio.wait((self._task,))
         for pusher in (self._queue, self._otherwise):

@@ -12,7 +12,7 @@ import msgspec
 from zfabric.config import Config
 from zfabric.errors import LimitExceeded, LocalProtocolError
 from zfabric.events import JobsUnfinished
-from zfabric.model import Delivery, QueueState, QueueStatistics, Topic
+from zfabric.model import Delivery, QueueState, QueueStatistics, Source, Topic
 from zfabric.node.bindings import Binding
 from zfabric.node.driver import Driver
 from zfabric.node.durablepusher import DurablePusher
@@ -55,6 +55,7 @@ class NodeQueues:
         "Durable queues that this node pushed to, and the options; for as long as it lives."
         self._pullers: dict[Puller, None] = {}
         self._pulled: dict[str, int] = {}
+        self.bindings: dict[Binding, None] = {}
 
     def pusher(self, queue: str | Topic[Any], policy: QueuePolicy, delivery: Delivery) -> Pusher:
         """Another pusher of a queue."""
@@ -157,6 +158,11 @@ class NodeQueues:
     def work(self, puller: Puller, handler: Callable[..., Any], concurrency: int) -> None:
         """Call a handler with every job."""
         self._handlers.work(puller, handler, concurrency)
+
+    def unroutable(self, source: Source, topic: str, count: int) -> None:
+        """No binding took these messages."""
+        self._driver.core.queues.unroutable(source, topic, count)
+        self._driver.schedule_pump()
 
     def stop_pulling(self) -> None:
         """The node closes: handlers finish what they have."""
@@ -370,14 +376,17 @@ class QueueMethods:
         One topic bound to several queues is a fan-out, several topics to one queue collect. The job has the message's
         value, key and headers, and the header `topic`.
         `selector`: only messages whose headers fulfil this condition; the others become jobs of `otherwise`, if given.
-        Peers see the binding as a subscription, so a publisher with `mandatory=True` knows whether there is any.
+        Peers see the binding as a subscription, so a publisher with `mandatory=True` knows whether there is any. What
+        then no binding of this node takes is reported to both nodes, as `Unroutable` events.
         Raises TopicError, SelectorError and LimitExceeded.
         """
         check_pattern(pattern, bytes_max=self._config.topic_bytes_max)
         condition = Selector(selector, self._config) if selector else None
         target = self.pusher(queue)
         rest = None if otherwise is None else self.pusher(otherwise)
-        return Binding(self.subscribe(pattern, type=msgspec.Raw), target, condition, rest)
+        queues = self._opened_queues()
+        subscription = self.subscribe(pattern, type=msgspec.Raw)
+        return Binding(subscription, target, condition, rest, queues.bindings, queues.unroutable)
 
     async def queues(self, timeout: float | None = 1.0) -> list[QueueState]:
         """Every queue of every node that answers within `timeout` seconds, this one included."""

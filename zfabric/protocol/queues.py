@@ -8,7 +8,7 @@ from typing import Any
 
 from zfabric.config import Config
 from zfabric.errors import LimitExceeded, RemoteProtocolError, SelectorError, TopicError
-from zfabric.events import AckRefused, IncompatibleDelivery, JobDead, JobsExpired, JobsOrphaned
+from zfabric.events import AckRefused, IncompatibleDelivery, JobDead, JobsExpired, JobsOrphaned, Unroutable
 from zfabric.model import Delivery, Source
 from zfabric.protocol.channels import Channels
 from zfabric.protocol.dispatcher import Dispatcher
@@ -45,6 +45,7 @@ from zfabric.wire.queue_records import (
     QueueReport,
     Recall,
     Renew,
+    Unrouted,
 )
 from zfabric.wire.topics import check_topic
 
@@ -105,6 +106,7 @@ class Queues:
             QueueQuestion: self._on_question,
             QueueReport: self._on_report,
             QueueMismatch: self._on_mismatch,
+            Unrouted: self._on_unrouted,
             **self.plain.hear,
         }
         self.records: dict[type[LetterRecord], Callable[[PeerRecord, Any, float], None]]
@@ -335,6 +337,17 @@ class Queues:
     def _on_renew(self, peer_id: bytes, record: Renew, now: float) -> None:
         if (peer_id, record.puller) in self._workers:
             self._workers[peer_id, record.puller].renew((peer_id, record.puller), now)
+
+    # -- bindings ------------------------------------------------------------------------------
+
+    def unroutable(self, source: Source, topic: str, count: int) -> None:
+        """No binding of this node takes these messages of a peer, or of its own."""
+        self._effects.emit(Unroutable(topic, source, count, here=True))
+        if source.id != self._loopback.own.source.id:
+            self._tell(bytes.fromhex(source.id), Unrouted(topic, count))
+
+    def _on_unrouted(self, peer_id: bytes, record: Unrouted, _now: float) -> None:
+        self._effects.emit(Unroutable(record.topic, self.source(peer_id), record.count, here=False))
 
     # -- questions -----------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What nodes say to each other about queues at-most-once. Tags 96 to 111; all of it travels in letters.
+"""What nodes say to each other about queues at-most-once. Tags 96 to 100; all of it travels in letters.
 
 The jobs themselves travel as batches, over a PUSH socket for each queue of a pusher and a PULL socket for each puller:
 libzmq deals them out. What is said here joins the two, and tells the pusher what has come to a reader.

@@ -1,4 +1,4 @@
-"""What nodes say to each other about queues. Tags 32 to 47; all of it travels in letters.
+"""What nodes say to each other about queues. Tags 32 to 47, and 101; all of it travels in letters.
 
 A node that has jobs offers its queues to every peer. A puller answers an offer with `Pull` and then grants credit;
 `Jobs` are leases, numbered by the pusher's node, and everything that happens to a job names its lease: who no longer
@@ -37,6 +37,7 @@ __all__ = [
     "Recall",
     "Renew",
     "Undone",
+    "Unrouted",
 ]
 
 QUEUES_PER_RECORD_MAX = 1000
@@ -216,6 +217,13 @@ class QueueMismatch(msgspec.Struct, array_like=True, tag=47, frozen=True):
     requested: Name
 
 
+class Unrouted(msgspec.Struct, array_like=True, tag=101, frozen=True):
+    """No binding of the sender took these messages of the receiver, although it subscribes to the topic for some."""
+
+    topic: Name
+    count: Count
+
+
 QueueRecord: TypeAlias = (
     QueueOffers
     | Pull
@@ -233,4 +241,5 @@ QueueRecord: TypeAlias = (
     | QueueQuestion
     | QueueReport
     | QueueMismatch
+    | Unrouted
 )
