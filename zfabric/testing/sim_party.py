@@ -158,7 +158,6 @@ class Publisher:
     def publish(self, count: int) -> None:
         """Publish some messages as one batch."""
         party, outbox, now = self._party, self.outbox, self._party.agenda.now
-        stream = party.oracle.streams[self.key]
         for _ in range(count):
             if outbox.full:
                 self.refused += 1
@@ -176,7 +175,6 @@ class Publisher:
         base = outbox.base
         party.trace("publish", self.spec.topic, self.outbox.epoch, base, base + outbox.writer.count)
         for frames in self._seal(now):
-            stream.burst_bytes = max(stream.burst_bytes, len(frames[0]))
             party.network.publish(party, Flight(frames, self.key, base, outbox.base))
         party.pump()
 
@@ -188,6 +186,8 @@ class Publisher:
             if not alone:
                 return [[bundle] for bundle in bundles]
         frames = [bytes(frame) for frame in party.core.seal(outbox, published_ns, now)]
+        stream = party.oracle.streams[self.key]
+        stream.burst_bytes = max(stream.burst_bytes, len(frames[0]))
         if outbox.local:
             party.core.loop_back(outbox, frames, party.source, now)
         return [frames] if outbox.remote else []
