@@ -62,8 +62,8 @@ def entries_of(workload: str) -> list[Entry]:
     return [entry for entry in peers.load()[0] if workload in entry.workloads]
 
 
-OWN = ("zfabric", "pyzmq P", "pyzmq R", "Python alone", "disk")
-"Words in the names of the peers that are always installed."
+OWN = ("fabric", "pyzmq P", "pyzmq R", "Python alone", "disk")
+"Words in the names of the peers that are always installed; none is a whole name, which would mean that peer alone."
 
 TINY = {
     "throughput": ["--transport", "ipc", "--payload", "bytes,struct"],
