@@ -1,4 +1,4 @@
-"""What became of the jobs of one durable queue, as positions of the log (`docs/adr/0012-durable-queues.md`).
+"""What became of the jobs of one durable queue, as positions of the log (`docs/adr/0017-durable-queues.md`).
 
     $queue/<queue>          [all jobs before this one are settled, the queue's policy]
     $queue/<queue>/<slot>   [chunk, ranges of it that are settled, failed attempts of others]
