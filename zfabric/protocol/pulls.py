@@ -34,7 +34,7 @@ LEFT = "the store left before it answered: the job may come again"
 DONE_PER_RECORD_MAX = 5000
 CREDIT_MIN = 2
 "An adaptive puller's credit, at least, beside what its concurrency needs."
-CREDIT_FIRST = 64
+CREDIT_FIRST = 16
 DELAY_MS_MAX = 10**12
 
 

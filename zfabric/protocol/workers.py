@@ -92,10 +92,10 @@ class Workers:
 
     def to_recall(self, now: float) -> tuple[float, Worker | None, int]:
         """While somebody is idle: when jobs may be asked back; from whom and how many, if that is now."""
-        idle = next((worker for worker in self.all.values() if worker.has_credit and not worker.held), None)
-        if idle is None:
+        idle = [worker for worker in self.all.values() if worker.has_credit and not worker.held]
+        if not idle:
             return inf, None, 0
-        busy = [worker for worker in self.all.values() if not worker.ending and worker.has_for(idle.line)]
+        busy = [worker for worker in self.all.values() if not worker.ending and worker.has_for(idle[0].line)]
         if not busy:
             return inf, None, 0
         due = min(map(self._recall_due, busy))
@@ -104,7 +104,8 @@ class Workers:
         busiest = max((worker for worker in busy if self._recall_due(worker) <= now), key=_held)
         busiest.recalled_at = now
         busiest.recalls = min(busiest.recalls + 1, RECALL_DOUBLINGS_MAX)
-        return min(map(self._recall_due, busy)), busiest, min(max(1, busiest.held // 2), idle.credit)
+        fair = busiest.held * len(idle) // (len(idle) + 1)
+        return min(map(self._recall_due, busy)), busiest, min(max(1, fair), sum(worker.credit for worker in idle))
 
     def _recall_due(self, worker: Worker) -> float:
         """When jobs may be asked back: those who had none to give are asked less and less often."""
