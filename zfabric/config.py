@@ -258,6 +258,10 @@ class Config:
     What comes behind them waits in the log."""
     store_jobs_cache_bytes: int = 4 * 1024 * 1024
     "Jobs of one durable queue that a store keeps in memory when they were just pushed, or read."
+    store_schedules_max: int = 1000
+    "Schedules of one store."
+    store_schedule_bytes: int = 65_536
+    "One schedule with its job's value, encoded."
 
     # -- groups --------------------------------------------------------------------------------
     group_partitions: int = 64

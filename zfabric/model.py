@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from datetime import datetime
 from enum import StrEnum
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -20,6 +21,7 @@ __all__ = [
     "ProviderReply",
     "QueueState",
     "QueueStatistics",
+    "Schedule",
     "ServiceOffer",
     "Source",
     "Statistics",
@@ -334,6 +336,28 @@ class QueueState(msgspec.Struct, frozen=True):
     statistics: QueueStatistics
     pullers: tuple[str, ...] = ()
     "Ids of the nodes that pull from it."
+
+
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
+    """A schedule of a durable queue, as its store keeps it."""
+
+    name: str
+    queue: str
+    value: Any
+    "Of its jobs, as all other options."
+    cron: str | None
+    every: int | None
+    "Seconds."
+    timezone: str
+    missed: Literal["one", "none"]
+    key: Any
+    headers: dict[str, Any] | None
+    ttl: float | None
+    priority: int
+    next: datetime
+    "The next tick, UTC."
+    last: datetime | None
+    "The tick of its last job, UTC."
 
 
 class Statistics(msgspec.Struct, frozen=True):

@@ -25,6 +25,8 @@ store = ["orders.#"]
 [clerk]
 publish = ["orders.#"]
 subscribe = ["orders.#"]
+[planner]
+push = ["orders.#"]
 [outsider]
 publish = ["news"]
 subscribe = ["news"]
@@ -200,5 +202,28 @@ async def test_a_store_that_lies_is_reported(
         subscription = clerk.subscribe("orders.a", start="earliest", **options)
         failure = await next_event(events, ProtocolError)
         assert ("vault" in failure.address, subscription.pending) == (True, 0)
+    finally:
+        await store.close()
+
+
+async def test_schedules_are_for_those_who_may_push(town: Town, opened: Opened) -> None:
+    """Declaring, replacing, removing and seeing them: all need the right to push to the queue."""
+    store = await open_store(town, "orders-store")
+    try:
+        planner, outsider = await opened("paula", "planner"), await opened("otto", "outsider")
+        await planner.schedule("nightly", queue="orders.reports", every=1000)
+        with pytest.raises(NotAuthorized, match="push"):
+            await outsider.schedule("mine", queue="orders.reports", every=1000)
+        unchecked(outsider)
+        for name, queue in (("mine", "orders.reports"), ("nightly", "orders.reports")):
+            with pytest.raises(NotStored, match="may not push"):
+                await outsider.schedule(name, queue=queue, every=5)
+        with pytest.raises(NotStored, match="may not push"):
+            await StoreClient(outsider._opened()).write(
+                outsider._opened().core.stores.all()[0], positions=[NamedPosition("$schedule/nightly", None)]
+            )
+        assert await outsider.schedules() == []
+        (seen,) = await planner.schedules()
+        assert (seen.name, seen.every) == ("nightly", 1000)
     finally:
         await store.close()

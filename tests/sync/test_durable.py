@@ -143,3 +143,16 @@ def test_a_binding(node: Node) -> None:
             assert audit.receive(timeout=TIMEOUT_S).value == 50
             assert small.receive(timeout=TIMEOUT_S).value == 5
         wait_until(lambda: (binding.routed, binding.unrouted) == (1, 1))
+
+
+def test_schedules(node: Node) -> None:
+    """They are declared, seen and removed."""
+    node.schedule("beat", queue="beats", value=[1], every=1)
+    with node.puller("beats") as beats:
+        first = beats.receive(TIMEOUT_S)
+    (seen,) = node.schedules()
+
+    assert (first.value, (first.headers or {})["schedule"]) == ([1], "beat")
+    assert (seen.name, seen.queue, seen.every) == ("beat", "beats", 1)
+    assert node.unschedule("beat")
+    assert node.schedules() == []

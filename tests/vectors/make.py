@@ -17,7 +17,7 @@ from zfabric.wire import queue_records as queues
 from zfabric.wire.batch import FLAG_ACK_NOW, FLAG_DURABLE, FLAG_RELIABLE, BatchWriter, Buffer, Sign
 from zfabric.wire.bundle import BundleWriter, address, tagged
 from zfabric.wire.codec import Codec
-from zfabric.wire.durable_records import JobsKept, KeepQueue
+from zfabric.wire.durable_records import Declaration, JobsKept, KeepQueue, ScheduleState
 from zfabric.wire.group_records import (
     AskGroups,
     Assigned,
@@ -99,6 +99,7 @@ OTHER = bytes(range(16, 32))
 TOKEN = bytes(range(32, 48))
 PUBLISHED_NS = 1_767_225_600_000_000_000
 EPOCH, BASE = 7, 2**33
+DECLARED = Declaration("reports", b"\xa5daily", "0 3 * * *", 0, "Europe/Berlin", "none", 7, {"size": 3}, 60_000, 9)
 BUNDLED: list[tuple[str, int, int, list[object]]] = [("a", EPOCH, BASE, [21.5]), ("b.c", 8, 0, ["x", None, {"y": 1}])]
 
 IDENTITY = Identity(
@@ -236,6 +237,10 @@ CONTROL: dict[str, list[Record]] = {
                 Indexed(6, [(1010, 5, OTHER, EPOCH, BASE)]),
                 ReadEnd(5, 1015),
                 JobsKept(1, [(7, 0, 2)]),
+                ToldPositions(
+                    8, [NamedPosition("$schedule/nightly", msgpack.encode(ScheduleState(DECLARED, 1_767_250_800)))]
+                ),
+                Unwritten(9, "invalid", "cron '61 * * * *': Bad minute"),
             ],
         )
     ],
@@ -253,6 +258,7 @@ CONTROL: dict[str, list[Record]] = {
                 ReadMore(5, 64_000),
                 ReadStop(5),
                 KeepQueue("jobs", 5, 100, 30_000, 300_000),
+                Write(9, [], [NamedPosition("$schedule/nightly", msgpack.encode(DECLARED))]),
             ],
         )
     ],

@@ -35,6 +35,7 @@ TOPIC = "plant.line1.temp"
 BASE = 2**33
 SIGNING_KEY = hashlib.blake2b(b"plant", key=bytes(range(32)), person=b"zfabric-sign-1").digest()
 POSITION = [3, TOPIC, 7, 10, BASE]
+DECLARED = ["reports", b"\xa5daily", "0 3 * * *", 0, "Europe/Berlin", "none", 7, {"size": 3}, 60_000, 9]
 PUSHED_NS = 1_767_225_600_000_000_000
 FIVE_AND_SIX = b"\xdd\x00\x00\x00\x02\x05\x06"
 
@@ -127,6 +128,8 @@ DOCUMENTED: dict[str, list[list[Any]]] = {
         [79, 6, [[1010, 5, bytes(range(16, 32)), 7, BASE]]],
         [78, 5, 1015],
         [113, 1, [[7, 0, 2]]],
+        [70, 8, [["$schedule/nightly", msgpack.packb([DECLARED, 1_767_250_800, 0]), 0]]],
+        [68, 9, "invalid", "cron '61 * * * *': Bad minute", "", b"", 0, 0, 0],
     ]]],
     "letter-reader": [[18, 2, 1, 8, [
         [66, 1, [[b"the first frame"]], [["group billing", None, 5]]],
@@ -137,6 +140,7 @@ DOCUMENTED: dict[str, list[list[Any]]] = {
         [74, 5, 64_000],
         [75, 5],
         [112, "jobs", 5, 100, 30_000, 300_000],
+        [66, 9, [], [["$schedule/nightly", msgpack.packb(DECLARED), 0]]],
     ]]],
     "letter-member": [[18, 2, 1, 9, [
         [80, 1, "billing", "orders.#", "billing-1", ["earliest", 0], 1_000_000],

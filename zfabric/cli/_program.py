@@ -33,6 +33,7 @@ SECTIONS = {
         "push": "Push jobs, and wait until they are done.",
         "pull": "Take jobs, to show them or to run a command for each.",
         "dead": "Show, repeat or drop dead letters.",
+        "schedule": "Push jobs again and again.",
         "request": "Call a service.",
         "serve": "Provide a service by a command.",
     },

@@ -56,7 +56,7 @@ class StoreClient:
         """Store all of it or nothing; returns the batches' offsets (None for what had been there) when it is safe.
 
         Raises NotStored and its kinds, StoreLost when the store left first, StoreFailed when its disk failed: both
-        mean that it is unknown whether it was stored. Asking again does no harm.
+        mean that it is unknown whether it was stored. Asking again does no harm. ValueError for what makes no sense.
         """
         nbytes = RECORD_BYTES * (1 + len(positions)) + sum(len(frame) for frames in batches for frame in frames)
         answer = await self._ask(store, lambda number: Write(number, list(batches), list(positions)), nbytes)
@@ -114,6 +114,8 @@ def _error(answer: Unwritten) -> Exception:
         return OutOfSequence(name, producer, epoch, answer.base, current)
     if answer.kind == "position":
         return PositionFenced(name, epoch, current)
+    if answer.kind == "invalid":
+        return ValueError(answer.reason)
     if answer.kind == "unknown":
         return StoreFailed(answer.reason)
     return NotStored(answer.reason, name or None)

@@ -58,7 +58,11 @@ class Gate:
 
         If not, that is counted and reported, and the peer is told.
         """
-        return self._authority.may(peer.user, action, name) or self._deny(peer, action, name)
+        return self.allows(peer, action, name) or self._deny(peer, action, name)
+
+    def allows(self, peer: PeerRecord, action: str, name: str) -> bool:
+        """`may`, without a word."""
+        return self._authority.may(peer.user, action, name)
 
     def may_read(self, peer: PeerRecord, pattern: str) -> bool:
         """Whether a peer may subscribe to a pattern, as libzmq filters: to all below its literal beginning."""

@@ -28,9 +28,10 @@ from zfabric.store.ledger import PREFIX as LEDGER
 from zfabric.store.log import Append, Appended, Commit, Log, PositionUpdate, Retention
 from zfabric.store.queuehost import QueueHost
 from zfabric.store.readings import ENTRY_BYTES, Reading, Tail
+from zfabric.store.schedulehost import ScheduleHost
 from zfabric.store.writer import Writer
 from zfabric.wire.batch import REPAIR_BYTES, Batch, Buffer, parse_batch
-from zfabric.wire.durable_records import KeepQueue, queue_of
+from zfabric.wire.durable_records import SCHEDULES, KeepQueue, queue_of
 from zfabric.wire.letters import LetterRecord
 from zfabric.wire.records import Start
 from zfabric.wire.store_records import (
@@ -87,6 +88,8 @@ class StoreService:
         self._tasks: set[asyncio.Task[None]] = set()
         self.queues = QueueHost(driver, log, writer, config, self._parse, self._appended, self._run)
         self.records[KeepQueue] = self.queues.keep
+        refusal = self.queues.refusal
+        self.schedules = ScheduleHost(driver, log, writer, config, self._parse, self._appended, self._run, refusal)
         self._core.channels.register(self)
         self.groups = GroupHost(driver, log, writer, config, self._appended, self._run)
         self._core.interests.on_durable = self._keep
@@ -96,6 +99,7 @@ class StoreService:
     def start(self, retention: Retention) -> None:
         """The node is open. `retention` is for topics that nothing was set for."""
         _ = self._spawn(self._tidy(retention))
+        _ = self._spawn(self.schedules.work())
 
     async def close(self) -> None:
         """Serve nobody any more."""
@@ -213,6 +217,9 @@ class StoreService:
     # -- writing -------------------------------------------------------------------------------
 
     def _write(self, peer: PeerRecord, record: Write, now: float) -> None:
+        if any(position.name.startswith(SCHEDULES) for position in record.positions):
+            _ = self._spawn(self._write_schedule(peer, record))
+            return
         try:
             appends = tuple(append_of(self._allowed(peer, frames)) for frames in record.batches)
             if any(position.name.startswith((PREFIX, LEDGER)) for position in record.positions):
@@ -226,6 +233,14 @@ class StoreService:
             self._tell(peer, _unwritten(record.request, error))
             return
         future.add_done_callback(lambda done: self._written(peer, record.request, appends, done))
+
+    async def _write_schedule(self, peer: PeerRecord, record: Write) -> None:
+        try:
+            await self.schedules.write(peer, record)
+        except (FabricError, ValueError) as error:
+            self._tell(peer, _unwritten(record.request, error))
+        else:
+            self._tell(peer, Written(record.request))
 
     def _written(
         self,
@@ -271,6 +286,7 @@ class StoreService:
     async def _tell_positions(self, peer: PeerRecord, record: AskPositions) -> None:
         found = await self._run(self._log.positions, record.prefix)
         positions = [NamedPosition(name, position.value, position.epoch) for name, position in found.items()]
+        positions = [position for position in positions if self.schedules.shows(peer, position)]
         nbytes = sum(64 + len(p.name) + len(p.value or b"") for p in positions)
         self._tell(peer, ToldPositions(record.request, positions), nbytes)
 
@@ -340,4 +356,6 @@ def _unwritten(request: int, error: BaseException) -> Unwritten:
         return Unwritten(request, "position", error.reason, error.name, b"", error.epoch, 0, error.current)
     if isinstance(error, NotStored):
         return Unwritten(request, "refused", error.reason, error.stream or "")
+    if isinstance(error, ValueError):
+        return Unwritten(request, "invalid", str(error))
     return Unwritten(request, "refused" if isinstance(error, LimitExceeded) else "unknown", str(error))

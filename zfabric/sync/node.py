@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakSet
 
 from zfabric.errors import FabricError, LocalProtocolError
-from zfabric.model import Peer, QueueState, Statistics, Topic
+from zfabric.model import Peer, QueueState, Schedule, Statistics, Topic
 from zfabric.node import node as asynchronous
 from zfabric.sync.engine import Engine
 from zfabric.sync.loop import LoopThread, refuse_in_loop
@@ -238,6 +238,19 @@ class Node(ServiceMethods):
     def queues(self, timeout: float | None = 1.0) -> list[QueueState]:
         """Every queue of every node that answers within `timeout` seconds, this one included."""
         return self._opened().run(self._engine.queues, timeout)
+
+    @_parameters_of(asynchronous.Node.schedule)
+    def schedule(self, *arguments: Any, **options: Any) -> None:
+        """Have a store push a job at each tick. Options and errors as for zfabric.Node.schedule."""
+        self._opened().run(lambda: self._engine.schedule(*arguments, **options))
+
+    def unschedule(self, name: str, *, timeout: float | None = 5.0) -> bool:
+        """Make no more jobs of a schedule; returns whether there was one. Errors as for zfabric.Node.unschedule."""
+        return self._opened().run(lambda: self._engine.unschedule(name, timeout=timeout))
+
+    def schedules(self, *, timeout: float | None = 5.0) -> list[Schedule]:
+        """All schedules of all stores in sight. Errors as for zfabric.Node.schedules."""
+        return self._opened().run(lambda: self._engine.schedules(timeout=timeout))
 
     def worker(self, queue: str | Topic[Any], **options: Any) -> Callable[[Handler], Handler]:
         """Decorator: call the function with every job; options as for zfabric.Node.worker.

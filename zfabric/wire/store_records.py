@@ -92,10 +92,10 @@ class Unwritten(msgspec.Struct, array_like=True, tag=68, frozen=True):
     """Nothing of it was stored."""
 
     request: Count
-    kind: Literal["refused", "fenced", "sequence", "position", "unknown"]
+    kind: Literal["refused", "fenced", "sequence", "position", "unknown", "invalid"]
     """`refused`: not now (a full disk), or never (no batch). `fenced`: a newer epoch of its producer has stored.
     `sequence`: something else comes next. `position`: a newer epoch has written that name. `unknown`: the disk
-    failed, so it may be stored."""
+    failed, so it may be stored. `invalid`: it makes no sense, and never will."""
     reason: LongName
     name: LongName = ""
     "The topic or position that it is about."
