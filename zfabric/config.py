@@ -260,8 +260,8 @@ class Config:
     "Jobs of one durable queue that a store keeps in memory when they were just pushed, or read."
     store_schedules_max: int = 1000
     "Schedules of one store."
-    store_schedule_bytes: int = 65_536
-    "One schedule with its job's value, encoded."
+    store_schedule_bytes: int = 16_384
+    "One schedule with its job's value, encoded. All of them travel in one record."
 
     # -- groups --------------------------------------------------------------------------------
     group_partitions: int = 64

@@ -33,13 +33,14 @@ async def test_schedules_are_added_listed_and_removed(cli: Commands, node: zfabr
     (record,) = listed.records
     assert (record["name"], record["queue"], record["value"]) == ("nightly", "reports", {"kind": "daily"})
     assert (record["cron"], record["timezone"], record["missed"]) == ("0 3 * * *", "Europe/Berlin", "none")
+    assert (record["last"], "T02:00:00" in record["next"] or "T01:00:00" in record["next"]) == (None, True)
     assert "0 3 * * * Europe/Berlin" in shown.out
     assert (removed.code, again.code) == (0, 69)
 
 
 async def test_each_tick_makes_one_job_though_the_store_is_killed(cli: Commands, tmp_path: Path) -> None:
     """Two nodes declare it again and again; ticks follow each other, with a step over each kill; none comes twice."""
-    kills = 2
+    kills, every = 2, 3  # a store starts again before the next tick, as a rule
     jobs: dict[int, int] = {}
     async with zfabric.Node("friend", config=QUICK) as node, zfabric.Node("twin", config=QUICK) as twin:
 
@@ -50,10 +51,10 @@ async def test_each_tick_makes_one_job_though_the_store_is_killed(cli: Commands,
         for life in range(kills + 1):
             store = await cli.start("store", "run", str(tmp_path / "data"))
             await asyncio.gather(
-                *(each.schedule("beat", queue="beats", every=1, timeout=TIMEOUT_S) for each in (node, twin, node))
+                *(each.schedule("beat", queue="beats", every=every, timeout=TIMEOUT_S) for each in (node, twin, node))
             )
             before = len(jobs)
-            await wait_until_async(lambda before=before: len(jobs) >= before + 2, TIMEOUT_S)  # type: ignore[misc]
+            await wait_until_async(lambda before=before: len(jobs) > before, TIMEOUT_S)  # type: ignore[misc]
             if life < kills:
                 store.process.kill()
                 await store.process.wait()
@@ -63,5 +64,5 @@ async def test_each_tick_makes_one_job_though_the_store_is_killed(cli: Commands,
 
     steps = [later - earlier for earlier, later in pairwise(ticks)]
     assert sorted(jobs) == list(range(len(jobs))), "one job after the other"
-    assert all(step >= 1 for step in steps), "a tick has two jobs"
-    assert sum(step > 1 for step in steps) <= kills, "a tick without a job"
+    assert all(step >= every for step in steps), "a tick has two jobs"
+    assert sum(step > every for step in steps) <= kills, "a tick without a job"

@@ -15,7 +15,7 @@ from zfabric.cli._look import open_node
 from zfabric.cli._options import Options, Seconds, TopicParameter, header_pairs, networked
 from zfabric.cli._output import Output, count
 from zfabric.cli._running import run
-from zfabric.cli._values import short
+from zfabric.cli._values import plain, short
 from zfabric.errors import NotStored
 from zfabric.model import Schedule
 from zfabric.node.node import Node
@@ -93,7 +93,7 @@ def list_them(options: Options) -> int:
             raise Stop(Exit.NOBODY, "there are no schedules")
         if output.json:
             for each in schedules:
-                output.record(msgspec.to_builtins(each, builtin_types=(bytes,)))
+                output.record({**msgspec.structs.asdict(each), "value": plain(each.value)})
         else:
             output.table(("NAME", "QUEUE", "WHEN", "NEXT", "LAST", "VALUE"), [_row(each) for each in schedules])
         return Exit.OK
