@@ -154,6 +154,8 @@ async def test_without_a_store_it_is_told_at_once(fabric: MemoryFabric, make_sto
         await orders.push(1, headers={"$delay": 1})
     with pytest.raises(ValueError, match="one store"):
         await orders.wait_for(workers=1)
+    with pytest.raises(LocalProtocolError, match="its store"):
+        orders.finished(0)
 
 
 @pytest.mark.parametrize("marks", [True, False])

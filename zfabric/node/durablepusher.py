@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from zfabric.config import Config
-from zfabric.errors import EncodeFailed, NodeClosed, NotStored, WindowFull
+from zfabric.errors import EncodeFailed, LocalProtocolError, NodeClosed, NotStored, WindowFull
 from zfabric.node.driver import Driver
 from zfabric.node.jobwriter import JobWriter
 from zfabric.node.pusher import CHUNK_MAX, Pusher, check_options
@@ -192,6 +192,10 @@ class DurablePusher(Pusher):
             writer.seal()
         self._chunk_size = min(max(1, self._config.batch_bytes * len(chunk) // (2 * grown)), CHUNK_MAX)
         return True
+
+    def finished(self, number: int) -> bool:
+        """Only the store knows. Raises LocalProtocolError; `node.queues()` asks it for figures."""
+        raise LocalProtocolError(f"what became of jobs of {self.queue!r} is known to its store: ask node.queues()")
 
     async def flush(self) -> None:
         """Return once every job that this node pushed to this queue so far is on the store's disk. Raises NotStored."""
