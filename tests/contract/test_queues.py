@@ -156,6 +156,16 @@ async def test_manual_acks_in_any_order(pair: Pair) -> None:
     assert pair[0].statistics().queues["jobs"].refused == 0
 
 
+async def test_a_reader_that_holds_all_it_may_and_waits_gets_more(pair: Pair) -> None:
+    """Who settles many jobs together needs no `credit=`."""
+    pusher, puller = await ends(pair, ack="manual")
+    await pusher.push_many(range(300))
+    jobs = [await puller.receive(TIMEOUT) for _ in range(300)]
+    for job in jobs:
+        await job.ack()
+    await flush(pusher)
+
+
 async def test_what_is_in_hand_comes_back_when_the_body_raises(pair: Pair) -> None:
     """With what follows it, which nobody has begun with, as its first attempt."""
     pusher, puller = await ends(pair, pusher={"backoff_s": 0.01})

@@ -100,12 +100,12 @@ class LeasePuller(Puller):
                 if jobs or pull.followed:
                     return jobs
                 continue
-            if pull.changed:
-                driver.schedule_pump()
             await self._wait()
 
     async def _wait(self) -> None:
         self.pull.readers += 1
+        self.pull.changed = True  # it may need more credit
+        self._driver.schedule_pump()
         try:
             await super()._wait()
         finally:

@@ -286,8 +286,7 @@ class Pull:
                 self._shrink_at = now + config.prefetch_s
                 self._credit = max(self._credit_min, self._credit * 3 // 4)
         elif self._starved and len(self._waiting) <= 2:
-            self._starved = False
-            self._credit = min(config.credit_jobs_max, self._credit * 2)
+            self._grow()
 
     def single_out(self, delivery: Delivery, start: int) -> None:
         """Jobs that were taken together will be settled one by one."""
@@ -437,7 +436,13 @@ class Pull:
             for first in range(0, len(ranges), DONE_PER_RECORD_MAX):
                 self._tell(peer_id, JobsDone(self.number, ranges[first : first + DONE_PER_RECORD_MAX]))
         if self.sources and not (self.stuck or self.closed):
+            if self.readers and self._adaptive and self._starved and self.held >= self._credit and self.head() is None:
+                self._grow()  # it is all in hand, and not enough: it will be settled together
             self._grant()
+
+    def _grow(self) -> None:
+        self._starved = False
+        self._credit = min(self._config.credit_jobs_max, self._credit * 2)
 
     def _grant(self) -> None:
         sources = list(self.sources.values())
