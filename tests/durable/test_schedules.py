@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.durable.conftest import MakeStore
@@ -142,3 +143,25 @@ async def test_what_cannot_be_is_refused(fabric: MemoryFabric, make_store: MakeS
     await shop.schedule("s", queue="q", every=1000)
     with pytest.raises(NotStored, match="store_schedules_max"):
         await shop.schedule("another", queue="q", every=1000)
+
+
+async def test_a_schedule_stays_where_it_is(fabric: MemoryFabric, make_store: MakeStore, clock: SetClock) -> None:
+    """Stores that come later do not get a second one, whichever of them all nodes agree on for new jobs."""
+    _ = await make_store(name="first")
+    shop = await fabric.open("shop")
+    await shop.schedule("s", queue="q", value=np.arange(3), every=10)
+    for number in range(4):
+        _ = await make_store(name=f"later-{number}")
+    twin = await fabric.open("twin")
+    await until(lambda: len(shop.peers) == len(twin.peers) == 6, TIMEOUT)
+    await until(lambda: all(len(node._opened().core.stores.all()) == 5 for node in (shop, twin)), TIMEOUT)
+    for node in (shop, twin):
+        await node.schedule("s", queue="q", value=np.arange(3), every=20)
+
+    (only,) = await twin.schedules()
+    assert only.every == 20
+    clock.now += 20
+    async with twin.puller("q") as puller:
+        assert list((await puller.receive(TIMEOUT)).value) == [0, 1, 2]
+    assert await twin.unschedule("s")
+    assert await shop.schedules() == []
