@@ -36,13 +36,20 @@ def _remember_context(self: zmq.Context[zmq.Socket[bytes]], *args: object, **kwa
 zmq.Context.__init__ = _remember_context  # type: ignore[method-assign]
 
 
+ALONE = {"discovery", "durable", "faults", "hostile", "node", "transport"}
+"Folders whose tests measure time or fill the machine: `.ci/tests` runs nothing beside them."
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Watch the tasks of every coroutine test.
+    """Mark what runs alone, and watch the tasks of every coroutine test.
 
     The guard's place is before the test's own fixtures, so that it looks after they are gone, but after the other
     guards, which must look when the event loop is closed.
     """
     for item in items:
+        if item.path.parent.name in ALONE:
+            item.add_marker("alone")
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.function):
             place = max(item.fixturenames.index(guard) for guard in ("no_thread_left", "no_context_left"))
             item.fixturenames.insert(place + 1, "no_task_left")

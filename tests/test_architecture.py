@@ -173,6 +173,7 @@ def test_import_loads_only_what_a_node_needs() -> None:
     assert UNLOADED_MODULES & set(outcome.stdout.split()) == set()
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_import_is_fast() -> None:
     """`import zfabric` costs less than 150 ms over bare Python, or eight bare starts on a slow machine.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from tests.capture.files import SENSOR, content
 from tests.waiting import wait_until_async
 from zfabric import Config, LocalProtocolError, Message, Node
-from zfabric.capture import CaptureReader, Recorder
+from zfabric.capture import CaptureReader, CaptureWriter, Recorder
 from zfabric.capture.recorder import consecutive
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="limits of POSIX files")
@@ -64,6 +66,39 @@ async def test_everything_is_kept(nodes: tuple[Node, Node], tmp_path: Path) -> N
     received = [batch.received for batch in reader.batches()]
     assert received == sorted(received) and received[0] >= reader.header.started
     assert abs(received[0] - messages[0].timestamp) < 5
+
+
+async def test_a_close_waits_for_what_is_being_written(
+    nodes: tuple[Node, Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads never write to one file at a time."""
+    sensor, node = nodes
+    begun, go_on, overlaps = threading.Event(), threading.Event(), []
+    real_add, real_close = CaptureWriter.add, CaptureWriter.close
+
+    def add(writer: CaptureWriter, batch: Any) -> None:
+        begun.set()
+        go_on.wait(10)
+        real_add(writer, batch)
+
+    def close(writer: CaptureWriter) -> None:
+        overlaps.append(not go_on.is_set())
+        real_close(writer)
+
+    monkeypatch.setattr(CaptureWriter, "add", add)
+    monkeypatch.setattr(CaptureWriter, "close", close)
+    recorder = Recorder(node, tmp_path / "run.zfr", ["plant.#"], config=Config(capture_flush_s=0.001))
+    recorder.start()
+    publisher = sensor.publisher("plant.temp")
+    await publisher.wait_for(1, 5)
+    await publisher.publish(1)
+    await wait_until_async(begun.is_set)
+    closing = asyncio.create_task(recorder.close())
+    await asyncio.wait([closing], timeout=0.2)
+    go_on.set()
+    await closing
+
+    assert overlaps == [False]
 
 
 async def test_what_several_patterns_match_is_recorded_once(nodes: tuple[Node, Node], tmp_path: Path) -> None:

@@ -131,8 +131,9 @@ class Recorder:
         """Stop, and finish the file. Raises what stopped the recording before, such as OSError for a full disk."""
         for subscription in self._subscriptions:
             await subscription.close()
-        for task in self._tasks:
-            task.cancel()
+        async with self._writing:  # a task that is cancelled does not wait for its thread, which would go on writing
+            for task in self._tasks:
+                task.cancel()
         outcomes = await asyncio.gather(*self._tasks, return_exceptions=True)
         async with self._writing:
             try:
