@@ -106,7 +106,17 @@ def test_sdist_holds_what_a_packager_needs(distributions: Path) -> None:
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
 
-    expected = {".ci/run", "CHANGELOG.md", "LICENSE", "Makefile", "docs/conf.py", "pytest.ini", "setup.cfg", "tox.ini"}
+    expected = {
+        ".ci/run",
+        ".ci/tests",
+        "CHANGELOG.md",
+        "LICENSE",
+        "Makefile",
+        "docs/conf.py",
+        "pytest.ini",
+        "setup.cfg",
+        "tox.ini",
+    }
     assert expected - names == set()
     assert {f"tests/{path.name}" for path in (ROOT / "tests").glob("*.py")} - names == set()
 
