@@ -221,6 +221,10 @@ class Row(msgspec.Struct, kw_only=True, tag="row", tag_field="type"):
     "Further medians, such as CPU time per message."
     failures: list[str] = []
 
+    def __post_init__(self) -> None:
+        """What is read from a file is the same as what was written there."""
+        self.at = float(self.at)
+
     @property
     def flags(self) -> str:
         """What a reader must know before believing the figure."""

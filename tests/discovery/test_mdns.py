@@ -278,11 +278,12 @@ async def test_the_same_announcement_again_joins_the_group_again(start: Start, f
     """After the network was away the kernel has forgotten that we listen."""
     node, other = await start(), await start()
     hub = await hub_of(node)
-    sockets = {id(sender.transport) for sender in hub._engine.engine.senders}
+    before = [sender.transport for sender in hub._engine.engine.senders]  # kept, so that no id is used again
 
     await node.discovery.update(node.own)
 
-    assert {id(sender.transport) for sender in hub._engine.engine.senders}.isdisjoint(sockets)
+    after = [sender.transport for sender in hub._engine.engine.senders]
+    assert after and {*map(id, after)}.isdisjoint(map(id, before))
     with peers(fabric) as (peer,):
         await wait_until_async(lambda: len(node.found) == len(other.found) == 2)
         await wait_until_async(lambda: peer.endpoints_of(node.own.node_id.hex()))

@@ -58,13 +58,14 @@ class Capture:
         if shutil.which("tcpdump") is None:
             pytest.skip("the program `tcpdump` is missing")
         self.path = path
-        command = ("tcpdump", "-i", INTERFACE, "-U", "-s", "0", "-Z", "root", "-w", str(path))
+        command = ("tcpdump", "-i", INTERFACE, "--immediate-mode", "-U", "-s", "0", "-Z", "root", "-w", str(path))
         self._process = host.namespace.run(*command, stderr=subprocess.PIPE)
         assert self._process.stderr is not None
         assert "listening on" in self._process.stderr.readline()
 
-    def stop(self) -> bytes:
-        """Everything that went over the wire."""
+    def stop(self, mark: bytes) -> bytes:
+        """Everything that went over the wire, once the mark was among it."""
+        wait_until(lambda: mark in self.path.read_bytes())
         self._process.send_signal(signal.SIGINT)
         self._process.communicate(timeout=TIMEOUT_S)
         return self.path.read_bytes()
@@ -100,8 +101,7 @@ def test_a_host_that_was_invited(hosts: tuple[Host, Host, Host], tmp_path: Path)
     assert code == 0, err
     _, err = inviting.communicate(timeout=TIMEOUT_S)
     assert (inviting.returncode, "has joined" in err) == (0, True)
-    seen = capture.stop()
-    assert b"CURVE" in seen
+    seen = capture.stop(b"CURVE")
     assert b"roles = " not in seen
 
     exchange(one, two, "--fabric plant --interface lan")
@@ -135,12 +135,10 @@ def test_two_hosts_joined_by_a_key(hosts: tuple[Host, Host, Host], tmp_path: Pat
     assert (code, "it announces a key" in err) == (77, True)
     listening.send_signal(signal.SIGINT)
     assert listening.communicate(timeout=TIMEOUT_S)[0] == ""
-    seen = capture.stop()
-    assert b"CURVE" in seen
+    seen = capture.stop(b"CURVE")
     assert MARK.encode() not in seen
     assert b"plant.secret" not in seen
 
     capture = Capture(two, tmp_path / "plain.pcap")
     exchange(stranger, two, "--fabric open --interface lan --insecure")
-    wait_until(lambda: MARK.encode() in (tmp_path / "plain.pcap").read_bytes())
-    capture.stop()
+    capture.stop(MARK.encode())
