@@ -286,7 +286,8 @@ async def test_the_same_announcement_again_joins_the_group_again(start: Start, f
     assert after and {*map(id, after)}.isdisjoint(map(id, before))
     with peers(fabric) as (peer,):
         await wait_until_async(lambda: len(node.found) == len(other.found) == 2)
-        await wait_until_async(lambda: peer.endpoints_of(node.own.node_id.hex()))
+        # A question that was lost is asked again after 1, 2, 4 and 8 seconds.
+        await wait_until_async(lambda: peer.endpoints_of(node.own.node_id.hex()), 30)
 
 
 async def test_an_interface_that_is_gone_leaves_the_old_addresses(start: Start, fabric: str) -> None:

@@ -228,7 +228,7 @@ def test_damaged_frames(team: Crew, proxy: Proxy, what: str) -> None:
     lines = pair.lines("inbox" if what == "control" else "outlet")
     for line in lines:
         line.frames = line.inward = damage
-    wait_until(lambda: len(damaged) > 40)
+    wait_until(lambda: len(damaged) > 15)  # a publisher that is held up fills larger, and so fewer, batches
     for line in lines:
         line.frames = line.inward = None
     pair.finish()
