@@ -135,3 +135,24 @@ async def test_identities_from_the_shell(cli: Commands, tmp_path: Path) -> None:
     alone = await cli.run("pub", "a", "2", "--fabric", "plant", "--require-match")
     assert alone.code == 69
     assert (await cli.run("keys", "list", "--json")).records[0]["fabric"] == "plant"
+
+
+@pytest.mark.slow
+async def test_signed_from_the_shell(cli: Commands, tmp_path: Path) -> None:
+    """`--signed` takes what `pub --sign` and `play --sign` send, and tells of what it refused."""
+    await cli.run("keys", "init", "plant")
+    common = ("--fabric", "plant")
+    recording = await cli.start("record", str(tmp_path / "a.zfr"), "-e", "a", "--count", "1", "--signed", *common)
+    await recording.note("recording")
+    listening = await cli.start("sub", "a", "--count", "2", "--signed", "--json", *common)
+    await listening.note("listening")
+    for value, *signed in (("1",), ("2", "--sign")):
+        assert (await cli.run("pub", "a", value, "--wait", "2", *signed, *common)).code == 0
+    assert (await recording.end()).code == 0
+    assert (await cli.run("play", str(tmp_path / "a.zfr"), "--wait", "1", "--sign", *common)).code == 0
+    heard = await listening.end()
+    without = await cli.run("pub", "a", "1", "--sign")
+
+    assert [record["value"] for record in heard.records] == [2, 2]
+    assert "not signed" in heard.err
+    assert (without.code, "keys init" in without.err) == (1, True)

@@ -26,7 +26,8 @@ class Player:
 
     `rate=float("inf")` is as fast as subscribers take it. `remap` gives topics other names: `{"a": "b"}` for one,
     `{"plant.#": "test.plant.#"}` for all below a name. `patterns` choose by recorded name. `start` and `until` are
-    seconds of the recording. Numbers, times and sources are those of this node: what is played is published anew.
+    seconds of the recording. Numbers, times and sources are those of this node: what is played is published anew, and
+    with `sign` signed by this node.
 
     Times are kept by the event loop's clock; who was late, because a window was full, catches up. The file is read
     in the event loop, one chunk at a time.
@@ -42,6 +43,7 @@ class Player:
         remap: Mapping[str, str] | None = None,
         patterns: Sequence[str] | None = None,
         delivery: str = Delivery.AT_LEAST_ONCE,
+        sign: bool = False,
         start: float = 0.0,
         until: float | None = None,
         messages_max: int | None = None,
@@ -58,6 +60,7 @@ class Player:
             _check_remap(*names)
         self._patterns = None if patterns is None else [Pattern(text) for text in patterns]
         self._delivery = delivery
+        self._sign = sign
         self._start, self._until = start, until
         self._left = messages_max
         self._publishers: dict[str, Publisher | None] = {}
@@ -196,7 +199,7 @@ class Player:
         if topic not in self._publishers:
             chosen = self._patterns is None or any(pattern.matches(topic) for pattern in self._patterns)
             self._publishers[topic] = (
-                self._node.publisher(self._renamed(topic), delivery=self._delivery) if chosen else None
+                self._node.publisher(self._renamed(topic), delivery=self._delivery, sign=self._sign) if chosen else None
             )
         return self._publishers[topic]
 

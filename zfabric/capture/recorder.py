@@ -29,7 +29,8 @@ class Recorder:
 
     It records from `start()` on, which `async with` calls, until `close()` or until it has `messages_max`. What
     several patterns match is recorded once. `delivery` is as for `node.subscribe`: by default a reliable publisher
-    waits for the recorder, with `"at-most-once"` it does not. The other options are those of CaptureWriter.
+    waits for the recorder, with `"at-most-once"` it does not. `signed` leaves out what its publisher did not sign. The
+    other options are those of CaptureWriter.
     Messages are acknowledged when they are taken, not when they are on the disk.
     """
 
@@ -40,6 +41,7 @@ class Recorder:
         patterns: Sequence[str] = ("#",),
         *,
         delivery: str | None = None,
+        signed: bool = False,
         messages_max: int | None = None,
         compress: bool = False,
         split_bytes: int | None = None,
@@ -50,6 +52,7 @@ class Recorder:
         self._node = node
         self._patterns = [Pattern(text) for text in dict.fromkeys(patterns)]
         self._delivery = delivery
+        self._signed = signed
         self._left = messages_max
         self._config = Config() if config is None else config
         self._began_s = time.time()
@@ -109,7 +112,9 @@ class Recorder:
             raise LocalProtocolError("the recorder was started already")
         self._clock_s = self._began_s - asyncio.get_running_loop().time()
         for pattern in self._patterns:
-            self._subscriptions.append(self._node.subscribe(pattern.text, delivery=self._delivery, type=msgspec.Raw))
+            self._subscriptions.append(
+                self._node.subscribe(pattern.text, delivery=self._delivery, signed=self._signed, type=msgspec.Raw)
+            )
         self._tasks = [
             asyncio.create_task(self._read(index, subscription))
             for index, subscription in enumerate(self._subscriptions)

@@ -22,6 +22,7 @@ from zfabric.events import (
     PeerLeft,
     PeerRefused,
     ProtocolError,
+    SignatureRefused,
 )
 from zfabric.node.node import Node
 
@@ -34,6 +35,7 @@ _CAUSES = {
     "overflow": "a queue on the way was full",
     "buffer": "this command was too slow",
     "link": "the connection broke",
+    "signature": "not signed as it must be",
 }
 
 
@@ -104,6 +106,8 @@ class Warnings:
                 output.warn(f"no connection with {event.address}: {event.detail or event.reason}")
             case DuplicateId() | ProtocolError():
                 output.warn(f"{event.address} does not speak our protocol: {getattr(event, 'reason', 'duplicate id')}")
+            case SignatureRefused():
+                output.warn(f"refused {event.topic} from {event.source.name}: {event.reason}")
             case DiscoveryFailed():
                 output.note(f"discovery by {event.name} does not work here: {event.reason}", verbose=1)
             case PeerJoined():

@@ -81,6 +81,7 @@ def _remap(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...])
     default=Delivery.AT_LEAST_ONCE.value,
     help="The promise. With at-least-once, the default, slow subscribers slow it down.",
 )
+@click.option("--sign", is_flag=True, help="Sign what is played, as this node. Needs a key.")
 @click.option("--wait", type=click.IntRange(min=1), metavar="N", help="First wait for N subscribers of each topic.")
 @networked(timeout=f"How long --wait waits. [{WAIT_S:g}]")
 def command(

@@ -40,6 +40,7 @@ class Job:
     value: str | None
     form: str
     delivery: str
+    sign: bool
     count: int | None
     rate_hz: float | None
     key: str | None
@@ -75,6 +76,7 @@ class Job:
     default=Delivery.AT_LEAST_ONCE.value,
     help="The promise. With at-least-once, the default, it ends when every subscriber has everything.",
 )
+@click.option("--sign", is_flag=True, help="Sign what is sent, so that no store can change it. Needs a key.")
 @click.option("--wait", type=click.IntRange(min=1), metavar="N", help="First wait for N subscribers, or exit with 75.")
 @click.option("--require-match", is_flag=True, help="Send nothing and exit with 69 when nobody subscribes.")
 @networked(timeout=f"How long --wait waits. [{WAIT_S:g}]")
@@ -89,6 +91,7 @@ def command(
     key: str | None,
     headers: dict[str, Any] | None,
     delivery: str,
+    sign: bool,
     wait: int | None,
     require_match: bool,
 ) -> int:
@@ -107,6 +110,7 @@ def command(
         value=value,
         form=form,
         delivery=delivery,
+        sign=sign,
         count=count,
         rate_hz=rate,
         key=key,
@@ -147,7 +151,7 @@ async def _publish(options: Options, output: Output, job: Job) -> int:
     audience, sent = _Audience(job.topic), 0
     async with open_node(options, "pub") as node:
         following = asyncio.create_task(audience.follow(node.events()))
-        publisher = node.publisher(job.topic, delivery=job.delivery)
+        publisher = node.publisher(job.topic, delivery=job.delivery, sign=job.sign)
         try:
             await _wait_for_audience(options, node, publisher, job)
             async with aclosing(_values(job)) as values:

@@ -43,6 +43,7 @@ __all__ = ["command"]
     type=click.Choice([delivery.value for delivery in Delivery]),
     help="What publishers must promise; at-most-once only looks on and never holds them up. [what they do promise]",
 )
+@click.option("--signed", is_flag=True, help="Only what its publisher has signed. Needs a key.")
 @networked(timeout="End after this long; with 75 if fewer than --count messages came, or none.")
 def command(
     options: Options,
@@ -55,6 +56,7 @@ def command(
     split_seconds: float | None,
     force: bool,
     delivery: str | None,
+    signed: bool,
 ) -> int:
     """Record what is published into FILE, until Ctrl-C: `zfabric play FILE` publishes it again.
 
@@ -69,6 +71,7 @@ def command(
                 file,
                 patterns,
                 delivery=delivery,
+                signed=signed,
                 messages_max=wanted,
                 compress=compress,
                 split_bytes=split_bytes,

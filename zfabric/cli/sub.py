@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 from datetime import datetime
+from typing import Any
 
 import click
 
@@ -36,9 +37,16 @@ HINT_S = 2.0
     type=click.Choice([delivery.value for delivery in Delivery]),
     help="What publishers must promise; at-most-once only looks on and never holds them up. [what they do promise]",
 )
+@click.option("--signed", is_flag=True, help="Only what its publisher has signed. Needs a key.")
 @networked(timeout="End after this long; with 75 if fewer than --count messages came, or none.")
 def command(
-    options: Options, patterns: tuple[str, ...], wanted: int | None, field: str | None, raw: bool, delivery: str | None
+    options: Options,
+    patterns: tuple[str, ...],
+    wanted: int | None,
+    field: str | None,
+    raw: bool,
+    delivery: str | None,
+    signed: bool,
 ) -> int:
     """Show every message on topics that match a PATTERN: `*` stands for one word, `#` for any number.
 
@@ -47,9 +55,10 @@ def command(
     if raw and options.json:
         raise click.UsageError("--raw and --json exclude each other")
     path = tuple(field.split(".")) if field else ()
+    how: dict[str, Any] = {"delivery": delivery, "signed": signed}
 
     async def listen(output: Output) -> int:
-        return await _Listening(options, output, patterns, wanted, path, raw=raw, delivery=delivery).run()
+        return await _Listening(options, output, patterns, wanted, path, raw=raw, **how).run()
 
     return run(options, listen)
 
@@ -66,14 +75,15 @@ class _Listening:
         path: tuple[str, ...],
         *,
         raw: bool,
-        delivery: str | None,
+        **how: Any,
     ) -> None:
+        """`how` goes to `node.subscribe`."""
         self._options = options
         self._output = output
         self._patterns = [Pattern(text) for text in dict.fromkeys(patterns)]
         self._wanted = wanted
         self._path = path
-        self._delivery = delivery
+        self._how = how
         self._arrived = self._without_field = 0
         self._format = self._raw if raw else self._pretty if output.on_terminal and not output.json else self._json
 
@@ -87,7 +97,7 @@ class _Listening:
                 Warnings(self._output, node),
                 asyncio.TaskGroup() as group,
             ):
-                subscriptions = [node.subscribe(pattern.text, delivery=self._delivery) for pattern in self._patterns]
+                subscriptions = [node.subscribe(pattern.text, **self._how) for pattern in self._patterns]
                 self._greet(node)
                 tasks = [group.create_task(self._give_hints(node, subscriptions))]
                 for index, subscription in enumerate(subscriptions):
