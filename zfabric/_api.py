@@ -69,6 +69,9 @@ from zfabric.events import (
 from zfabric.inbox import Inbox
 from zfabric.model import (
     Delivery,
+    GroupMember,
+    GroupProgress,
+    GroupState,
     Job,
     Message,
     Overflow,
@@ -85,6 +88,7 @@ from zfabric.model import (
     TopicStatistics,
 )
 from zfabric.node.bindings import Binding
+from zfabric.node.groups import Groups
 from zfabric.node.node import Node
 from zfabric.node.publisher import Publisher
 from zfabric.node.puller import Puller
@@ -117,7 +121,11 @@ __all__ = [
     "Evicted",
     "FabricError",
     "Gap",
+    "GroupMember",
+    "GroupProgress",
     "GroupRefused",
+    "GroupState",
+    "Groups",
     "HandlerError",
     "Inbox",
     "IncompatibleDelivery",

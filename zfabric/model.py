@@ -13,6 +13,9 @@ from zfabric.errors import LocalProtocolError
 
 __all__ = [
     "Delivery",
+    "GroupMember",
+    "GroupProgress",
+    "GroupState",
     "Job",
     "Message",
     "Overflow",
@@ -358,6 +361,52 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     "The next tick, UTC."
     last: datetime | None
     "The tick of its last job, UTC."
+
+
+class GroupMember(msgspec.Struct, frozen=True):
+    """A member of a group."""
+
+    node: str
+    "The name of its node; empty while it is away."
+    member: str
+    "Its own name, as `subscribe(member=)` gave it; may be empty."
+    partitions: int
+    "How many it owns."
+
+
+class GroupProgress(msgspec.Struct, frozen=True):
+    """How far a group has come in one topic."""
+
+    position: int
+    "Everything before this offset is done with."
+    next: int
+    "The offset that the topic's next message gets."
+
+    @property
+    def lag(self) -> int:
+        """Messages from the oldest that is not done with to the newest."""
+        return max(0, self.next - self.position)
+
+
+class GroupState(msgspec.Struct, frozen=True, kw_only=True):
+    """A group at its store, as of now."""
+
+    name: str
+    pattern: str
+    "What it reads."
+    partitions: int
+    paused: bool
+    members: tuple[GroupMember, ...]
+    topics: dict[str, GroupProgress]
+    refused: int
+    "Commits that were refused, of members which had lost their partitions."
+    store: str
+    "The log that it is in: 32 hexadecimal digits, as in `Position.store`."
+
+    @property
+    def lag(self) -> int:
+        """The lags of all its topics together."""
+        return sum(progress.lag for progress in self.topics.values())
 
 
 class Statistics(msgspec.Struct, frozen=True):

@@ -46,7 +46,7 @@ async def test_groups_are_shown_moved_and_paused(cli: Commands, node: zfabric.No
     assert not resumed.records[0]["paused"]
     assert again == list(range(100))
     assert (unknown.code, senseless.code) == (1, 2)
-    assert "no group 'none'" in unknown.err
+    assert "group 'none': no store has it; there are: billing" in unknown.err
 
 
 async def test_without_a_store_it_says_so(cli: Commands) -> None:

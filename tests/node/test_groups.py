@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -214,3 +216,66 @@ async def test_what_makes_no_sense_is_refused(fabric: dict[str, Any]) -> None:
             a.subscribe("orders", member="one")
         with pytest.raises(zfabric.LocalProtocolError, match="exactly-once"):
             second.transaction()
+
+
+async def test_a_program_looks_at_groups_and_moves_them(fabric: dict[str, Any]) -> None:
+    """List, get, lag, seek in all forms and in some topics, reset, pause and resume, each with what a member gets."""
+    async with node(fabric, "a") as a:
+        assert await a.groups.list() == ()
+        await publish(fabric, "orders", range(100))
+        await publish(fabric, "offers", range(10))
+        bills = a.subscribe("#", group="billing", member="first", start="earliest")
+        other = a.subscribe("orders", group="audit")
+        await asyncio.gather(bills.wait_for(timeout=10), other.wait_for(timeout=10))
+
+        async def take(count: int) -> list[tuple[str, int]]:
+            return sorted([(m.topic, m.value) for m in [await bills.receive(timeout=10) for _ in range(count)]])
+
+        assert len(await take(110)) == 110
+        async with asyncio.timeout(10):
+            while await a.groups.lag("billing"):
+                bills.pending  # noqa: B018 - what was taken is acknowledged when more is asked for
+                with suppress(TimeoutError):
+                    await bills.receive(timeout=0.05)
+        names = [group.name for group in await a.groups.list()]
+        state = await a.groups.get("billing")
+        sought = await a.groups.seek("billing", 95, topics=["orders"])
+        last_orders = await take(5)
+        await a.groups.seek("billing", -3, topics=["offers"])
+        last_offers = await take(3)
+        paused = await a.groups.pause("billing")
+        since = await a.groups.seek("billing", timedelta(hours=1))
+        await bills.wait_for(timeout=10)
+        waiting = bills.pending
+        resumed = await a.groups.resume("billing")
+        again = await take(110)
+        reset = await a.groups.reset("billing", topics=["offers"])
+        offers = await take(10)
+
+    assert names == ["audit", "billing"]
+    assert (state.pattern, state.partitions, state.store) == ("#", 64, fabric["store"].log.id.hex())
+    assert state.members == (zfabric.GroupMember("a", "first", 64),)
+    assert state.topics == {"orders": zfabric.GroupProgress(100, 100), "offers": zfabric.GroupProgress(10, 10)}
+    assert (sought.lag, sought.topics["orders"].lag, reset.topics["offers"].lag) == (5, 5, 10)
+    assert last_orders == [("orders", value) for value in range(95, 100)]
+    assert last_offers == [("offers", value) for value in range(7, 10)]
+    assert (paused.paused, since.lag, waiting, resumed.paused) == (True, 110, 0, False)
+    assert again == sorted([("offers", value) for value in range(10)] + [("orders", value) for value in range(100)])
+    assert offers == [("offers", value) for value in range(10)]
+
+
+async def test_groups_that_are_not_there_and_senseless_starts(fabric: dict[str, Any]) -> None:
+    """Each is a typed error that names what there is; without any store it is NotStored, in time."""
+    async with node(fabric, "a") as a:
+        await publish(fabric, "orders", range(1))
+        await a.subscribe("orders", group="billing").wait_for(timeout=10)
+        with pytest.raises(zfabric.GroupRefused, match="there are: billing"):
+            await a.groups.lag("biling")
+        with pytest.raises(zfabric.GroupRefused, match="no stream 'none'"):
+            await a.groups.reset("billing", topics=["none"])
+        for start in ("somewhere", "last-per-key", zfabric.Position("orders", -1, 0, "00" * 16)):
+            with pytest.raises(ValueError, match=r"start must be|a group"):
+                await a.groups.seek("billing", start)  # type: ignore[arg-type] # also what type checkers refuse
+    async with Node("alone", fabric=fabric["fabric"] + "-alone", config=FAST) as alone:
+        with pytest.raises(zfabric.NotStored, match="zfabric store run"):
+            await alone.groups.list(timeout=0.1)

@@ -10,7 +10,7 @@ import pytest
 from tests.hostile.conftest import next_event
 from tests.security.town import QUICK, Opened, Town
 from tests.waiting import wait_until_async
-from zfabric import AccessDenied, Node, NotAuthorized, NotStored, ProtocolError
+from zfabric import AccessDenied, GroupRefused, Node, NotAuthorized, NotStored, ProtocolError
 from zfabric.node.rights import Rights
 from zfabric.node.storeclient import StoreClient
 from zfabric.store import Store
@@ -119,6 +119,24 @@ async def test_a_store_serves_nobody_without_the_right_to_subscribe(town: Town, 
         assert (history.pending, member.pending) == (0, 0)
         with pytest.raises(TimeoutError):
             await history.receive(0.2)
+    finally:
+        await store.close()
+
+
+async def test_groups_are_shown_to_and_moved_by_those_who_may_read_what_they_read(town: Town, opened: Opened) -> None:
+    """For all others they are not there."""
+    store = await open_store(town, "orders-store")
+    try:
+        clerk, spy = await opened("clara", "clerk"), await opened("spy", "outsider")
+        await clerk.subscribe("orders.#", group="billing").wait_for(timeout=10)
+        assert [group.name for group in await clerk.groups.list()] == ["billing"]
+        assert await spy.groups.list() == ()
+        with pytest.raises(GroupRefused, match="there are: none"):
+            await spy.groups.pause("billing")
+        known = spy._opened().core.stores.all()[0]
+        with pytest.raises(GroupRefused, match="may not subscribe"):
+            await StoreClient(spy._opened()).groups(known, "pause", "billing")
+        assert not (await clerk.groups.get("billing")).paused
     finally:
         await store.close()
 

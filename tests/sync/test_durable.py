@@ -156,3 +156,21 @@ def test_schedules(node: Node) -> None:
     assert (seen.name, seen.queue, seen.every) == ("beat", "beats", 1)
     assert node.unschedule("beat")
     assert node.schedules() == []
+
+
+def test_groups_are_operated(fabric: str, node: Node) -> None:
+    """List, get, lag, seek, reset, pause and resume, from a thread."""
+    orders = node.publisher("orders", durable=True, confirm="stored")
+    orders.wait_for(stores=1, timeout=TIMEOUT_S)
+    orders.publish_many(range(10))
+    with node.subscribe("orders", group="billing", start="earliest") as bills:
+        assert [bills.receive(timeout=TIMEOUT_S).value for _ in range(10)] == list(range(10))
+        assert node.groups.pause("billing").paused
+        assert node.groups.seek("billing", 8).lag == 2
+        assert node.groups.lag("billing") == 2
+        assert [group.name for group in node.groups.list()] == ["billing"]
+        assert not node.groups.resume("billing").paused
+        assert [bills.receive(timeout=TIMEOUT_S).value for _ in range(2)] == [8, 9]
+        assert node.groups.reset("billing").topics["orders"].lag == 10
+        assert bills.receive(timeout=TIMEOUT_S).value == 0
+    assert node.groups.get("billing").pattern == "orders"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import assert_type
 
 import zfabric
+import zfabric.sync
 from zfabric.events import Event
 
 
@@ -68,3 +70,18 @@ async def observe(node: zfabric.Node) -> None:
     await node.wait_for_peers(1, timeout=5)
     async for event in node.events():
         assert_type(event, Event)
+
+
+async def operate(node: zfabric.Node) -> None:
+    """Groups are plain values, and moving one tells how it is then."""
+    assert_type(await node.groups.list(), tuple[zfabric.GroupState, ...])
+    assert_type(await node.groups.lag("billing"), int)
+    state = await node.groups.seek("billing", timedelta(hours=1), topics=["orders"])
+    assert_type(state, zfabric.GroupState)
+    assert_type(state.topics["orders"].lag, int)
+    assert_type(state.members, tuple[zfabric.GroupMember, ...])
+
+
+def operate_from_threads(node: zfabric.sync.Node) -> None:
+    """The blocking twin has the same types."""
+    assert_type(node.groups.pause("billing"), zfabric.GroupState)

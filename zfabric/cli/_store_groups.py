@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime
+from typing import Any
 
 import click
+import msgspec
 
-from zfabric.cli._exits import Exit, Stop
-from zfabric.cli._look import open_node, poll
 from zfabric.cli._options import Options, TopicParameter, networked
 from zfabric.cli._output import Output, count
-from zfabric.cli._running import run
-
-if TYPE_CHECKING:
-    from zfabric.node.storeclient import Verb
-    from zfabric.wire.fields import Start
-    from zfabric.wire.group_records import GroupTold
+from zfabric.cli._stores import FIND_S, at_store, patience
+from zfabric.model import GroupState
+from zfabric.node.groups import Groups
+from zfabric.node.node import Node
 
 __all__ = ["groups"]
 
-TIMEOUT_S = 5.0
-_timeout = "How long to wait for a store and its answer. [5]"
-Show = Callable[[Output, "list[GroupTold]"], None]
+_timeout = f"How long to wait for a store and its answer. [{FIND_S:g}]"
+Show = Callable[[Output, "Iterable[GroupState]"], None]
 
 
 @click.group()
@@ -31,36 +27,23 @@ def groups() -> None:
     """Look at the groups of the store that runs, and move them."""
 
 
-def _ask(
-    options: Options, show: Show, verb: Verb, group: str = "", start: Start | None = None, streams: tuple[str, ...] = ()
-) -> int:
-    async def work(output: Output) -> int:
-        from zfabric.node.storeclient import LATEST, StoreClient
-
-        async with open_node(options, "groups") as node:
-            driver = node._opened()  # noqa: SLF001 - a command of the same house
-            stores = driver.core.stores
-            if not await poll(lambda: bool(stores.all()), options.timeout or TIMEOUT_S):
-                raise Stop(Exit.NOBODY, f"no store on fabric {options.fabric!r}")
-            client = StoreClient(driver)
-            found: list[GroupTold] = []
-            for store in stores.all():
-                found += await client.groups(store, verb, group, start or LATEST, streams)
-            show(output, found)
+def _ask(options: Options, show: Show, ask: Callable[[Groups], Awaitable[Iterable[GroupState]]]) -> int:
+    async def work(output: Output, node: Node) -> int:
+        show(output, await ask(node.groups))
         return 0
 
-    worked: Callable[[Output], Coroutine[Any, Any, int]] = work
-    return run(options, worked)
+    return at_store(options, "groups", work)
 
 
 @groups.command("list")
 @networked(timeout=_timeout)
 def list_(options: Options) -> int:
     """Show every group: what it reads, its members, and how far behind it is."""
-    return _ask(options, _list, "list")
+    return _ask(options, _list, lambda groups: groups.list(timeout=patience(options)))
 
 
-def _list(output: Output, found: list[GroupTold]) -> None:
+def _list(output: Output, found: Iterable[GroupState]) -> None:
+    found = list(found)
     if output.json:
         for group in found:
             output.record(_record(group))
@@ -80,35 +63,36 @@ def _list(output: Output, found: list[GroupTold]) -> None:
     output.note(count(len(found), "group"))
 
 
-def _record(group: GroupTold) -> dict[str, Any]:
-    return {
-        "group": group.name,
-        "pattern": group.pattern,
-        "partitions": group.partitions,
-        "paused": group.paused,
-        "lag": group.lag,
-        "refused": group.refused,
-        "members": [
-            {"node": member.node, "member": member.member, "partitions": member.partitions} for member in group.members
-        ],
-    }
+def _record(group: GroupState) -> dict[str, Any]:
+    members = [msgspec.structs.asdict(member) for member in group.members]
+    told = {name: getattr(group, name) for name in ("pattern", "partitions", "paused", "lag", "refused", "store")}
+    return {"group": group.name, **told, "members": members}
 
 
 @groups.command()
-@click.argument("group", required=False, default="")
+@click.argument("group", required=False)
 @networked(timeout=_timeout)
-def lag(options: Options, group: str) -> int:
+def lag(options: Options, group: str | None) -> int:
     """Show how far GROUP, or each group, has come in every topic.
 
     The lag counts from the oldest message that is not done with.
     """
-    return _ask(options, _lag, "list", group)
+    if group is None:
+        return _ask(options, _lag, lambda groups: groups.list(timeout=patience(options)))
+    return _ask_one(options, _lag, lambda groups: groups.get(group, timeout=patience(options)))
 
 
-def _lag(output: Output, found: list[GroupTold]) -> None:
+def _ask_one(options: Options, show: Show, ask: Callable[[Groups], Awaitable[GroupState]]) -> int:
+    async def asked(groups: Groups) -> tuple[GroupState]:
+        return (await ask(groups),)
+
+    return _ask(options, show, asked)
+
+
+def _lag(output: Output, found: Iterable[GroupState]) -> None:
     rows = []
     for group in found:
-        for topic, progress in sorted(group.streams.items()):
+        for topic, progress in sorted(group.topics.items()):
             if output.json:
                 told = {"position": progress.position, "next": progress.next, "lag": progress.lag}
                 output.record({"group": group.name, "topic": topic, **told})
@@ -124,7 +108,8 @@ def _lag(output: Output, found: list[GroupTold]) -> None:
 @networked(timeout=_timeout)
 def seek(options: Options, group: str, to: str, topics: tuple[str, ...]) -> int:
     """Let GROUP go on elsewhere. TIME is like 2026-01-31T12:00. Its members drop what they have, and go on there."""
-    return _ask(options, _lag, "seek", group, _start(to), topics)
+    start = _start(to)
+    return _ask_one(options, _lag, lambda groups: groups.seek(group, start, topics=topics, timeout=patience(options)))
 
 
 @groups.command()
@@ -132,7 +117,7 @@ def seek(options: Options, group: str, to: str, topics: tuple[str, ...]) -> int:
 @networked(timeout=_timeout)
 def reset(options: Options, group: str) -> int:
     """Let GROUP begin again with the oldest messages."""
-    return _ask(options, _lag, "seek", group, _start("earliest"))
+    return _ask_one(options, _lag, lambda groups: groups.reset(group, timeout=patience(options)))
 
 
 @groups.command()
@@ -140,7 +125,7 @@ def reset(options: Options, group: str) -> int:
 @networked(timeout=_timeout)
 def pause(options: Options, group: str) -> int:
     """Send the members of GROUP nothing until `resume`, also over restarts of the store."""
-    return _ask(options, _list, "pause", group)
+    return _ask_one(options, _list, lambda groups: groups.pause(group, timeout=patience(options)))
 
 
 @groups.command()
@@ -148,20 +133,15 @@ def pause(options: Options, group: str) -> int:
 @networked(timeout=_timeout)
 def resume(options: Options, group: str) -> int:
     """Let GROUP go on."""
-    return _ask(options, _list, "resume", group)
+    return _ask_one(options, _list, lambda groups: groups.resume(group, timeout=patience(options)))
 
 
-def _start(to: str) -> Start:
-    from zfabric.wire.fields import Start
-
-    if to == "earliest":
-        return Start("earliest")
-    if to == "latest":
-        return Start("latest")
+def _start(to: str) -> str | int | datetime:
+    if to in ("earliest", "latest"):
+        return to
     if to.isdigit():
-        return Start("seq", int(to))
+        return int(to)
     try:
-        then = datetime.fromisoformat(to)
+        return datetime.fromisoformat(to)
     except ValueError:
         raise click.BadParameter(f"not an offset, earliest, latest or a time: {to!r}") from None
-    return Start("since", max(0.0, (datetime.now(UTC) - then.astimezone(UTC)).total_seconds()))

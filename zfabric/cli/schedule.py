@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import click
@@ -11,19 +10,16 @@ import msgspec
 
 from zfabric.cli import _input
 from zfabric.cli._exits import Exit, Stop
-from zfabric.cli._look import open_node
 from zfabric.cli._options import Options, Seconds, TopicParameter, header_pairs, networked
 from zfabric.cli._output import Output, count
-from zfabric.cli._running import run
+from zfabric.cli._stores import FIND_S, at_store, patience
 from zfabric.cli._values import plain, short
-from zfabric.errors import NotStored
 from zfabric.model import Schedule
 from zfabric.node.node import Node
 from zfabric.protocol.jobs import PRIORITIES
 
 __all__ = ["command"]
 
-FIND_S = 5.0
 _timeout = f"How long to look for a store. [{FIND_S:g}]"
 
 
@@ -72,14 +68,14 @@ def add(
     async def declare(output: Output, node: Node) -> int:
         try:
             await node.schedule(
-                schedule, queue=queue, value=parsed, cron=cron, every=every, timeout=_patience(options), **job
+                schedule, queue=queue, value=parsed, cron=cron, every=every, timeout=patience(options), **job
             )
         except ValueError as error:
             raise Stop(Exit.USAGE, str(error)) from None
         output.note(f"scheduled {schedule!r}")
         return Exit.OK
 
-    return _at_store(options, declare)
+    return at_store(options, "schedule", declare)
 
 
 @command.command("list")
@@ -88,7 +84,7 @@ def list_them(options: Options) -> int:
     """Show every schedule. Exits 69 when there is none."""
 
     async def show(output: Output, node: Node) -> int:
-        schedules = await node.schedules(timeout=_patience(options))
+        schedules = await node.schedules(timeout=patience(options))
         if not schedules:
             raise Stop(Exit.NOBODY, "there are no schedules")
         if output.json:
@@ -98,7 +94,7 @@ def list_them(options: Options) -> int:
             output.table(("NAME", "QUEUE", "WHEN", "NEXT", "LAST", "VALUE"), [_row(each) for each in schedules])
         return Exit.OK
 
-    return _at_store(options, show)
+    return at_store(options, "schedule", show)
 
 
 def _row(schedule: Schedule) -> tuple[str, ...]:
@@ -114,25 +110,9 @@ def remove(options: Options, schedule: str) -> int:
     """Make no more jobs of SCHEDULE. Those that are there stay. Exits 69 when there is no such schedule."""
 
     async def end(output: Output, node: Node) -> int:
-        if not await node.unschedule(schedule, timeout=_patience(options)):
+        if not await node.unschedule(schedule, timeout=patience(options)):
             raise Stop(Exit.NOBODY, f"there is no schedule {schedule!r}")
         output.note(f"removed {schedule!r}")
         return Exit.OK
 
-    return _at_store(options, end)
-
-
-def _patience(options: Options) -> float:
-    return options.timeout or FIND_S
-
-
-def _at_store(options: Options, work: Callable[[Output, Node], Awaitable[int]]) -> int:
-    async def worked(output: Output) -> int:
-        async with open_node(options, "schedule") as node:
-            try:
-                return await work(output, node)
-            except NotStored as error:
-                nobody = not node._opened().core.stores.all()  # noqa: SLF001 - a command of the same house
-                raise Stop(Exit.NOBODY if nobody else Exit.FAILED, str(error)) from None
-
-    return run(options, worked)
+    return at_store(options, "schedule", end)

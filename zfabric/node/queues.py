@@ -22,7 +22,7 @@ from zfabric.node.leasepuller import LeasePuller
 from zfabric.node.plainpuller import PlainPuller
 from zfabric.node.puller import Puller
 from zfabric.node.pusher import OpenJobs, Pusher
-from zfabric.node.schedules import ScheduleMethods
+from zfabric.node.storemethods import StoreMethods
 from zfabric.node.subscription import Subscription
 from zfabric.protocol.dispatcher import Dispatcher
 from zfabric.protocol.jobs import QueuePolicy
@@ -259,7 +259,7 @@ def _manual(ack: str) -> bool:
 _DEFAULTS = (5, 0.1, 30.0, 300.0)
 
 
-class QueueMethods(ScheduleMethods):
+class QueueMethods(StoreMethods):
     """The methods of a node that are about queues."""
 
     _config: Config

@@ -35,6 +35,8 @@ class Beginning:
             raise ValueError(
                 "a group keeps its own positions and goes as fast as it can: leave out positions, replay_rate"
             )
+        if self._start.kind == "last-per-key":
+            raise ValueError("a group reads every message: `last-per-key` is for a subscription of one's own")
         return self._start
 
     def listen(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal, TypeAlias, TypeVar
 
 from zfabric.errors import (
     GroupRefused,
@@ -16,7 +16,7 @@ from zfabric.errors import (
     StoreLost,
 )
 from zfabric.node.driver import Driver
-from zfabric.protocol.stores import Answer, KnownStore
+from zfabric.protocol.stores import Answer, KnownStore, Stores
 from zfabric.wire.fields import Start
 from zfabric.wire.group_records import AskGroups, GroupTold, ToldGroups
 from zfabric.wire.letters import LetterRecord
@@ -29,11 +29,15 @@ from zfabric.wire.store_records import (
     Written,
 )
 
-__all__ = ["StoreClient"]
+__all__ = ["TIMEOUT_S", "StoreClient", "ask_patiently", "newest"]
 
 RECORD_BYTES = 256
 LATEST = Start()
+TIMEOUT_S = 5.0
+"How long a store is looked for and asked, unless the caller says otherwise."
 Verb: TypeAlias = Literal["list", "seek", "pause", "resume"]
+
+R = TypeVar("R")
 
 
 class StoreClient:
@@ -104,6 +108,27 @@ class StoreClient:
         if answer is None:
             raise StoreLost(store.peer.source.name)
         return answer
+
+
+async def ask_patiently(
+    driver: Driver, work: Callable[[StoreClient], Awaitable[R]], timeout: float | None, missing: str
+) -> R:
+    """Do what can be done again when the store is lost meanwhile. Raises NotStored after `timeout` seconds."""
+    client = StoreClient(driver)
+    try:
+        async with asyncio.timeout(timeout):
+            while True:
+                try:
+                    return await work(client)
+                except StoreLost:
+                    continue  # it is forgotten, so the next one is waited for
+    except TimeoutError:
+        raise NotStored(f"{missing} answered within {timeout:g} s: zfabric store run DIR") from None
+
+
+def newest(stores: Stores) -> list[KnownStore]:
+    """Each store once: one that restarted may be there twice."""
+    return list({store.id: store for store in stores.all()}.values())
 
 
 def _error(answer: Unwritten) -> Exception:

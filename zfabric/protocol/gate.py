@@ -66,11 +66,15 @@ class Gate:
 
     def may_read(self, peer: PeerRecord, pattern: str) -> bool:
         """Whether a peer may subscribe to a pattern, as libzmq filters: to all below its literal beginning."""
+        return self.reads(peer, pattern) or self._deny(peer, "subscribe", pattern)
+
+    def reads(self, peer: PeerRecord, pattern: str) -> bool:
+        """`may_read`, without a word."""
         try:
             prefix = Pattern(pattern, bytes_max=self._config.topic_bytes_max).prefix
         except TopicError:
             return True  # whoever takes it in will complain
-        return bool(self._authority.filters(peer.user, prefix)) or self._deny(peer, "subscribe", pattern)
+        return bool(self._authority.filters(peer.user, prefix))
 
     def may_store(self, peer: PeerRecord, pattern: str) -> bool:
         """Whether a peer may confirm that durable topics are stored, and tell what was published on them."""

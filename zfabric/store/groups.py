@@ -360,14 +360,14 @@ class Groups:
         self._now = now
 
         def done(error: FabricError | None) -> None:
-            groups = self.describe() if not ask.group else [g for g in self.describe() if g.name == ask.group]
+            groups = [g for g in self.describe() if ask.group in ("", g.name) and self._shows(peer, g)]
             told = ToldGroups(ask.request, groups, "" if error is None else str(error)[:1000])
             self._voice.tell(peer, told, 256 * (1 + sum(1 + len(group.streams) for group in groups)), self._now)
 
         try:
             pattern = self._known(ask.group).state.pattern if ask.group else "#"
             if ask.group and self._gate is not None and not self._gate.may_read(peer, pattern):
-                raise LocalProtocolError(f"it may not read {ask.group!r}")
+                raise LocalProtocolError("it reads what you may not subscribe to")
             if ask.verb == "seek":
                 self.seek(ask.group, ask.start, ask.streams, done, now)
             elif ask.verb in ("pause", "resume"):
@@ -376,6 +376,9 @@ class Groups:
                 done(None)
         except LocalProtocolError as error:
             done(error)
+
+    def _shows(self, peer: PeerRecord, group: GroupTold) -> bool:
+        return self._gate is None or self._gate.reads(peer, group.pattern)
 
     def _known(self, name: str) -> Group:
         group = self._groups.get(name)

@@ -17,6 +17,7 @@ from zfabric.errors import FabricError, LocalProtocolError
 from zfabric.model import Peer, QueueState, Schedule, Statistics, Topic
 from zfabric.node import node as asynchronous
 from zfabric.sync.engine import Engine
+from zfabric.sync.groups import Groups
 from zfabric.sync.loop import LoopThread, refuse_in_loop
 from zfabric.sync.publisher import Publisher
 from zfabric.sync.queues import Binding, Puller, Pusher
@@ -243,6 +244,12 @@ class Node(ServiceMethods):
     def schedule(self, *arguments: Any, **options: Any) -> None:
         """Have a store push a job at each tick. Options and errors as for zfabric.Node.schedule."""
         self._opened().run(lambda: self._engine.schedule(*arguments, **options))
+
+    @property
+    def groups(self) -> Groups:
+        """The groups of the stores in sight: how far they are behind, seek, reset, pause and resume."""
+        thread = self._opened()
+        return Groups(thread, thread.call(lambda: self._engine.groups))
 
     def unschedule(self, name: str, *, timeout: float | None = 5.0) -> bool:
         """Make no more jobs of a schedule; returns whether there was one. Errors as for zfabric.Node.unschedule."""

@@ -202,11 +202,6 @@ class ProgressTold(msgspec.Struct, array_like=True, frozen=True):
     next: Count
     "The offset that the stream's next message gets."
 
-    @property
-    def lag(self) -> int:
-        """Messages from the oldest that is not done with to the newest."""
-        return max(0, self.next - self.position)
-
 
 class GroupTold(msgspec.Struct, array_like=True, frozen=True):
     """One group as it is now."""
@@ -219,11 +214,6 @@ class GroupTold(msgspec.Struct, array_like=True, frozen=True):
     streams: dict[str, ProgressTold]
     refused: Count
     "Commits that came from members which had lost their partitions."
-
-    @property
-    def lag(self) -> int:
-        """The lags of all streams together."""
-        return sum(stream.lag for stream in self.streams.values())
 
 
 class ToldGroups(msgspec.Struct, array_like=True, tag=93, frozen=True):

@@ -1,19 +1,18 @@
-"""Schedules: jobs that a store pushes to a durable queue, again and again."""
+"""What a node asks of stores: schedules, which push jobs to a durable queue again and again, and their groups."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 
 from zfabric.config import Config
-from zfabric.errors import EncodeFailed, NotStored, StoreLost
+from zfabric.errors import EncodeFailed, StoreLost
 from zfabric.model import Schedule, Topic
 from zfabric.node.driver import Driver
-from zfabric.node.storeclient import StoreClient
+from zfabric.node.groups import Groups
+from zfabric.node.storeclient import TIMEOUT_S, StoreClient, ask_patiently, newest
 from zfabric.protocol.jobs import PRIORITIES, PRIORITY_DEFAULT
 from zfabric.protocol.stores import KnownStore, Stores
 from zfabric.wire.batch import plain_metadata
@@ -22,26 +21,28 @@ from zfabric.wire.durable_records import SCHEDULES, Declaration, ScheduleState
 from zfabric.wire.store_records import NamedPosition
 from zfabric.wire.topics import check_topic
 
-__all__ = ["ScheduleMethods"]
+__all__ = ["StoreMethods"]
 
 NAME_MAX = 200
-TIMEOUT_S = 5.0
 VALUE_BYTES_MAX = 2**30
 "All values are encoded as a whole; the store says how long they may be."
-
-R = TypeVar("R")
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_state = msgspec.msgpack.Decoder(ScheduleState).decode
 
 
-class ScheduleMethods:
-    """The methods of a node that are about schedules."""
+class StoreMethods:
+    """The methods of a node that are about stores."""
 
     _config: Config
 
     def _opened(self) -> Driver:
         raise NotImplementedError
+
+    @property
+    def groups(self) -> Groups:
+        """The groups of the stores in sight: how far they are behind, seek, reset, pause and resume."""
+        return Groups(self._opened())
 
     async def schedule(
         self,
@@ -97,7 +98,7 @@ class ScheduleMethods:
                 raise StoreLost(queue)
             await client.write(store, positions=[position])
 
-        await _patiently(driver, declare, timeout, f"no store that keeps {queue!r}")
+        await ask_patiently(driver, declare, timeout, f"no store that keeps {queue!r}")
 
     async def unschedule(self, name: str, *, timeout: float | None = TIMEOUT_S) -> bool:
         """Make no more jobs of a schedule; those that are there stay. Returns whether there was one.
@@ -114,7 +115,7 @@ class ScheduleMethods:
                 await client.write(store, positions=[NamedPosition(SCHEDULES + name, None)])
             return bool(found)
 
-        return await _patiently(driver, remove, timeout, "no store")
+        return await ask_patiently(driver, remove, timeout, "no store")
 
     async def schedules(self, *, timeout: float | None = TIMEOUT_S) -> list[Schedule]:
         """All schedules of all stores in sight, by name: those to whose queues this node may push. Raises NotStored."""
@@ -124,14 +125,14 @@ class ScheduleMethods:
         async def look(client: StoreClient) -> list[Schedule]:
             await client.wait_for(lambda: next(iter(stores.all()), None))
             found: list[Schedule] = []
-            for store in _newest(stores):
+            for store in newest(stores):
                 for position in (await client.positions(store, SCHEDULES)).values():
                     if position.value is not None:
                         state = _decode_state(position.value)
                         found.append(_schedule(position.name.removeprefix(SCHEDULES), state))
             return sorted(found, key=lambda schedule: schedule.name)
 
-        return await _patiently(driver, look, timeout, "no store")
+        return await ask_patiently(driver, look, timeout, "no store")
 
 
 def _check(
@@ -154,31 +155,10 @@ def _check(
             )
 
 
-async def _patiently(
-    driver: Driver, work: Callable[[StoreClient], Awaitable[R]], timeout: float | None, missing: str
-) -> R:
-    """Do what can be done again when the store is lost meanwhile."""
-    client = StoreClient(driver)
-    try:
-        async with asyncio.timeout(timeout):
-            while True:
-                try:
-                    return await work(client)
-                except StoreLost:
-                    continue  # it is forgotten, so the next one is waited for
-    except TimeoutError:
-        raise NotStored(f"{missing} answered within {timeout:g} s: zfabric store run DIR") from None
-
-
-def _newest(stores: Stores) -> list[KnownStore]:
-    """Each store once: one that restarted may be there twice."""
-    return list({store.id: store for store in stores.all()}.values())
-
-
 async def _find(client: StoreClient, stores: Stores, name: str) -> list[KnownStore]:
     """The stores that have a schedule."""
     found: list[KnownStore] = []
-    for store in _newest(stores):
+    for store in newest(stores):
         known = (await client.positions(store, SCHEDULES + name)).get(SCHEDULES + name)
         if known is not None and known.value is not None:
             found.append(store)
