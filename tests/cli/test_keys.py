@@ -149,6 +149,8 @@ async def test_signed_from_the_shell(cli: Commands, tmp_path: Path) -> None:
     for value, *signed in (("1",), ("2", "--sign")):
         assert (await cli.run("pub", "a", value, "--wait", "2", *signed, *common)).code == 0
     assert (await recording.end()).code == 0
+    inspected = await cli.run("inspect", str(tmp_path / "a.zfr"), "--signed", "--json")
+    assert (inspected.code, inspected.records[0]["signatures"]["signers"]) == (0, {"member": 1})
     assert (await cli.run("play", str(tmp_path / "a.zfr"), "--wait", "1", "--sign", *common)).code == 0
     heard = await listening.end()
     without = await cli.run("pub", "a", "1", "--sign")

@@ -8,12 +8,22 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.capture.files import batch as capture_batch
 from tests.capture.files import write
-from zfabric import CaptureError, Config, DecodeFailed, InvalidKey, RemoteProtocolError, SelectorError, TopicError
+from zfabric import (
+    CaptureError,
+    Config,
+    DecodeFailed,
+    InvalidKey,
+    RemoteProtocolError,
+    SelectorError,
+    Source,
+    TopicError,
+)
 from zfabric.capture.reader import CaptureReader
 from zfabric.discovery._endpoints import ipc_path, parse_tcp
 from zfabric.discovery._txt import MalformedRecord, decode, instance_name
@@ -164,8 +174,9 @@ def capture(data: bytes) -> None:
     """Capture files: whatever is in them is read, or counted as a problem."""
     _CAPTURE.write_bytes(data)
     try:
-        for _ in CaptureReader(_CAPTURE).batches():
-            continue
+        for found in CaptureReader(_CAPTURE).batches():
+            with suppress(DecodeFailed):
+                found.messages()
     except CaptureError:
         return
 
@@ -180,7 +191,14 @@ def _captures() -> Iterator[bytes]:
     with tempfile.TemporaryDirectory() as directory:
         for closed in (True, False):
             path = Path(directory) / f"{closed}.zfcap"
-            write(path, capture_batch(1, "x", {"a": None}), capture_batch(2.5, base=3, at=1.0), closed=closed)
+            frames = [(VECTORS / "batch-signed.bin").read_bytes()]
+            sealed = parse_batch(frames, messages_max=1000, buffers_max=8, topic_bytes_max=255)
+            source = Source(sealed.producer.hex(), "x")
+            signed = capture_batch(
+                topic=sealed.topic, base=sealed.base, source=Source(sealed.producer.hex(), "x"), at=2
+            )
+            signed.count, signed.frames = sealed.count, frames
+            write(path, capture_batch(1, "x", {"a": None}), capture_batch(2.5, base=3, at=1.0), signed, closed=closed)
             yield path.read_bytes()
 
 

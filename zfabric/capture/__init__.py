@@ -15,7 +15,7 @@ command line.
 
 from zfabric.capture.format import CapturedBatch
 from zfabric.capture.player import Player
-from zfabric.capture.reader import CaptureReader, CaptureSummary, Problem
+from zfabric.capture.reader import CaptureReader, CaptureSummary, Problem, Signatures
 from zfabric.capture.recorder import Recorder
 from zfabric.capture.tally import StreamTotals
 from zfabric.capture.writer import CaptureWriter
@@ -28,5 +28,6 @@ __all__ = [
     "Player",
     "Problem",
     "Recorder",
+    "Signatures",
     "StreamTotals",
 ]

@@ -16,8 +16,9 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
-from zfabric.errors import DecodeFailed
+from zfabric.errors import DecodeFailed, RemoteProtocolError
 from zfabric.model import Message, Source
+from zfabric.wire import batch as wire
 from zfabric.wire.codec import Codec
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Compression",
     "Header",
     "Index",
+    "SignedBatch",
     "StreamEntry",
     "decode_payload",
     "encode_block",
@@ -96,12 +98,18 @@ class Batch(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=Fals
     headers: dict[int, dict[str, Any]]
 
 
+class SignedBatch(Batch, array_like=True, forbid_unknown_fields=True, gc=False):
+    """One that was signed. Others end without this field."""
+
+    frames: list[bytes] = []
+
+
 class Chunk(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """Batches in the order in which they came; they name topics and sources by position."""
 
     topics: list[str]
     sources: list[tuple[str, str]]
-    batches: list[Batch]
+    batches: list[SignedBatch]
 
 
 class ChunkEntry(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -162,9 +170,29 @@ class CapturedBatch(msgspec.Struct, gc=False):
     "By position in the batch; only where a message has one."
     headers: dict[int, dict[str, Any]]
     "By position in the batch; only where a message has any."
+    frames: list[bytes] = []
+    "What was signed, as it was sent: values, keys and headers are in here. Empty where nothing was signed."
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values; of a signed batch, of its frames."""
+        return sum(map(len, self.frames)) or max(0, len(self.values) - _ARRAY_BYTES)
+
+    def signed(self) -> wire.Batch:
+        """What was signed. Raises DecodeFailed if it is not what this batch says to be."""
+        try:
+            signed = wire.parse_batch(self.frames, messages_max=2**32, buffers_max=2**32, topic_bytes_max=255)
+        except RemoteProtocolError as error:
+            raise DecodeFailed(str(error)) from None
+        same = signed.signature and (signed.topic, signed.producer.hex()) == (self.topic, self.source.id)
+        if not same or self.base < signed.base or self.base + self.count > signed.end:
+            raise DecodeFailed("it is not the batch that was signed")
+        return signed
 
     def messages(self) -> list[Message]:
         """The decoded messages. Raises DecodeFailed, also for an array where numpy is not installed."""
+        if self.frames:
+            return self._signed_messages()
         values = _CODEC.decode_many(self.values)
         if len(values) != self.count:
             raise DecodeFailed(f"batch of {len(values)} values says that it has {self.count}")
@@ -174,7 +202,20 @@ class CapturedBatch(msgspec.Struct, gc=False):
             for index, value in enumerate(values)
         ]
 
+    def _signed_messages(self) -> list[Message]:
+        batch = self.signed()
+        values = _CODEC.decode_many(batch.body, batch.buffers)
+        if len(values) != batch.count:
+            raise DecodeFailed(f"batch of {len(values)} values says that it has {batch.count}")
+        meta = wire.Meta() if batch.meta is None else batch.meta
+        key, headers, timestamp = meta.keys.get, meta.headers.get, batch.published_ns / 1e9
+        return [
+            Message(values[at], batch.base + at, self.topic, timestamp, self.source, key(at), headers(at))
+            for at in range(self.base - batch.base, self.base - batch.base + self.count)
+        ]
 
+
+_ARRAY_BYTES = 5
 _CODEC = Codec(inline_bytes=2**62)  # keeps nothing between two calls, because nothing is out of band
 _encode = msgspec.msgpack.Encoder().encode
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,21 +22,23 @@ from zfabric.capture.format import (
     KIND_INDEX,
     VERSION,
     BadBlock,
-    Batch,
     CapturedBatch,
     Chunk,
     Header,
     Index,
+    SignedBatch,
     decode_payload,
     open_block,
 )
 from zfabric.capture.tally import StreamTotals, Tally
 from zfabric.capture.writer import part_path, stream_entry
 from zfabric.config import Config
-from zfabric.errors import CaptureError, DecodeFailed
+from zfabric.errors import CaptureError, DecodeFailed, LocalProtocolError
 from zfabric.model import Message, Source
+from zfabric.security.finding import find_credentials
+from zfabric.wire.signatures import BadSignature
 
-__all__ = ["CaptureReader", "CaptureSummary", "Problem"]
+__all__ = ["CaptureReader", "CaptureSummary", "Problem", "Signatures"]
 
 _READ_BYTES = 64 * 1024
 _BLOCK_HEAD_BYTES = 64
@@ -73,6 +76,17 @@ class CaptureSummary(msgspec.Struct, frozen=True):
         if self.first_received is None or self.last_received is None:
             return 0.0
         return self.last_received - self.first_received
+
+
+class Signatures(msgspec.Struct, frozen=True):
+    """What the signatures in a capture are worth."""
+
+    signers: dict[str, int]
+    "Messages by who signed them: names of identities, or `member` where all share one key."
+    unsigned: int
+    "Messages without a signature."
+    refused: int
+    "Messages with one that is worth nothing; `problems` tells why."
 
 
 class _Unreadable(Exception):
@@ -153,7 +167,7 @@ class _Part:
                     raise _Unreadable(begin, f"not a block: {error!r}", torn=False) from None
                 yield begin, values
 
-    def chunks(self, since: float | None, problems: dict[tuple[Path, int], Problem]) -> Iterator[Chunk]:
+    def chunks(self, since: float | None, problems: dict[tuple[Path, int | str], Problem]) -> Iterator[Chunk]:
         """The readable chunks from those of time `since` on; what is not readable goes into `problems`."""
         offset: int | None = 0
         if since is not None and self.index is not None:
@@ -167,7 +181,7 @@ class _Part:
                 self._note(problems, error.offset, error.reason, torn=error.torn and self.index is None)
                 offset = self._next_chunk(error.offset)
 
-    def _chunks_from(self, offset: int, problems: dict[tuple[Path, int], Problem]) -> Iterator[Chunk]:
+    def _chunks_from(self, offset: int, problems: dict[tuple[Path, int | str], Problem]) -> Iterator[Chunk]:
         """Chunk after chunk. Where one is damaged its length may be wrong: the index knows better, if there is one."""
         good = True
         for begin, values in self._blocks(offset):
@@ -183,7 +197,7 @@ class _Part:
                     self._note(problems, begin, str(error), torn=False)
                 good = False
 
-    def _note(self, problems: dict[tuple[Path, int], Problem], offset: int, reason: str, *, torn: bool) -> None:
+    def _note(self, problems: dict[tuple[Path, int | str], Problem], offset: int, reason: str, *, torn: bool) -> None:
         if len(problems) < _PROBLEMS_MAX:
             problems[self.path, offset] = Problem(self.path, offset, reason, torn)
 
@@ -212,7 +226,7 @@ class CaptureReader:
     def __init__(self, path: str | os.PathLike[str], config: Config | None = None) -> None:
         config = Config() if config is None else config
         self._parts = [_Part(Path(path), config)]
-        self._problems: dict[tuple[Path, int], Problem] = {}
+        self._problems: dict[tuple[Path, int | str], Problem] = {}
         self._follow(Path(path), config)
 
     def _follow(self, path: Path, config: Config) -> None:
@@ -320,8 +334,37 @@ class CaptureReader:
                         batch.messages()
                     except DecodeFailed as error:
                         reason = f"{batch.topic}#{batch.base} does not decode: {error.reason}"
-                        self._problems[part.path, -1] = Problem(part.path, 0, reason, torn=False)
+                        self._refuse(part.path, reason)
         return self.problems
+
+    def _refuse(self, path: Path, reason: str) -> None:
+        if len(self._problems) < _PROBLEMS_MAX:
+            self._problems[path, reason] = Problem(path, 0, reason, torn=False)
+
+    def signatures(self, key: str | bytes | Path | None = None) -> Signatures:
+        """Read everything and check who signed it, as a node of the recorded fabric with this `key` would.
+
+        Raises InvalidKey, and LocalProtocolError where signatures cannot be checked.
+        """
+        signer = find_credentials(self.header.fabric, key)
+        if signer is None:
+            raise LocalProtocolError(f"to check signatures needs a key of fabric {self.header.fabric!r}")
+        signer.signs()
+        signers: Counter[str] = Counter()
+        unsigned = refused = 0
+        for part in self._parts:
+            for chunk in part.chunks(None, self._problems):
+                for batch in _named(chunk):
+                    if not batch.frames:
+                        unsigned += batch.count
+                        continue
+                    try:
+                        signers[signer.signer_of(batch.signed())] += batch.count
+                    except (BadSignature, DecodeFailed) as error:
+                        refused += batch.count
+                        reason = f"the signature of {batch.topic}#{batch.base} is refused: {error}"
+                        self._refuse(part.path, reason)
+        return Signatures(dict(signers), unsigned, refused)
 
 
 def _named(chunk: Chunk) -> Iterator[CapturedBatch]:
@@ -330,10 +373,10 @@ def _named(chunk: Chunk) -> Iterator[CapturedBatch]:
         yield _captured(batch, chunk.topics[batch.topic], sources[batch.source])
 
 
-def _captured(batch: Batch, topic: str, source: Source) -> CapturedBatch:
+def _captured(batch: SignedBatch, topic: str, source: Source) -> CapturedBatch:
     # fmt: off
     return CapturedBatch(
         topic, source, batch.base, batch.count, batch.timestamp, batch.received, batch.values, batch.keys,
-        batch.headers,
+        batch.headers, batch.frames,
     )
     # fmt: on

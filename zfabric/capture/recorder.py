@@ -19,6 +19,7 @@ from zfabric.errors import LimitExceeded, LocalProtocolError
 from zfabric.model import Message
 from zfabric.node.node import Node
 from zfabric.node.subscription import Subscription
+from zfabric.wire.batch import Batch
 from zfabric.wire.topics import Pattern
 
 __all__ = ["Recorder", "consecutive"]
@@ -158,26 +159,31 @@ class Recorder:
     async def _read(self, index: int, subscription: Subscription) -> None:
         earlier = self._patterns[:index]
         loop = asyncio.get_running_loop()
+        signed: list[Batch] = []
+        subscription.witness = signed.append
         async with aclosing(subscription.batches()) as batches:  # type: ignore[type-var]
             async for messages in batches:
                 if earlier:
                     messages = [m for m in messages if not any(pattern.matches(m.topic) for pattern in earlier)]  # noqa: PLW2901
-                self._take(messages, self._clock_s + loop.time())
+                self._take(messages, self._clock_s + loop.time(), signed[-1:])
+                signed.clear()
                 if self._pending_bytes >= self._config.capture_chunk_bytes:
                     await self._write()
                 if self._left == 0:
                     self._ended.set()
                     return
 
-    def _take(self, messages: list[Message], received: float) -> None:
+    def _take(self, messages: list[Message], received: float, signed: list[Batch]) -> None:
         if self._left is not None:
             messages = messages[: self._left]
             self._left -= len(messages)
-        for run in consecutive(messages):
-            batch = _captured(run, received)
+        batches = [_captured(run, received) for run in consecutive(messages)]
+        if batches and signed and batches[0].source.id == signed[0].producer.hex():
+            batches = [_whole(batches[0], messages[-1].seq, signed[0])]
+        for batch in batches:
             self._pending.append(batch)
-            self._pending_bytes += len(batch.values)
-        self.messages += len(messages)
+            self._pending_bytes += batch.nbytes
+            self.messages += batch.count
 
     async def _flush_again_and_again(self) -> None:
         while True:
@@ -193,7 +199,7 @@ class Recorder:
     def _write_pending(self) -> None:
         while self._pending:
             batch = self._pending.pop(0)
-            self._pending_bytes -= len(batch.values)
+            self._pending_bytes -= batch.nbytes
             self._add(batch)
         self._writer.flush()
 
@@ -224,6 +230,17 @@ def consecutive(messages: list[Message]) -> Iterator[list[Message]]:
             begin = index
     if messages:
         yield messages[begin:]
+
+
+def _whole(first: CapturedBatch, last: int, signed: Batch) -> CapturedBatch:
+    """A signed batch up to message `last`, with what it was signed with; also what had expired is in there."""
+    frames = [bytes(frame) for frame in (signed.frame, *signed.buffers)]
+    # fmt: off
+    return CapturedBatch(
+        first.topic, first.source, first.base, last - first.base + 1, first.timestamp, first.received,
+        pack_values([]), {}, {}, frames,
+    )
+    # fmt: on
 
 
 def _captured(run: list[Message], received: float) -> CapturedBatch:

@@ -17,11 +17,11 @@ from zfabric.capture.format import (
     KIND_INDEX,
     Batch,
     CapturedBatch,
-    Chunk,
     ChunkEntry,
     Compression,
     Header,
     Index,
+    SignedBatch,
     StreamEntry,
     encode_block,
     encode_end,
@@ -94,7 +94,7 @@ class CaptureWriter:
 
     def add(self, batch: CapturedBatch) -> None:
         """Append a batch; it is in the file at the latest after `flush`. Raises LimitExceeded for too large a one."""
-        size = len(batch.values) + _BATCH_BYTES
+        size = batch.nbytes + _BATCH_BYTES
         if batch.keys or batch.headers:
             size += len(msgspec.msgpack.encode((batch.keys, batch.headers)))
         if size > self._config.capture_block_bytes_max // 2:
@@ -102,11 +102,12 @@ class CaptureWriter:
         topic = self._topics.setdefault(batch.topic, len(self._topics))
         source = self._sources.setdefault((batch.source.id, batch.source.name), len(self._sources))
         # fmt: off
-        self._batches.append(Batch(
+        row = (
             topic, source, batch.base, batch.count, batch.timestamp, batch.received, batch.values, batch.keys,
             batch.headers,
-        ))
+        )
         # fmt: on
+        self._batches.append(SignedBatch(*row, batch.frames) if batch.frames else Batch(*row))
         self._streams.append(stream_entry(batch))
         self._size += size
         if self._size >= self._chunk_bytes:
@@ -117,7 +118,7 @@ class CaptureWriter:
         if not self._batches:
             return
         first, last = self._batches[0].received, self._batches[-1].received
-        chunk = Chunk(list(self._topics), list(self._sources), self._batches)
+        chunk = list(self._topics), list(self._sources), self._batches
         block = encode_block(KIND_CHUNK, chunk, self._compression)
         if self._chunks and self._is_full(len(block), last):
             self._close_part()
@@ -203,7 +204,7 @@ def stream_entry(batch: CapturedBatch) -> StreamEntry:
         batch.source.id,
         batch.source.name,
         batch.count,
-        max(0, len(batch.values) - 5),
+        batch.nbytes,
         batch.base,
         batch.base + batch.count - 1,
         batch.received,

@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import click
+from msgspec import to_builtins
 
-from zfabric.capture.reader import CaptureReader, CaptureSummary
+from zfabric.capture.reader import CaptureReader, CaptureSummary, Signatures
 from zfabric.capture.tally import StreamTotals
 from zfabric.cli._exits import Exit
 from zfabric.cli._options import Options, output_options
@@ -22,29 +23,45 @@ __all__ = ["command"]
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False))
 @click.option("--check", is_flag=True, help="Read everything and decode every value.")
+@click.option("--signed", is_flag=True, help="Check who signed it, and end with 1 if anything is not signed.")
 @output_options
-def command(options: Options, file: str, check: bool) -> int:
+def command(options: Options, file: str, check: bool, signed: bool) -> int:
     """Tell what a capture FILE holds: topics, publishers, counts, rates, times, and whether it is whole.
 
     It ends with 1 if something in it is damaged. A missing end, as after a crash, is only told: the rest is good.
     """
     output = Output(options)
-    return guard(options, output, lambda: _inspect(output, CaptureReader(file), check=check))
+    return guard(options, output, lambda: _inspect(output, CaptureReader(file), check=check, signed=signed))
 
 
-def _inspect(output: Output, reader: CaptureReader, *, check: bool) -> int:
+def _inspect(output: Output, reader: CaptureReader, *, check: bool, signed: bool) -> int:
     if check:
         reader.check()
+    signatures = reader.signatures() if signed else None
     summary = reader.summary()
     if output.json:
-        output.record(_record(reader, summary))
+        output.record(
+            _record(reader, summary) | ({} if signatures is None else {"signatures": to_builtins(signatures)})
+        )
     else:
         _show(output, reader, summary)
+    if signatures is not None:
+        _show_signatures(output, signatures)
     if not reader.complete:
         output.warn("not closed: the recorder was killed, or still runs")
     for problem in reader.problems:
         output.warn(str(problem))
-    return Exit.FAILED if any(not problem.torn for problem in reader.problems) else Exit.OK
+    bad = any(not problem.torn for problem in reader.problems) or (signatures is not None and signatures.unsigned)
+    return Exit.FAILED if bad else Exit.OK
+
+
+def _show_signatures(output: Output, signatures: Signatures) -> None:
+    for name, number in sorted(signatures.signers.items()):
+        output.note(f"{count(number, 'message')} signed by {safe(name)}")
+    if signatures.unsigned:
+        output.warn(f"{count(signatures.unsigned, 'message')} not signed")
+    if signatures.refused:
+        output.warn(f"{count(signatures.refused, 'message')} with a signature that is refused")
 
 
 def _record(reader: CaptureReader, summary: CaptureSummary) -> dict[str, Any]:

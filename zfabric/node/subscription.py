@@ -54,6 +54,8 @@ class Subscription(Closing):
         self._overflow = overflow
         self.lane: Lane
         self.history: History | None = None
+        self.witness: Callable[[Batch], None] | None = None
+        "Sees each signed batch whose messages are about to be handed out."
         self._buffer_bytes = buffer_bytes
         self._on_close = closed
         self._buffer: MessageBuffer
@@ -265,6 +267,8 @@ class Subscription(Closing):
     def _decode(self, batch: Batch | Bundle, source: Source) -> list[Message]:
         if isinstance(batch, Bundle):
             return decode_bundle(batch, source, self._codec, self._bad)
+        if batch.signature and self.witness is not None:
+            self.witness(batch)
         messages, expired = decode_batch(batch, source, self._codec, self._driver.utc(), self._bad, Message)
         if expired:
             self._driver.expired[batch.topic] += expired
