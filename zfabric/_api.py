@@ -80,10 +80,12 @@ from zfabric.model import (
     ProviderReply,
     QueueState,
     QueueStatistics,
+    Retention,
     Schedule,
     ServiceOffer,
     Source,
     Statistics,
+    StoredTopic,
     Topic,
     TopicStatistics,
 )
@@ -94,6 +96,7 @@ from zfabric.node.publisher import Publisher
 from zfabric.node.puller import Puller
 from zfabric.node.pusher import Pusher
 from zfabric.node.services import CurrentRequest, Service, current_request
+from zfabric.node.stores import Stores
 from zfabric.node.subscription import Subscription
 from zfabric.node.table import Change, Snapshot, Table
 from zfabric.node.transaction import Transaction
@@ -172,6 +175,7 @@ __all__ = [
     "RemoteError",
     "RemoteProtocolError",
     "RequestTimeout",
+    "Retention",
     "Schedule",
     "Selector",
     "SelectorError",
@@ -186,6 +190,8 @@ __all__ = [
     "StoreLocked",
     "StoreLost",
     "StoreNotFound",
+    "StoredTopic",
+    "Stores",
     "SubscriberJoined",
     "SubscriberLeft",
     "Subscription",

@@ -24,10 +24,12 @@ __all__ = [
     "ProviderReply",
     "QueueState",
     "QueueStatistics",
+    "Retention",
     "Schedule",
     "ServiceOffer",
     "Source",
     "Statistics",
+    "StoredTopic",
     "Topic",
     "TopicStatistics",
 ]
@@ -407,6 +409,36 @@ class GroupState(msgspec.Struct, frozen=True, kw_only=True):
     def lag(self) -> int:
         """The lags of all its topics together."""
         return sum(progress.lag for progress in self.topics.values())
+
+
+class Retention(msgspec.Struct, frozen=True, kw_only=True):
+    """What a topic may keep in a store's log; None is no bound. Always whole batches go, the oldest first."""
+
+    age_s: float | None = None
+    "Batches stored longer ago go."
+    bytes: int | None = None
+    "At least the newest batches within this many bytes stay."
+    messages: int | None = None
+    "At least this many of the newest messages stay."
+    compact: bool = False
+    "Of each key only the last value is kept, and a tombstone for `tombstone_s`."
+    tombstone_s: float = 86_400.0
+    "How long a tombstone stays readable, so that every reader sees the deletion."
+
+
+class StoredTopic(msgspec.Struct, frozen=True, kw_only=True):
+    """A topic in the log of a store, as of now."""
+
+    topic: str
+    first: int
+    "The oldest offset that may still be read."
+    next: int
+    "The offset that the next message gets."
+    bytes: int
+    "Bytes of its batches, about."
+    retention: Retention
+    store: str
+    "The log that it is in: 32 hexadecimal digits, as in `Position.store`."
 
 
 class Statistics(msgspec.Struct, frozen=True):

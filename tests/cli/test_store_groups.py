@@ -12,7 +12,7 @@ from zfabric.node.shared import SharedSubscription
 
 
 async def test_groups_are_shown_moved_and_paused(cli: Commands, node: zfabric.Node, tmp_path: Path) -> None:
-    """list, lag, seek, reset, pause and resume, each with what it does to a member."""
+    """list, lag, seek, reset, pause and resume, each with what it does to a member; and the store's topics."""
     store = await cli.start("store", "run", str(tmp_path / "data"))
     await store.note("keeping")
     orders = node.publisher("orders", durable=True, confirm="stored")
@@ -34,8 +34,26 @@ async def test_groups_are_shown_moved_and_paused(cli: Commands, node: zfabric.No
     again = [(await bills.receive(timeout=10)).value for _ in range(100)]
     unknown = await cli.run("store", "groups", "reset", "none")
     senseless = await cli.run("store", "groups", "seek", "billing", "somewhere")
+    topics = await cli.run("store", "topics", "list", "--json")
+    purged = await cli.run("store", "topics", "purge", "orders", "--json")
+    table = await cli.run("store", "topics", "list", "orders")
     await store.stop(signal.SIGTERM)
 
+    assert [(told["topic"], told["first"], told["next"]) for told in topics.records] == [("orders", 0, 100)]
+    assert (purged.records[0]["first"], purged.records[0]["retention"]["messages"]) == (100, None)
+    assert table.out.split() == [
+        "TOPIC",
+        "FIRST",
+        "NEXT",
+        "SIZE",
+        "KEEPS",
+        "orders",
+        "100",
+        "100",
+        "0",
+        "B",
+        "everything",
+    ]
     assert (listed["group"], listed["pattern"], listed["partitions"]) == ("billing", "orders", 64)
     assert listed["members"] == [{"node": "friend", "member": "", "partitions": 64}]
     assert (behind["topic"], behind["next"]) == ("orders", 100)

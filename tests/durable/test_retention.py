@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 import pytest
 
 from tests.waiting import wait_until_async
-from zfabric import Config, Gap, Node
+from zfabric import Config, Gap, Node, NotStored, TopicError
 from zfabric.store import Retention, Store
 
 FAST = Config(mdns=False)
@@ -35,3 +36,45 @@ async def test_topics_that_nothing_was_set_for_are_kept_as_the_store_says(monkey
             assert [(await orders.receive(timeout=10)).value for _ in range(10)] == list(range(20, 30))
         events.close()
         assert [event async for event in events if isinstance(event, Gap)] == []
+
+
+async def test_a_program_looks_at_topics_and_removes_from_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several answers make one list; purging removes whole batches, and readers begin with the rest."""
+    monkeypatch.setattr("zfabric.store.service.TOPICS_MAX", 2)
+    monkeypatch.setattr("zfabric.node.stores.TOPICS_MAX", 2)
+    options: dict[str, Any] = {"fabric": f"topics-{uuid.uuid4().hex[:8]}", "config": FAST}
+    kept = Retention(messages=1000)
+    async with Store("memory:", **options) as store, Node("shop", **options) as node:
+        for topic in ("orders.b", "orders.a", "orders.c", "offers"):
+            publisher = node.publisher(topic, durable=True, confirm="stored")
+            await publisher.wait_for(stores=1, timeout=10)
+            await publisher.publish_many(range(10))
+            await publisher.publish(10)
+        await node.pusher("orders.jobs", durable=True).push("a job")
+        store.log.retain("orders.a", kept)
+
+        every = await node.stores.topics()
+        some = await node.stores.topics("orders.*")
+        (trimmed,) = await node.stores.purge("orders.a", before=10)
+        (purged,) = await node.stores.purge("orders.b")
+        async with node.subscribe("orders.a", start="earliest") as orders:
+            assert (await orders.receive(timeout=10)).value == 10
+        for refused in ("orders.d", "$queue.orders.jobs"):
+            with pytest.raises((NotStored, TopicError)):
+                await node.stores.purge(refused)
+        async with Store("memory:", name="second", topics=("orders.a",), **options) as second:
+            orders_a = node.publisher("orders.a", durable=True, confirm="stored")
+            await orders_a.wait_for(stores=2, timeout=10)
+            await orders_a.publish(11)
+            await wait_until_async(lambda: second.log.info("orders.a") is not None)
+            with pytest.raises(ValueError, match=second.log.id.hex()):
+                await node.stores.purge("orders.a", before=10)
+            (there,) = await node.stores.purge("orders.a", store=second.log.id.hex())
+
+    assert [each.topic for each in every] == ["offers", "orders.a", "orders.b", "orders.c"]
+    assert [(each.topic, each.first, each.next, each.retention == kept) for each in some] == [
+        ("orders.a", 0, 11, True), ("orders.b", 0, 11, False), ("orders.c", 0, 11, False)
+    ]  # fmt: skip
+    assert all(each.bytes > 0 and each.store == store.log.id.hex() for each in every)
+    assert (trimmed.first, trimmed.next, trimmed.retention) == (10, 11, kept)
+    assert (purged.first, purged.next, there.store) == (11, 11, second.log.id.hex())

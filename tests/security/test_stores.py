@@ -123,8 +123,8 @@ async def test_a_store_serves_nobody_without_the_right_to_subscribe(town: Town, 
         await store.close()
 
 
-async def test_groups_are_shown_to_and_moved_by_those_who_may_read_what_they_read(town: Town, opened: Opened) -> None:
-    """For all others they are not there."""
+async def test_groups_and_topics_are_there_for_those_who_may_read_them(town: Town, opened: Opened) -> None:
+    """For all others they are not there; removing takes more."""
     store = await open_store(town, "orders-store")
     try:
         clerk, spy = await opened("clara", "clerk"), await opened("spy", "outsider")
@@ -137,6 +137,16 @@ async def test_groups_are_shown_to_and_moved_by_those_who_may_read_what_they_rea
         with pytest.raises(GroupRefused, match="may not subscribe"):
             await StoreClient(spy._opened()).groups(known, "pause", "billing")
         assert not (await clerk.groups.get("billing")).paused
+        outgoing = clerk.publisher("orders.a", durable=True, confirm="stored")
+        await outgoing.wait_for(stores=1, timeout=10)
+        await outgoing.publish(1)
+        assert [stored.next for stored in await clerk.stores.topics()] == [1]
+        assert await spy.stores.topics() == ()
+        with pytest.raises(NotStored, match="no store in sight"):
+            await spy.stores.purge("orders.a")
+        with pytest.raises(NotStored, match="right to be a store"):
+            await clerk.stores.purge("orders.a")
+        assert [stored.first for stored in await clerk.stores.topics()] == [0]
     finally:
         await store.close()
 

@@ -159,7 +159,7 @@ def test_schedules(node: Node) -> None:
 
 
 def test_groups_are_operated(fabric: str, node: Node) -> None:
-    """List, get, lag, seek, reset, pause and resume, from a thread."""
+    """List, get, lag, seek, reset, pause and resume, from a thread; and what the store holds."""
     orders = node.publisher("orders", durable=True, confirm="stored")
     orders.wait_for(stores=1, timeout=TIMEOUT_S)
     orders.publish_many(range(10))
@@ -174,3 +174,5 @@ def test_groups_are_operated(fabric: str, node: Node) -> None:
         assert node.groups.reset("billing").topics["orders"].lag == 10
         assert bills.receive(timeout=TIMEOUT_S).value == 0
     assert node.groups.get("billing").pattern == "orders"
+    assert [(stored.topic, stored.next) for stored in node.stores.topics()] == [("orders", 10)]
+    assert [(stored.first, stored.next) for stored in node.stores.purge("orders")] == [(10, 10)]

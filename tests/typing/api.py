@@ -79,6 +79,7 @@ async def operate(node: zfabric.Node) -> None:
     state = await node.groups.seek("billing", timedelta(hours=1), topics=["orders"])
     assert_type(state, zfabric.GroupState)
     assert_type(state.topics["orders"].lag, int)
+    assert_type(await node.stores.purge("orders", before=5), tuple[zfabric.StoredTopic, ...])
     assert_type(state.members, tuple[zfabric.GroupMember, ...])
 
 

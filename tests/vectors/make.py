@@ -75,8 +75,11 @@ from zfabric.wire.service_records import Cancel, Credit, End, Failure, Item, Off
 from zfabric.wire.store_records import (
     AskPositions,
     AskStreams,
+    AskTopics,
     Indexed,
+    Keeps,
     NamedPosition,
+    Purge,
     Read,
     ReadEnd,
     ReadMore,
@@ -87,6 +90,8 @@ from zfabric.wire.store_records import (
     StreamTold,
     ToldPositions,
     ToldStreams,
+    ToldTopics,
+    TopicTold,
     Unreadable,
     Unwritten,
     Write,
@@ -241,6 +246,8 @@ CONTROL: dict[str, list[Record]] = {
                     8, [NamedPosition("$schedule/nightly", msgpack.encode(ScheduleState(DECLARED, 1_767_250_800)))]
                 ),
                 Unwritten(9, "invalid", "cron '61 * * * *': Bad minute"),
+                ToldTopics(10, [TopicTold("orders", 10, 1000, 99_000, Keeps(3600.0, None, 100, False, 86_400.0))]),
+                ToldTopics(11, [], "it is not here"),
             ],
         )
     ],
@@ -259,6 +266,8 @@ CONTROL: dict[str, list[Record]] = {
                 ReadStop(5),
                 KeepQueue("jobs", 5, 100, 30_000, 300_000),
                 Write(9, [], [NamedPosition("$schedule/nightly", msgpack.encode(DECLARED))]),
+                AskTopics(10, "orders.#", "orders.a"),
+                Purge(11, "orders", 500),
             ],
         )
     ],

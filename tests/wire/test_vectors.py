@@ -130,6 +130,8 @@ DOCUMENTED: dict[str, list[list[Any]]] = {
         [113, 1, [[7, 0, 2]]],
         [70, 8, [["$schedule/nightly", msgpack.packb([DECLARED, 1_767_250_800, 0]), 0]]],
         [68, 9, "invalid", "cron '61 * * * *': Bad minute", "", b"", 0, 0, 0],
+        [130, 10, [["orders", 10, 1000, 99_000, [3600.0, None, 100, False, 86_400.0]]], ""],
+        [130, 11, [], "it is not here"],
     ]]],
     "letter-reader": [[18, 2, 1, 8, [
         [66, 1, [[b"the first frame"]], [["group billing", None, 5]]],
@@ -141,6 +143,8 @@ DOCUMENTED: dict[str, list[list[Any]]] = {
         [75, 5],
         [112, "jobs", 5, 100, 30_000, 300_000],
         [66, 9, [], [["$schedule/nightly", msgpack.packb(DECLARED), 0]]],
+        [128, 10, "orders.#", "orders.a"],
+        [129, 11, "orders", 500],
     ]]],
     "letter-member": [[18, 2, 1, 9, [
         [80, 1, "billing", "orders.#", "billing-1", ["earliest", 0], 1_000_000],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -17,10 +17,11 @@ from zfabric.cli._running import guard
 from zfabric.cli.bw import human
 
 if TYPE_CHECKING:
-    from zfabric.store import Log, Retention
+    from zfabric.model import Retention, StoredTopic
+    from zfabric.store import Log, StreamInfo
     from zfabric.store.sqlite import SqliteLog
 
-__all__ = ["VERBS", "retention_options"]
+__all__ = ["VERBS", "kept", "retention_options", "show_topics"]
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
@@ -69,23 +70,29 @@ def _info(output: Output, log: Log) -> int:
                     "first": known.first,
                     "next": known.next,
                     "bytes": known.bytes,
-                    "retention": _kept(known.retention),
+                    "retention": kept(known.retention),
                     "producers": len(log.marks(known.name)),
                 }
             )
     else:
-        output.table(
-            ("TOPIC", "FIRST", "NEXT", "SIZE", "KEEPS"),
-            [
-                (known.name, f"{known.first:,}", f"{known.next:,}", human(known.bytes), _keeps(known.retention))
-                for known in streams
-            ],
-        )
+        show_topics(output, [(known.name, known) for known in streams])
     output.note(f"{count(len(streams), 'topic')}, {human(sum(known.bytes for known in streams))}")
     return _tell_damage(output, log)
 
 
-def _kept(retention: Retention) -> dict[str, Any]:
+def show_topics(output: Output, topics: Sequence[tuple[str, StreamInfo | StoredTopic]]) -> None:
+    """A table of topics in logs."""
+    output.table(
+        ("TOPIC", "FIRST", "NEXT", "SIZE", "KEEPS"),
+        [
+            (name, f"{known.first:,}", f"{known.next:,}", human(known.bytes), _keeps(known.retention))
+            for name, known in topics
+        ],
+    )
+
+
+def kept(retention: Retention) -> dict[str, Any]:
+    """The bounds of a topic, for JSON."""
     return {name: getattr(retention, name) for name in retention.__struct_fields__}
 
 
@@ -321,7 +328,7 @@ def retain(options: Options, url: str, topic: str, **bounds: Any) -> int:
         log.retain(topic, retention)
         log.enforce()
         if output.json:
-            output.record({"topic": topic, "retention": _kept(retention)})
+            output.record({"topic": topic, "retention": kept(retention)})
         output.note(f"{topic}: {_keeps(retention)}")
         return Exit.OK
 

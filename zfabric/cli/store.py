@@ -16,6 +16,7 @@ from zfabric.cli._output import Output
 from zfabric.cli._running import run as run_verb
 from zfabric.cli._store_files import VERBS, retention_options
 from zfabric.cli._store_groups import groups
+from zfabric.cli._store_topics import topics
 from zfabric.config import Config
 
 __all__ = ["command"]
@@ -91,5 +92,6 @@ async def _until_told(waiting: Coroutine[Any, Any, None], timeout: float | None)
 
 
 command.add_command(groups)
+command.add_command(topics)
 for _verb in VERBS:
     command.add_command(_verb)

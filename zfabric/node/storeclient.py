@@ -22,8 +22,12 @@ from zfabric.wire.group_records import AskGroups, GroupTold, ToldGroups
 from zfabric.wire.letters import LetterRecord
 from zfabric.wire.store_records import (
     AskPositions,
+    AskTopics,
     NamedPosition,
+    Purge,
     ToldPositions,
+    ToldTopics,
+    TopicTold,
     Unwritten,
     Write,
     Written,
@@ -93,6 +97,20 @@ class StoreClient:
         if answer.error:
             raise GroupRefused(group, answer.error)
         return answer.groups
+
+    async def topics(self, store: KnownStore, pattern: str, after: str) -> list[TopicTold]:
+        """The first TOPICS_MAX topics of a store after that name. Raises StoreLost."""
+        answer = await self._ask(store, lambda number: AskTopics(number, pattern, after), RECORD_BYTES)
+        assert isinstance(answer, ToldTopics)
+        return answer.topics
+
+    async def purge(self, store: KnownStore, topic: str, before: int | None) -> TopicTold:
+        """Remove messages. Raises StoreLost, NotStored."""
+        answer = await self._ask(store, lambda number: Purge(number, topic, before), RECORD_BYTES)
+        assert isinstance(answer, ToldTopics)
+        if answer.error:
+            raise NotStored(answer.error, topic)
+        return answer.topics[0]
 
     async def _ask(self, store: KnownStore, make: Callable[[int], LetterRecord], nbytes: int) -> Answer:
         self._driver.check_open()

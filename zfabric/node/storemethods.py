@@ -13,8 +13,10 @@ from zfabric.model import Schedule, Topic
 from zfabric.node.driver import Driver
 from zfabric.node.groups import Groups
 from zfabric.node.storeclient import TIMEOUT_S, StoreClient, ask_patiently, newest
+from zfabric.node.stores import Stores
 from zfabric.protocol.jobs import PRIORITIES, PRIORITY_DEFAULT
-from zfabric.protocol.stores import KnownStore, Stores
+from zfabric.protocol.stores import KnownStore
+from zfabric.protocol.stores import Stores as KnownStores
 from zfabric.wire.batch import plain_metadata
 from zfabric.wire.codec import Codec
 from zfabric.wire.durable_records import SCHEDULES, Declaration, ScheduleState
@@ -43,6 +45,11 @@ class StoreMethods:
     def groups(self) -> Groups:
         """The groups of the stores in sight: how far they are behind, seek, reset, pause and resume."""
         return Groups(self._opened())
+
+    @property
+    def stores(self) -> Stores:
+        """The stores in sight: which topics they hold, how large, how long; purge."""
+        return Stores(self._opened())
 
     async def schedule(
         self,
@@ -155,7 +162,7 @@ def _check(
             )
 
 
-async def _find(client: StoreClient, stores: Stores, name: str) -> list[KnownStore]:
+async def _find(client: StoreClient, stores: KnownStores, name: str) -> list[KnownStore]:
     """The stores that have a schedule."""
     found: list[KnownStore] = []
     for store in newest(stores):

@@ -27,6 +27,7 @@ from zfabric.wire.store_records import (
     StreamTold,
     ToldPositions,
     ToldStreams,
+    ToldTopics,
     Unreadable,
     Unwritten,
     Written,
@@ -35,7 +36,7 @@ from zfabric.wire.topics import Pattern
 
 __all__ = ["Answer", "KnownStore", "LogReader", "Stores"]
 
-Answer: TypeAlias = Written | Unwritten | ToldPositions | ToldGroups
+Answer: TypeAlias = Written | Unwritten | ToldPositions | ToldGroups | ToldTopics
 Answered = Callable[[Answer | None], None]
 """Called with the answer, or None when the store left first: then it may have done what it was asked, or not."""
 
@@ -106,6 +107,7 @@ class Stores:
             Unwritten: self._answered,
             ToldPositions: self._answered,
             ToldGroups: self._answered,
+            ToldTopics: self._answered,
             ToldStreams: self._told_streams,
             Stored: self._stored,
             Unreadable: self._unreadable,

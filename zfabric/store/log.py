@@ -37,6 +37,7 @@ from typing import Self, TypeAlias
 import msgspec
 
 from zfabric.errors import NotStored
+from zfabric.model import Retention
 from zfabric.wire.batch import Buffer
 
 __all__ = [
@@ -194,21 +195,6 @@ class Position(msgspec.Struct, frozen=True, gc=False):
 
     value: bytes | None
     epoch: int
-
-
-class Retention(msgspec.Struct, frozen=True, kw_only=True):
-    """What a stream may keep; None is no bound. Always whole batches go, the oldest first."""
-
-    age_s: float | None = None
-    "Batches stored longer ago go."
-    bytes: int | None = None
-    "At least the newest batches within this many bytes stay."
-    messages: int | None = None
-    "At least this many of the newest messages stay."
-    compact: bool = False
-    "Of each key only the last value is kept, and a tombstone for `tombstone_s`."
-    tombstone_s: float = 86_400.0
-    "How long a tombstone stays readable, so that every reader sees the deletion."
 
 
 class StreamInfo(msgspec.Struct, frozen=True, kw_only=True):

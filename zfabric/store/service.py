@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
+
+import msgspec
 
 from zfabric.config import Config
 from zfabric.errors import (
@@ -18,6 +20,7 @@ from zfabric.errors import (
     RemoteProtocolError,
     StoreFailed,
 )
+from zfabric.model import Retention
 from zfabric.node.driver import Driver
 from zfabric.protocol.lanes import Lane
 from zfabric.protocol.peers import PeerRecord
@@ -25,7 +28,7 @@ from zfabric.store.group import PREFIX
 from zfabric.store.grouphost import GroupHost
 from zfabric.store.keeper import Keeper, append_of
 from zfabric.store.ledger import PREFIX as LEDGER
-from zfabric.store.log import Append, Appended, Commit, Log, PositionUpdate, Retention
+from zfabric.store.log import Append, Appended, Commit, Log, PositionUpdate, StreamInfo
 from zfabric.store.queuehost import QueueHost
 from zfabric.store.readings import ENTRY_BYTES, Reading, Tail
 from zfabric.store.schedulehost import ScheduleHost
@@ -35,9 +38,14 @@ from zfabric.wire.durable_records import SCHEDULES, KeepQueue, queue_of
 from zfabric.wire.letters import LetterRecord
 from zfabric.wire.records import Start
 from zfabric.wire.store_records import (
+    STORE_NAME_BYTES,
+    TOPICS_MAX,
     AskPositions,
     AskStreams,
+    AskTopics,
+    Keeps,
     NamedPosition,
+    Purge,
     Read,
     ReadMore,
     ReadStop,
@@ -46,6 +54,8 @@ from zfabric.wire.store_records import (
     StreamTold,
     ToldPositions,
     ToldStreams,
+    ToldTopics,
+    TopicTold,
     Unwritten,
     Write,
     Written,
@@ -72,6 +82,8 @@ class StoreService:
             Read: self._read,
             ReadMore: self._more,
             ReadStop: self._stop,
+            AskTopics: lambda peer, record, _: self._answer(peer, record.request, self._topics(peer, record)),
+            Purge: lambda peer, record, _: self._answer(peer, record.request, self._purge(peer, record)),
         }
         self._driver = driver
         self._core = driver.core
@@ -289,6 +301,47 @@ class StoreService:
         positions = [position for position in positions if self.schedules.shows(peer, position)]
         nbytes = sum(64 + len(p.name) + len(p.value or b"") for p in positions)
         self._tell(peer, ToldPositions(record.request, positions), nbytes)
+
+    # -- looking after topics ------------------------------------------------------------------
+
+    def _answer(self, peer: PeerRecord, request: int, work: Awaitable[list[StreamInfo]]) -> None:
+        _ = self._spawn(self._tell_topics(peer, request, work))
+
+    async def _tell_topics(self, peer: PeerRecord, request: int, work: Awaitable[list[StreamInfo]]) -> None:
+        try:
+            topics = [
+                TopicTold(each.name, each.first, each.next, each.bytes, Keeps(*msgspec.structs.astuple(each.retention)))
+                for each in await work
+            ]
+        except FabricError as error:
+            self._tell(peer, ToldTopics(request, [], str(error)[:STORE_NAME_BYTES]))
+        else:
+            self._tell(peer, ToldTopics(request, topics), ENTRY_BYTES * (1 + len(topics)))
+
+    async def _topics(self, peer: PeerRecord, record: AskTopics) -> list[StreamInfo]:
+        pattern = Pattern(record.pattern, bytes_max=self._config.topic_bytes_max)
+        found = [
+            each
+            for each in await self._run(self._log.streams)
+            if each.name > record.after
+            and pattern.matches(each.name)
+            and queue_of(each.name) is None
+            and self._core.gate.allows(peer, "subscribe", each.name)
+        ]
+        return sorted(found, key=lambda each: each.name)[:TOPICS_MAX]
+
+    async def _purge(self, peer: PeerRecord, record: Purge) -> list[StreamInfo]:
+        topic, before = record.topic, record.before
+        if queue_of(topic) is not None or not self._core.gate.may(peer, "store", topic):
+            raise NotStored("only who has the right to be a store of a topic may remove from it; a queue keeps its own")
+        known = self._log.info(topic)
+        if known is None:
+            raise NotStored("it is not here")
+        if before is None:
+            await self._run(self._log.purge, topic)
+        else:
+            await self._run(self._log.trim, topic, min(before, known.next))
+        return [found for found in [self._log.info(topic)] if found is not None]
 
     # -- reading -------------------------------------------------------------------------------
 

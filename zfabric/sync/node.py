@@ -23,6 +23,7 @@ from zfabric.sync.publisher import Publisher
 from zfabric.sync.queues import Binding, Puller, Pusher
 from zfabric.sync.reader import EventStream, Reader, Subscription
 from zfabric.sync.services import ServiceMethods
+from zfabric.sync.stores import Stores
 from zfabric.sync.tables import Table
 
 __all__ = ["Node"]
@@ -250,6 +251,12 @@ class Node(ServiceMethods):
         """The groups of the stores in sight: how far they are behind, seek, reset, pause and resume."""
         thread = self._opened()
         return Groups(thread, thread.call(lambda: self._engine.groups))
+
+    @property
+    def stores(self) -> Stores:
+        """The stores in sight: which topics they hold, how large, how long; purge."""
+        thread = self._opened()
+        return Stores(thread, thread.call(lambda: self._engine.stores))
 
     def unschedule(self, name: str, *, timeout: float | None = 5.0) -> bool:
         """Make no more jobs of a schedule; returns whether there was one. Errors as for zfabric.Node.unschedule."""

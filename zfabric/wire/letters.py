@@ -1,7 +1,7 @@
 """Letters: what one node says to one other reliably and in order, numbered per channel (see `protocol.channels`).
 
 The records inside stand in modules of their own, by what they are about: queues have tags 32 to 47, services 48 to 63,
-the store 64 to 79, consumer groups 80 to 95, more about queues 96 to 111, durable queues 112 to 127.
+the store 64 to 79 and 128 to 130, consumer groups 80 to 95, more about queues 96 to 111, durable queues 112 to 127.
 """
 
 from __future__ import annotations

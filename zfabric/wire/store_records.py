@@ -1,7 +1,8 @@
-"""What nodes and stores say to each other. Tags 64 to 79; all of it travels in letters.
+"""What nodes and stores say to each other. Tags 64 to 79 and 128 to 130; all of it travels in letters.
 
 Live batches are no part of it: a store subscribes to durable topics like every other reader (`PatternRequest.store`)
-and acknowledges as processed what its disk has. Here is the rest: who is a store, writing out of turn, reading the log.
+and acknowledges as processed what its disk has. Here is the rest: who is a store, writing out of turn, reading the log,
+looking after its topics.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ from zfabric.wire.fields import Count, Id, Name
 
 __all__ = [
     "STORE_NAME_BYTES",
+    "TOPICS_MAX",
     "AskPositions",
     "AskStreams",
+    "AskTopics",
     "Indexed",
+    "Keeps",
     "NamedPosition",
+    "Purge",
     "Read",
     "ReadEnd",
     "ReadMore",
@@ -29,6 +34,8 @@ __all__ = [
     "StreamTold",
     "ToldPositions",
     "ToldStreams",
+    "ToldTopics",
+    "TopicTold",
     "Unreadable",
     "Unwritten",
     "Write",
@@ -37,6 +44,9 @@ __all__ = [
 
 STORE_NAME_BYTES = 1000
 "Length of the name of a position."
+
+TOPICS_MAX = 1000
+"Topics in one answer."
 
 LongName = Annotated[str, msgspec.Meta(max_length=STORE_NAME_BYTES)]
 Range = tuple[Count, Count]
@@ -211,6 +221,53 @@ class Indexed(msgspec.Struct, array_like=True, tag=79, frozen=True):
     "Offset, count, producer, epoch and base of each batch."
 
 
+# -- looking after topics --------------------------------------------------------------------------
+
+
+class AskTopics(msgspec.Struct, array_like=True, tag=128, frozen=True):
+    """Tell the topics that match a pattern, by name, those after one."""
+
+    request: Count
+    pattern: Name
+    after: Name = ""
+
+
+class Purge(msgspec.Struct, array_like=True, tag=129, frozen=True):
+    """Remove the messages of a topic, or those before an offset; answered with how the topic is then."""
+
+    request: Count
+    topic: Name
+    before: Count | None = None
+
+
+class Keeps(msgspec.Struct, array_like=True, frozen=True):
+    """How long a topic is kept; nil is no bound."""
+
+    age_s: float | None
+    bytes: Count | None
+    messages: Count | None
+    compact: bool
+    tombstone_s: float
+
+
+class TopicTold(msgspec.Struct, array_like=True, frozen=True):
+    """A topic in the log."""
+
+    topic: Name
+    first: Count
+    next: Count
+    nbytes: Count
+    keeps: Keeps
+
+
+class ToldTopics(msgspec.Struct, array_like=True, tag=130, frozen=True):
+    """The answer to ASK TOPICS, with 1,000 at most, and to PURGE; `error` says why nothing was done."""
+
+    request: Count
+    topics: Annotated[list[TopicTold], msgspec.Meta(max_length=TOPICS_MAX)]
+    error: LongName = ""
+
+
 StoreRecord: TypeAlias = (
     StoreOffer
     | Storing
@@ -228,4 +285,7 @@ StoreRecord: TypeAlias = (
     | Unreadable
     | ReadEnd
     | Indexed
+    | AskTopics
+    | Purge
+    | ToldTopics
 )
