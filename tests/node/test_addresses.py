@@ -81,6 +81,31 @@ async def test_peers_follow_to_the_only_new_address(make_node: MakeNode) -> None
     await late.wait_for_peers(2, timeout=TIMEOUT)
 
 
+async def test_pullers_at_most_once_follow(make_node: MakeNode) -> None:
+    """A puller's only address is gone: its pushers, its own node's too, go on at the new one."""
+    a, b = await make_node("a", ipc=False), await make_node("b", ipc=False)
+    pushers = [node.pusher("jobs", delivery="at-most-once") for node in (a, b)]
+    puller = b.puller("jobs", delivery="at-most-once")
+    for pusher in pushers:
+        await pusher.wait_for(1, timeout=TIMEOUT)
+        await pusher.push("before")
+    assert {(await puller.receive(TIMEOUT)).value for _ in pushers} == {"before"}
+
+    await driver_of(b).readdress(("127.0.0.9",))
+    for node, pusher in zip((a, b), pushers, strict=True):
+        (target,) = driver_of(node).core.queues.plain.queues["jobs"].targets.values()
+        await wait_until_async(lambda target=target: target.endpoint.startswith("tcp://127.0.0.9:"))  # type: ignore[misc]
+        await pusher.push("after")
+    assert {(await puller.receive(TIMEOUT)).value for _ in pushers} == {"after"}
+
+    reading = asyncio.ensure_future(puller.__anext__())
+    for node, pusher in zip((a, b), pushers, strict=True):
+        await asyncio.wait_for(pusher.flush(), TIMEOUT)
+        figures = node.statistics().queues["jobs"]
+        assert (figures.done, figures.lost) == (2, 0)
+    reading.cancel()
+
+
 async def test_a_way_that_fails_is_an_event_and_the_others_go_on(make_node: MakeNode) -> None:
     """OSError or anything else, at the start, at a change and at the end: the node lives, and says which way it was."""
     a, b = await make_node("a"), await make_node("b")

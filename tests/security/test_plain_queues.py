@@ -74,8 +74,8 @@ async def test_who_pushes_to_a_socket_without_being_asked_is_not_heard(opened: O
 
 def _endpoint(node: Node) -> str:
     assert node._driver is not None
-    endpoints: dict[int, tuple[str, ...]] = node._driver._transport._pull_endpoints  # type: ignore[attr-defined]
-    return next(endpoint for endpoint in endpoints[1] if "127.0.0.1" in endpoint).rpartition("#")[0]
+    endpoints: tuple[str, ...] = node._driver._transport._pull_endpoints(1)  # type: ignore[attr-defined]
+    return next(endpoint for endpoint in endpoints if "127.0.0.1" in endpoint).rpartition("#")[0]
 
 
 def _be(socket: zmq.Socket[bytes], cheat: Node, worker: Node) -> None:

@@ -224,6 +224,26 @@ async def test_rebinding_keeps_what_stays(line: Lines) -> None:
     await wait_until_async(lambda: _refuses(old))
 
 
+async def test_rebinding_moves_pullers_too(line: Lines) -> None:
+    """A puller's socket leaves the old addresses for the new ones; jobs come by what stays and by what is new."""
+    far, near = line(addresses=("127.0.0.1", "127.0.0.2")), line()
+    kept, old = far.open_pull(1)
+    near.open_push("jobs")
+    near.connect_push("jobs", kept)
+
+    where = far.rebind(("127.0.0.1", "127.0.0.3", "203.0.113.1"))
+
+    assert [endpoint.rpartition(":")[0] for endpoint in where[1]] == ["tcp://127.0.0.1", "tcp://127.0.0.3"]
+    assert where[1][0] == kept
+    await wait_until_async(lambda: near.push("jobs", [b"kept"]))
+    await wait_until_async(lambda: far.got.jobs == [(1, [b"kept"])])
+    near.disconnect_push("jobs", kept)
+    near.connect_push("jobs", where[1][1])
+    await wait_until_async(lambda: near.push("jobs", [b"new"]))
+    await wait_until_async(lambda: far.got.jobs == [(1, [b"kept"]), (1, [b"new"])])
+    await wait_until_async(lambda: _refuses(old))
+
+
 def _refuses(endpoint: str) -> bool:
     host, _, number = endpoint[6:].rpartition(":")
     try:

@@ -155,9 +155,10 @@ class Driver(JobSockets):
 
     async def readdress(self, addresses: tuple[str, ...]) -> None:
         """The machine's addresses changed: listen there, and tell everybody."""
-        self._transport.rebind(addresses)
+        pullers = self._transport.rebind(addresses)
         self._introduce()
         self.core.reintroduce(self.loop.time())
+        self.core.queues.plain.moved(pullers)
         self.pump()
         for way in self._ways:
             try:

@@ -76,9 +76,10 @@ class PlainPuller(Puller):
     def _next_batch(self) -> bool:
         """Have the jobs of the next batch in `_rest`; the one before it is dealt with."""
         driver, sink = self._driver, self.sink
-        sink.done(driver.loop.time())
+        now = driver.loop.time()
+        sink.done(now)
         driver.schedule_pump()
-        taken = sink.take()
+        taken = sink.take(now)
         if self._paused and not sink.full:
             self._paused = False
             driver.pause_pull(sink.number, paused=False)

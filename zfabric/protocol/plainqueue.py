@@ -170,9 +170,12 @@ class PlainQueue:
     # -- pullers -------------------------------------------------------------------------------
 
     def join(self, key: WorkerKey, endpoint: str) -> None:
-        """A puller takes jobs from now on."""
-        self.targets[key] = Target(endpoint, self._unsent_from)
-        self.blocked = False
+        """A puller takes jobs from now on, or at another address than before."""
+        known = self.targets.get(key)
+        if known is None:
+            self.targets[key] = Target(endpoint, self._unsent_from)
+        else:
+            known.endpoint = endpoint
 
     def leave(self, key: WorkerKey, now: float) -> Target | None:
         """A puller is gone, with all that was on the way to it."""

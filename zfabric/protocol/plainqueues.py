@@ -87,6 +87,11 @@ class PlainQueues:
                 puller.offered(peer_id)
         return puller
 
+    def moved(self, pullers: dict[int, tuple[str, ...]]) -> None:
+        """This node's addresses changed: where its pullers' sockets listen now."""
+        for number, endpoints in pullers.items():
+            self.sinks[number].moved(endpoints)
+
     def close(self, puller: PlainSink, now: float) -> None:
         """A puller takes no more."""
         puller.close(now)
@@ -148,8 +153,14 @@ class PlainQueues:
         if queue is None or len(self._workers) >= self._config.workers_max:
             self._refuse(peer_id, f"pulls from {record.queue!r}, which is not offered, or is over Config.workers_max")
             return
-        self._leave(key, now)
-        self._workers[key] = queue
+        target = queue.targets.get(key)
+        if target is None:
+            self._leave(key, now)
+            self._workers[key] = queue
+        elif target.endpoint in record.endpoints and key not in self._unreached:
+            return  # it has new addresses beside the one that works
+        else:
+            self._effects.do(DisconnectPush(queue.queue, target.endpoint))
         self._unreached[key] = record
 
     def _reach(self, now: float) -> None:

@@ -78,6 +78,12 @@ class PlainSink:
             self.origins[peer_id] = Origin()
             self._tell(peer_id, PlainPull(self.number, self.queue, self._endpoints))
 
+    def moved(self, endpoints: tuple[str, ...]) -> None:
+        """The socket listens there from now on."""
+        self._endpoints = endpoints
+        for peer_id in self.origins:
+            self._tell(peer_id, PlainPull(self.number, self.queue, endpoints))
+
     def lost(self, peer_id: bytes) -> None:
         """A pusher is gone. What came from it is still good."""
         self.origins.pop(peer_id, None)
@@ -104,13 +110,18 @@ class PlainSink:
 
     # -- the reader ----------------------------------------------------------------------------
 
-    def take(self) -> tuple[bytes, Batch] | None:
+    def take(self, now: float) -> tuple[bytes, Batch] | None:
         """The next batch: (pusher's node, batch). Call `done` before the one after it."""
         if not self._waiting:
             return None
         self._in_hand = peer_id, _, batch = self._waiting.popleft()
+        was_full = self.full
         self.nbytes -= batch.nbytes
         self.waiting -= batch.count
+        if was_full and not self.full:
+            for origin in self.origins.values():
+                if origin.mark_at < inf:  # what waits in the socket comes now
+                    origin.mark_at = now + self._config.gap_settle_s
         return peer_id, batch
 
     def done(self, now: float) -> None:
@@ -149,7 +160,7 @@ class PlainSink:
     def handle_timer(self, now: float) -> None:
         """Tell pushers what came of their jobs."""
         for peer_id, origin in self.origins.items():
-            if origin.mark_at <= now and not origin.here:
+            if origin.mark_at <= now and not origin.here and not self.full:
                 origin.before, origin.mark_at = max(origin.before, origin.mark), inf
                 self._report(peer_id, origin)
             elif origin.mark_at <= now:

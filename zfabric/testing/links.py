@@ -342,8 +342,9 @@ class MemoryTransport:
         """Make a PULL socket; where pushers can connect to it."""
         return self.pipes.open_pull(puller, self.inbox_endpoints[0].removesuffix(":in"))
 
-    def rebind(self, addresses: tuple[str, ...]) -> None:
+    def rebind(self, addresses: tuple[str, ...]) -> dict[int, tuple[str, ...]]:
         """Addresses in memory never change."""
+        return {}
 
     def drop_links(self) -> None:
         """Nobody is ever revoked in memory."""

@@ -81,8 +81,8 @@ class Transport(Protocol):
     def open(self, receiver: Receiver) -> None:
         """Bind and start to receive. Raises OSError if an address cannot be bound."""
 
-    def rebind(self, addresses: tuple[str, ...]) -> None:
-        """Listen on these addresses from now on (the machine's addresses changed)."""
+    def rebind(self, addresses: tuple[str, ...]) -> dict[int, tuple[str, ...]]:
+        """Listen on these addresses from now on (the machine's addresses changed): where each PULL socket does."""
 
     def drop_links(self) -> None:
         """End every connection that others made to us; those that are still trusted make it again."""

@@ -164,7 +164,7 @@ class Listening:
         """What this node's endpoints end with."""
         return f"#{self._credentials.fingerprint}" if self._credentials is not None and self._distinguishes else ""
 
-    def rebind(self, addresses: tuple[str, ...]) -> None:
+    def rebind(self, addresses: tuple[str, ...]) -> dict[int, tuple[str, ...]]:
         """Listen on these addresses from now on; what cannot be bound is left out."""
         self._accepted.clear()  # how many of them remain nobody tells; each that ends counts for nothing then
         for address in [a for a in self._tcp if a not in addresses]:
@@ -178,6 +178,7 @@ class Listening:
         self._touch(self._inbox)
         self._touch(self._outlet)
         self._collect_endpoints()
+        return {}
 
     def drop_links(self) -> None:
         """End every connection that others made to us."""

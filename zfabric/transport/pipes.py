@@ -27,6 +27,8 @@ _NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
 
 BURST_BYTES = 256 * 1024
 "Read from the feed or a PULL in one turn: more would leave the processor's cache before the reader gets to it."
+IPC = "ipc"
+"Stands for an address."
 PIPE_BATCHES = 8
 "Batches that wait on each side of a connection from PUSH to PULL: what is more goes to others, or waits at the pusher."
 
@@ -42,7 +44,8 @@ class Pipes(Listening):
         super().__init__(config, addresses, ipc_stem, credentials)
         self._pushes: dict[str, zmq.Socket[bytes]] = {}
         self._pulls: dict[int, zmq.Socket[bytes]] = {}
-        self._pull_endpoints: dict[int, tuple[str, ...]] = {}
+        self._bound: dict[int, dict[str, str]] = {}
+        "Where each PULL socket listens, by address."
         self._blocked: set[str] = set()
         self._paused_pulls: set[int] = set()
 
@@ -110,29 +113,42 @@ class Pipes(Listening):
         """Make a PULL socket; where pushers can connect to it. Raises LimitExceeded, or OSError."""
         socket = self._pulls[puller] = self._pipe(zmq.PULL)
         be_server(socket, self._credentials)
-        endpoints: list[str] = []
+        bound = self._bound[puller] = {}
         try:
             if self._ipc_stem is not None:
-                endpoints.append(f"ipc://{self._ipc_stem}.{puller}")
-                socket.bind(endpoints[-1])
+                bound[IPC] = f"ipc://{self._ipc_stem}.{puller}"
+                socket.bind(bound[IPC])
             for address in self._tcp:
-                host = f"[{address}]" if ":" in address else address
-                socket.set(zmq.IPV6, ":" in address)
-                socket.bind(f"tcp://{host}:*")
-                endpoints.append(socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0"))
+                bound[address] = _bind(socket, address)
         except zmq.ZMQError as error:
-            del self._pulls[puller]
+            del self._pulls[puller], self._bound[puller]
             socket.close(linger=0)
             raise OSError(error.errno or errno.EADDRNOTAVAIL, f"cannot open a puller's socket: {error}") from error
         self._watch(socket, partial(self._drain_pull, puller))
-        found = tuple(f"{endpoint}{self._key_suffix}" for endpoint in endpoints)
-        self._pull_endpoints[puller] = found
-        return found
+        return self._pull_endpoints(puller)
+
+    def _pull_endpoints(self, puller: int) -> tuple[str, ...]:
+        return tuple(f"{endpoint}{self._key_suffix}" for endpoint in self._bound[puller].values())
+
+    def rebind(self, addresses: tuple[str, ...]) -> dict[int, tuple[str, ...]]:
+        """As of the other sockets; where each PULL socket listens now."""
+        super().rebind(addresses)
+        for puller, bound in self._bound.items():
+            socket = self._pulls[puller]
+            for address in bound.keys() - self._tcp.keys() - {IPC}:
+                with suppress(zmq.ZMQError):
+                    socket.unbind(bound.pop(address))
+            for address in self._tcp:
+                if address not in bound:
+                    with suppress(zmq.ZMQError):
+                        bound[address] = _bind(socket, address)
+            self._touch(socket)
+        return {puller: self._pull_endpoints(puller) for puller in self._bound}
 
     def close_pull(self, puller: int) -> None:
         """Close a PULL socket with all that it has."""
         socket = self._pulls.pop(puller)
-        del self._pull_endpoints[puller]
+        del self._bound[puller]
         self._paused_pulls.discard(puller)
         self._forget(socket)
 
@@ -170,8 +186,14 @@ class Pipes(Listening):
     def _drop_pull_links(self) -> None:
         """End every connection to a PULL socket; pushers that are still trusted make it again."""
         for puller, socket in self._pulls.items():
-            self._drop_links(socket, self._pull_endpoints[puller])
+            self._drop_links(socket, self._pull_endpoints(puller))
 
     def _close_pipes(self) -> None:
         for socket in (*self._pushes.values(), *self._pulls.values()):
             socket.close(linger=0)
+
+
+def _bind(socket: zmq.Socket[bytes], address: str) -> str:
+    socket.set(zmq.IPV6, ":" in address)
+    socket.bind(f"tcp://[{address}]:*" if ":" in address else f"tcp://{address}:*")
+    return socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
