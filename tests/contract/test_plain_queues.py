@@ -119,6 +119,7 @@ async def test_a_slow_reader_holds_its_pushers_up(make_node: MakeNode) -> None:
     await wait_until_async(lambda: puller.pending * 1000 >= 200_000)
     assert not pushing.done()
     assert pusher.depth * 1000 <= 2**21
+    assert puller.pending * 1000 < 400_000
     count = 0
     async for batch in puller.batches():
         count += len(batch)
@@ -138,6 +139,19 @@ async def test_what_a_puller_leaves_unread_is_lost_and_told(pair: Pair) -> None:
     await flush(pusher)
     figures = pair[0].statistics().queues["jobs"]
     assert (figures.lost, figures.done, figures.depth, figures.workers) == (1000, 0, 0, 0)
+
+
+@pytest.mark.parametrize(("read", "lost"), [(3, 0), (2, 3)])
+async def test_a_batch_is_done_when_its_reader_had_all_of_it(pair: Pair, read: int, lost: int) -> None:
+    """A puller that closes was through with a batch whose last job it handed out, and with no other."""
+    pusher, (puller,) = await ends(pair)
+    await pusher.push_many(range(3))
+    for _ in range(read):
+        await puller.receive(TIMEOUT)
+    await puller.close()
+    await flush(pusher)
+    figures = pair[0].statistics().queues["jobs"]
+    assert (figures.done, figures.lost) == (3 - lost, lost)
 
 
 async def test_the_jobs_of_others_are_not_lost_with_a_puller(pair: Pair) -> None:
@@ -258,6 +272,8 @@ async def test_types_are_checked_and_lifetimes_end(pair: Pair) -> None:
     await wait_until_async(lambda: asyncio.get_running_loop().time() > late)
     assert [(await puller.receive(TIMEOUT)).value for _ in range(3)] == [1, 3, 5]
     assert (await next_event(events, DecodeError)).topic == "jobs"
+    figures = b.statistics().topics["jobs"]
+    assert (figures.undecodable, figures.expired) == (1, 1)
 
 
 async def test_a_node_works_on_its_own_jobs(pair: Pair) -> None:

@@ -165,3 +165,21 @@ async def test_an_error_is_the_task_s(eager: EagerTasks) -> None:
 
     with pytest.raises(ValueError, match="broken"):
         await task
+
+
+async def test_it_sees_its_caller_s_context_variables(eager: EagerTasks) -> None:
+    """Those that were set when it began, at once and after a wait."""
+    seen = []
+
+    async def work() -> None:
+        seen.append(VARIABLE.get())
+        await asyncio.sleep(0)
+        seen.append(VARIABLE.get())
+
+    token = VARIABLE.set("the caller's")
+    task = eager.start(work())
+    VARIABLE.reset(token)
+    assert task is not None
+    await task
+
+    assert seen == ["the caller's", "the caller's"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from zfabric.config import Config
 from zfabric.protocol.jobs import QueuePolicy
 from zfabric.protocol.plainqueue import PlainQueue
-from zfabric.protocol.plainsink import PlainSink
+from zfabric.protocol.plainsink import TAKEN_AT_ONCE, PlainSink
 from zfabric.wire.batch import Batch, BatchWriter
-from zfabric.wire.plain_records import PlainEnd, PlainPull, PlainRecord, PlainTaken
+from zfabric.wire.plain_records import TAKEN_MAX, PlainEnd, PlainPull, PlainRecord, PlainTaken
 
 BODY = b"\xdd\x00\x00\x00\x01\x07"
 A, B = (b"a" * 16, 1), (b"b" * 16, 1)
@@ -80,8 +80,11 @@ def test_silent_pullers_are_asked_once_how_far_they_are() -> None:
     assert queue.to_mark(due) == [(A, 2), (B, 2)]
     assert queue.timer() > 1e9
     queue.taken(A, [], 2, due)
+    assert queue.to_mark(queue.timer()) == [], "B is asked already"
     queue.taken(B, [], 2, due)
     assert figures(queue) == (1, 1, 0)
+    send(queue, 1)
+    assert queue.to_mark(queue.timer()) == [(A, 3), (B, 3)], "nobody has told of anything since it was sent"
 
 
 def test_nonsense_about_batches_changes_nothing() -> None:
@@ -94,6 +97,20 @@ def test_nonsense_about_batches_changes_nothing() -> None:
     assert figures(queue) == (0, 0, 2)
     queue.taken(A, [], 100, 1.0)
     assert figures(queue) == (0, 1, 1), "what is not sent yet cannot be behind anybody"
+    assert queue.head() is not None
+    queue.sent(1.0)
+    queue.taken(A, [], 0, 1.0)
+    assert figures(queue) == (0, 1, 1), "nor when it is sent later"
+
+
+def test_a_puller_that_moves_is_the_same_puller() -> None:
+    """What it has, or may still get, is not lost because it is reached elsewhere."""
+    queue = queue_of(2, A)
+    queue.join(A, "elsewhere")
+    send(queue, 1)
+    queue.taken(A, [(1, 2)], 2, 1.0)
+    assert figures(queue) == (1, 1, 1)
+    assert queue.targets[A].endpoint == "elsewhere"
 
 
 class Reader:
@@ -123,7 +140,7 @@ def test_readers_tell_what_they_are_through_with() -> None:
     reader.receive(0, 0.0)
     reader.receive(30, 0.0)
     for _ in range(2):
-        assert reader.sink.take() is not None
+        assert reader.sink.take(1.0) is not None
         reader.sink.done(1.0)
     reader.sink.handle_timer(1.0)
     assert reader.said() == []
@@ -140,10 +157,49 @@ def test_a_mark_is_answered_when_nothing_is_left_and_nothing_comes() -> None:
     assert reader.said() == []
     reader.sink.handle_timer(SETTLE_S * 1.5)
     assert reader.said() == [], "nobody has read it"
-    reader.sink.take()
+    reader.sink.take(SETTLE_S)
     reader.sink.done(2 * SETTLE_S)
     reader.sink.handle_timer(3 * SETTLE_S)
     assert reader.said() == [PlainTaken(1, [(20, 30)], 50)]
+
+
+def test_a_mark_is_not_answered_while_the_socket_is_not_read() -> None:
+    """It is full of another pusher's jobs: this one's may wait behind them."""
+    reader, other = Reader(), b"o" * 16
+    reader.sink.offered(other)
+    reader.said()
+    big = Batch("q", other, 0, 0, 10, 0, b"", None, (), Config().credit_bytes)
+    assert reader.sink.received(other, big, 0.0)
+    reader.sink.marked(PUSHER, 50, 0.0)
+    reader.sink.handle_timer(5 * SETTLE_S)
+    assert reader.said() == []
+    assert reader.sink.take(5.5 * SETTLE_S) is not None
+    reader.sink.handle_timer(6 * SETTLE_S)
+    assert reader.said() == [], "what waits in the socket needs a moment"
+    reader.sink.handle_timer(6.5 * SETTLE_S)
+    assert reader.said() == [PlainTaken(1, [], 50)]
+
+
+def test_many_batches_are_told_of_at_once() -> None:
+    """Without a wait, when there are many; and in records of bounded length."""
+    reader = Reader()
+    for number in range(TAKEN_MAX + 1):
+        reader.receive(10 * number, 0.0)
+        reader.sink.take(0.0)
+        reader.sink.done(0.0)
+        assert (reader.sink.timer() == 0.0) == (number >= TAKEN_AT_ONCE - 1)
+    reader.sink.handle_timer(0.0)
+    first, rest = reader.said()
+    assert isinstance(first, PlainTaken)
+    assert (len(first.taken), first.before) == (TAKEN_MAX, 10 * TAKEN_MAX)
+    assert rest == PlainTaken(1, [(10 * TAKEN_MAX, 10 * TAKEN_MAX + 10)], 10 * TAKEN_MAX + 10)
+
+
+def test_jobs_of_strangers_are_not_taken() -> None:
+    """Only who was told of this puller may push to it."""
+    reader = Reader()
+    assert not reader.sink.received(b"s" * 16, Batch("q", b"s" * 16, 0, 0, 10, 0, b"", None, (), 100), 0.0)
+    assert reader.sink.take(0.0) is None
 
 
 def test_a_puller_that_ends_tells_of_what_was_read_and_of_nothing_else() -> None:
@@ -151,7 +207,7 @@ def test_a_puller_that_ends_tells_of_what_was_read_and_of_nothing_else() -> None
     reader = Reader()
     for base in (0, 10):
         reader.receive(base, 0.0)
-    reader.sink.take()
+    reader.sink.take(0.0)
     reader.sink.done(0.0)
     reader.sink.close(0.0)
     assert reader.said() == [PlainTaken(1, [(0, 10)], 10), PlainEnd(1)]
@@ -164,7 +220,7 @@ def test_what_came_in_an_earlier_session_is_read_and_not_told() -> None:
     reader.sink.lost(PUSHER)
     reader.sink.offered(PUSHER)
     reader.said()
-    assert reader.sink.take() is not None
+    assert reader.sink.take(0.0) is not None
     reader.sink.done(0.0)
     reader.sink.marked(PUSHER, 10, 0.0)
     reader.sink.handle_timer(10.0)

@@ -17,6 +17,7 @@ from zfabric.protocol.deliveries import Delivery
 from zfabric.protocol.dispatcher import Dispatcher
 from zfabric.protocol.jobs import QueuePolicy
 from zfabric.protocol.pulls import Pull
+from zfabric.wire.plain_records import PlainOffers, PlainPull, PlainRecord
 from zfabric.wire.queue_records import (
     Credit,
     Jobs,
@@ -313,7 +314,7 @@ def test_a_hung_handler_s_late_ack_is_refused() -> None:
 # -- peers that misbehave --------------------------------------------------------------------------
 
 
-def say(world: World, sender: Party, to: Party, *records: QueueRecord) -> None:
+def say(world: World, sender: Party, to: Party, *records: QueueRecord | PlainRecord) -> None:
     """Let a node say what it would not."""
     (peer,) = [peer for peer in sender.core.peers.up() if peer.id == to.core.me]
     for record in records:
@@ -374,6 +375,20 @@ def test_peers_cannot_make_a_node_keep_too_much() -> None:
     say(world, b, a, *[PullRecord(number, "q", 1000, 1) for number in range(5)], PullRecord(9, "unknown", 1000, 1))
     say(world, b, a, PullRecord(1, "q", 1000, 1, "no selector"), Credit(77, 1, 1), Renew(77))
     assert len(dispatcher.workers.all) == 2
+    assert a.seen(ProtocolError)
+    assert b.seen(ProtocolError)
+
+
+def test_peers_cannot_make_a_node_keep_too_many_sockets() -> None:
+    """Queues at-most-once that a peer offers (queues_max), and its pullers (workers_max), are bounded as well."""
+    world, a, b = pair(Config(queues_max=3, workers_max=2, heartbeat_interval_s=0.5, peer_timeout_s=1.5))
+    a.core.queues.plain.queue("p", QueuePolicy(), a.core.me, with_crc=False)
+    world.run(1)
+    say(world, a, b, PlainOffers([f"q{number}" for number in range(10)]))
+    assert len(b.core.queues.plain.offers[a.core.me]) == 3
+
+    say(world, b, a, *[PlainPull(number, "p", (f"x:{number}",)) for number in range(5)], PlainPull(9, "x", ()))
+    assert len(a.core.queues.plain._workers) == 2
     assert a.seen(ProtocolError)
     assert b.seen(ProtocolError)
 
