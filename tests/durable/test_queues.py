@@ -99,6 +99,45 @@ async def test_an_ack_returns_when_it_is_on_the_disk(fabric: MemoryFabric, make_
         await acking
 
 
+async def test_an_ack_is_answered_after_its_puller_has_ended(fabric: MemoryFabric, make_store: MakeStore) -> None:
+    """A worker that stops hears that its last job is done, although its puller holds nothing and takes no more."""
+    await make_store()
+    shop, packing = await fabric.open("shop"), await fabric.open("packing")
+    orders = shop.pusher("orders", durable=True)
+    await orders.wait_for(stores=1, timeout=TIMEOUT)
+    await orders.push("last")
+    jobs = packing.puller("orders", ack="manual")
+    job = await jobs.receive(TIMEOUT)
+
+    jobs.end()
+    await asyncio.wait_for(job.ack(), TIMEOUT)
+
+    await until(lambda: not packing._driver.core.queues.pulls)
+
+
+async def test_a_node_that_closes_waits_for_answers_to_its_acks(fabric: MemoryFabric, make_store: MakeStore) -> None:
+    """And says which jobs may come again if the store does not answer in time."""
+    store = await make_store()
+    shop = await fabric.open("shop")
+    orders = shop.pusher("orders", durable=True)
+    await orders.wait_for(stores=1, timeout=TIMEOUT)
+    await orders.push_many(range(2))
+
+    async def ack_and_close(name: str, timeout: float) -> None:
+        packing = await fabric.open(name)
+        job = await packing.puller("orders", ack="manual").receive(TIMEOUT)
+        acking = asyncio.ensure_future(job.ack())
+        await asyncio.sleep(0)  # the ack is on its way
+        await packing.close(timeout)
+        await asyncio.wait_for(acking, TIMEOUT)
+
+    await ack_and_close("packing", TIMEOUT)
+    store._service.queues._committing.add("orders")  # type: ignore[union-attr]  # as if its disk were slow
+    with pytest.raises(NotStored, match="node closed before the store answered"):
+        await ack_and_close("packing-2", 0.2)
+    store._service.queues._committing.discard("orders")  # type: ignore[union-attr]
+
+
 async def test_workers_and_handlers_need_not_know(fabric: MemoryFabric, make_store: MakeStore) -> None:
     """`@node.worker` takes durable jobs and those of nodes alike."""
     await make_store()

@@ -28,6 +28,7 @@ from zfabric.protocol.dispatcher import Dispatcher
 from zfabric.protocol.jobs import QueuePolicy
 from zfabric.protocol.plainqueue import PlainQueue
 from zfabric.protocol.plainsink import PlainSink
+from zfabric.protocol.pulls import CLOSED
 from zfabric.protocol.queues import DEAD_PREFIX
 from zfabric.wire.codec import Codec
 from zfabric.wire.durable_records import stream_of
@@ -176,13 +177,19 @@ class NodeQueues:
         self._driver.pump()
 
     async def finish(self, timeout: float) -> None:
-        """Wait for jobs of this node that are not done, then report them."""
+        """Wait for jobs of this node that are not done, and for answers to acks; then report what is left."""
+        pulls = self._driver.core.queues.pulls
         try:
-            await self._driver.wait_until(lambda: not self._unfinished(), max(0.0, timeout))
+            await self._driver.wait_until(
+                lambda: not self._unfinished() and not any(pull.unanswered for pull in pulls.values()),
+                max(0.0, timeout),
+            )
         except TimeoutError:
             for queue, jobs in self._unfinished().items():
                 log.warning("%d jobs of %r are not done, and lost as this node closes", jobs, queue)
                 self._driver.emit(JobsUnfinished(queue, jobs))
+        for pull in pulls.values():
+            pull.unheard(CLOSED)
         for writer, _ in self._durable.values():
             writer.close()
 

@@ -26,10 +26,11 @@ from zfabric.wire.queue_records import (
     Undone,
 )
 
-__all__ = ["TOO_LATE", "Pull"]
+__all__ = ["CLOSED", "TOO_LATE", "Pull"]
 
 TOO_LATE = "its lease had ended: somebody else has the job, or gets it"
 LEFT = "the store left before it answered: the job may come again"
+CLOSED = "the node closed before the store answered: the job may come again"
 
 DONE_PER_RECORD_MAX = 5000
 CREDIT_MIN = 2
@@ -99,6 +100,16 @@ class Pull:
         return f"<Pull {self.queue}/{self.number} held={self.held} credit={self._credit} sources={len(self.sources)}>"
 
     @property
+    def unanswered(self) -> bool:
+        """Whether acks wait for a store."""
+        return bool(self._unkept)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is closed, and nobody will say or hear anything of its jobs any more."""
+        return self.closed and not self.held and not self._unkept
+
+    @property
     def credit(self) -> int:
         """Jobs that it may have, now."""
         return self._credit
@@ -129,8 +140,7 @@ class Pull:
         self.catch_up()
         self._granted -= source.granted
         self.changed = True
-        for key in [key for key in self._unkept if key[0] == peer_id]:
-            self._unkept.pop(key)(LEFT)
+        self.unheard(LEFT, peer_id)
         lost = 0
         for delivery in source.deliveries.values():
             lost += delivery.left
@@ -352,6 +362,12 @@ class Pull:
                 told = self._unkept.pop(key, None)
                 if told is not None:
                     told(reason)
+        self.changed = self.changed or self.finished
+
+    def unheard(self, reason: str, peer_id: bytes | None = None) -> None:
+        """Acks that wait for this store, or for any, get no answer."""
+        for key in [key for key in self._unkept if peer_id in (None, key[0])]:
+            self._unkept.pop(key)(reason)
 
     def renew(self, delivery: Delivery, start: int, now: float) -> None:
         """The handler of a job that is in hand lives."""

@@ -425,7 +425,7 @@ class Queues:
                 if pull.changed:
                     pull.flush(now)
                     more = True
-                    if pull.closed and not pull.held:
+                    if pull.finished:
                         del self.pulls[pull.number]
                 while pull.refused:
                     peer_id, count = pull.refused.pop()
