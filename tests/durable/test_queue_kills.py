@@ -88,8 +88,11 @@ def run(crew: Crew, kills: int, seed: int, *, store_only: bool = False) -> None:
     if not crew.handicap:
         wait_until(lambda: confirmed <= told(workers, "begin").keys(), TIMEOUT, pause=0.1)
     hold(1.5, "workers have nothing to do any more")
-    for process in (*workers, store):
-        process.end()
+    if crew.handicap:  # its damage is done, and nobody needs to end well
+        crew.kill()
+    else:
+        for process in (*workers, store):
+            process.end()
 
     begun, done = told(workers, "begin"), told(workers, "done")
     assert begun.keys() <= tried, "a job that nobody pushed"

@@ -112,7 +112,7 @@ async def test_an_ack_is_answered_after_its_puller_has_ended(fabric: MemoryFabri
     jobs.end()
     await asyncio.wait_for(job.ack(), TIMEOUT)
 
-    await until(lambda: not packing._driver.core.queues.pulls)
+    await until(lambda: not packing._driver.core.queues.pulls)  # type: ignore[union-attr]
 
 
 async def test_a_node_that_closes_waits_for_answers_to_its_acks(fabric: MemoryFabric, make_store: MakeStore) -> None:
