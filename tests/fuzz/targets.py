@@ -193,7 +193,6 @@ def _captures() -> Iterator[bytes]:
             path = Path(directory) / f"{closed}.zfcap"
             frames = [(VECTORS / "batch-signed.bin").read_bytes()]
             sealed = parse_batch(frames, messages_max=1000, buffers_max=8, topic_bytes_max=255)
-            source = Source(sealed.producer.hex(), "x")
             signed = capture_batch(
                 topic=sealed.topic, base=sealed.base, source=Source(sealed.producer.hex(), "x"), at=2
             )
