@@ -57,13 +57,15 @@ async def test_peers_that_are_dead_or_stopped_do_not_hold_it_up(
 async def test_the_default_timeout_is_the_config_s(make_node: MakeNode) -> None:
     """`close()` without a timeout takes Config.close_timeout_s at most."""
     node = await make_node("a", close_timeout_s=0.3)
-    hung = asyncio.Event()
+    begun, hung = asyncio.Event(), asyncio.Event()
 
     @node.on("t")
     async def handle(message: Message) -> None:
+        begun.set()
         await hung.wait()
 
     await node.publisher("t").publish(1)
+    await asyncio.wait_for(begun.wait(), TIMEOUT)
     begin = time.monotonic()
 
     await node.close()

@@ -30,6 +30,10 @@ class Alarm:
             now = loop.time()
             self._arm(loop, due if now < due else self._ask(now))
 
+    def by(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        """Nothing but this may be due earlier than before."""
+        self._arm(loop, due)
+
     def cancel(self) -> None:
         """Ring no more."""
         if self._timer is not None:

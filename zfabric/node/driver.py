@@ -80,6 +80,7 @@ class Driver(JobSockets):
         self._waiters: dict[asyncio.Future[None], None] = {}
         self._alarm = Alarm(core.timer, self._on_alarm)
         self._pump_soon = False
+        self._pump_at_end = False
         self._jobs: deque[Callable[[], object]] = deque()
         self._in_jobs = self._jobs_left = False
         self._holding: set[Sink] = set()
@@ -219,7 +220,7 @@ class Driver(JobSockets):
             dirty = self._send_bundles(dirty)
         for outbox in dirty:
             self._send(outbox)
-        self._alarm.set(self.loop)
+        self._alarm.by(self.loop, self.core.streams.timer())
 
     def _send_bundles(self, outboxes: list[Outbox]) -> list[Outbox]:
         """Send what can travel together. Returns the other outboxes."""
@@ -235,7 +236,7 @@ class Driver(JobSockets):
     def send(self, outbox: Outbox) -> None:
         """Seal and send the open batch of one outbox, if there is one."""
         self._send(outbox)
-        self._alarm.set(self.loop)
+        self._alarm.by(self.loop, self.core.streams.timer())
 
     def _send(self, outbox: Outbox) -> None:
         if not outbox.writer.count or self.open_state != "open":
@@ -253,6 +254,7 @@ class Driver(JobSockets):
             self._transport.publish(self.core.lending.lend(outbox, frames, now) if len(frames) > 1 else frames)
         if outbox.local:
             self.core.loop_back(outbox, frames, self._source, now)
+            self.schedule_pump()
 
     def _keep(self, outbox: Outbox, count: int, frames: Sequence[Buffer]) -> None:
         """Write a batch to the publisher's own file before it leaves."""
@@ -266,17 +268,20 @@ class Driver(JobSockets):
 
     def on_control(self, route: Route, frame: bytes, user: str = "") -> None:
         """A control frame arrived."""
+        self._pump_at_end = True
         self.core.receive(route, frame, self.loop.time(), user)
 
     def on_filter(self, data: bytes, user: str = "") -> None:
         """A subscription arrived at the outlet."""
+        self._pump_at_end = True
         self.core.receive_filter(data, self.loop.time(), user)
 
     def on_batch(self, frames: Sequence[Buffer], user: str = "") -> None:
         """A batch arrived on the feed."""
         self.batches_received += 1
         self.bytes_received += sum(map(len, frames))
-        self.core.receive_batch(frames, self.loop.time(), user)
+        if not self.core.receive_batch(frames, self.loop.time(), user):
+            self._pump_at_end = True
 
     def _returned(self) -> None:
         """Something borrowed is not referred to any more. Called in any thread."""
@@ -304,11 +309,21 @@ class Driver(JobSockets):
 
     def on_handshake_failed(self, address: str, reason: str) -> None:
         """A connection was not made, because of its keys."""
+        self._pump_at_end = True
         self.core.not_authenticated(address, reason, self.loop.time())
 
     def on_burst_end(self) -> None:
         """Answer everything that came in this burst at once."""
-        self.pump()
+        if self._pump_at_end or not self._streams_can_wait():
+            self.pump()
+
+    def _streams_can_wait(self) -> bool:
+        """Whether streams, which alone may have changed, have nothing to say yet; the alarm is set then."""
+        due = self.core.streams_due()
+        if due <= self.loop.time():
+            return False
+        self._alarm.by(self.loop, due)
+        return True
 
     def hold_feed(self, sink: Sink, *, full: bool) -> None:
         """A blocking subscription is full, or has room again."""
@@ -329,7 +344,7 @@ class Driver(JobSockets):
 
     def pump(self) -> None:
         """Carry out the core's actions until there are none."""
-        self._pump_soon = False
+        self._pump_soon = self._pump_at_end = False
         if self.open_state != "open" or self._in_jobs:
             return
         if self._jobs and not self._jobs_left:
@@ -402,7 +417,8 @@ class Driver(JobSockets):
     def processed(self, lane: Lane, producer: bytes, topic: str, epoch: int, before: int) -> None:
         """A subscription is done with the messages before this one."""
         self.core.streams.processed(lane, producer, topic, epoch, before, self.loop.time())
-        self.schedule_pump()
+        if not self._streams_can_wait():
+            self.schedule_pump()
 
     def _on_alarm(self, now: float) -> None:
         self.core.handle_timer(now)

@@ -22,6 +22,7 @@ class JobSockets:
     bytes_sent: int
     bytes_received: int
     _transport: Transport
+    _pump_at_end: bool
 
     def open_push(self, queue: str) -> None:
         """Make a queue's PUSH socket. Raises LimitExceeded."""
@@ -41,12 +42,14 @@ class JobSockets:
 
     def on_jobs(self, puller: int, frames: Sequence[Buffer], user: str = "") -> None:
         """A batch arrived on a puller's socket."""
+        self._pump_at_end = True
         self.batches_received += 1
         self.bytes_received += sum(map(len, frames))
         self.core.receive_jobs(puller, frames, self.loop.time(), user)
 
     def on_room(self, queue: str) -> None:
         """A puller of a queue has room again."""
+        self._pump_at_end = True
         self.core.queues.plain.queues[queue].blocked = False
 
     def _act_on_jobs(self, action: ConnectPush | DisconnectPush | SendJobs, now: float) -> None:

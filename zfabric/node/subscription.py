@@ -153,7 +153,7 @@ class Subscription(Closing):
         self._acknowledge()
         try:
             self._unpaused += 1
-            if self._unpaused >= READS_PER_TURN or not self._buffer.pending:
+            if self._unpaused >= READS_PER_TURN:
                 self._unpaused = 0
                 await asyncio.sleep(0)  # a busy reader lets the node's own work go on
             while True:
@@ -162,6 +162,7 @@ class Subscription(Closing):
                 messages = self._pop()
                 if messages or self._closed:
                     return messages
+                self._unpaused = 0
                 self._waiter = self._driver.loop.create_future()
                 await self._waiter
         finally:

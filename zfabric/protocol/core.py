@@ -370,8 +370,11 @@ class Core:
                 return
         self.interests.marked(subscribed, node_id, generation, now)
 
-    def receive_batch(self, frames: Sequence[Buffer], now: float, user: str = "") -> None:
-        """One batch from the feed, from the identity that the transport has verified."""
+    def receive_batch(self, frames: Sequence[Buffer], now: float, user: str = "") -> bool:
+        """One batch from the feed, from the identity that the transport has verified.
+
+        Returns whether all that it may have changed is in `streams_due`.
+        """
         self._now = self.gate.now = now
         to = addressee(frames)
         try:
@@ -382,32 +385,37 @@ class Core:
                 batch = parse_bundle(frames, messages_max=self._config.batch_messages_max)
         except RemoteProtocolError as error:
             self.not_protocol("feed", error)
-            return
+            return False
         peer = self.peers.known.get(batch.producer)
         if peer is None:
             self.strangers += 1
-            return
+            return False
         if self._authority.distinguishes and peer.user != user:
             self.not_authenticated(peer.address, f"{user!r} publishes in the name of this node", now)
-            return
+            return False
         may = partial(self.gate.may, peer, "publish") if self._authority.distinguishes else None
         if isinstance(batch, Batch) and may is not None and not may(batch.topic):
-            return
+            return False
         peer.last_heard = now
+        plain = peer.leaves_at == inf
         try:
             if isinstance(batch, Bundle):
                 if to == self.me:  # who subscribes to everything hears what is for others, too
                     self.streams.take_bundle(peer, batch, may)
             else:
                 if batch.loan is not None:
+                    plain = False
                     batch = self._parse(self.lending.borrow(peer, batch.loan, frames, now))
-                self.streams.take(peer, batch, self.interests.local.match(batch.topic), now)
+                lanes = self.interests.local.match(batch.topic)
+                self.streams.take(peer, batch, lanes, now)
+                plain = plain and not any(lane.history for lane in lanes)
         except LoanLost:
-            return
+            return False
         except (TopicError, LimitExceeded, RemoteProtocolError) as error:
             self.not_protocol(peer.address, RemoteProtocolError(str(error)))
         if peer.leaves_at < inf and not self.streams.awaits(peer.id):
             self.peers.depart(peer, now)
+        return plain
 
     def receive_jobs(self, puller: int, frames: Sequence[Buffer], now: float, user: str = "") -> None:
         """One batch from the socket of a puller at-most-once, from the identity that the transport has verified."""
@@ -472,6 +480,10 @@ class Core:
         self.queues.handle_timer(now)
         self.shares.handle_timer(now)
         self.histories.handle_timer(now)
+
+    def streams_due(self) -> float:
+        """When `actions` has something that comes from streams alone; in the past if it has now."""
+        return -inf if self._effects.waiting else self.streams.timer()
 
     def actions(self, now: float) -> list[Action]:
         """What the driver must do now, in order. Call it after every other verb."""

@@ -165,6 +165,11 @@ class Effects:
             some = records[start : start + RECORDS_PER_FRAME]
             self._actions.append(Send(route, encode_envelope(self._me, some)))
 
+    @property
+    def waiting(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self._records or self._actions)
+
     def take(self) -> list[Action]:
         """Everything to do now, in order."""
         if self._records:

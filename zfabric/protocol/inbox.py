@@ -138,13 +138,17 @@ class ReliableInbox:
     __slots__ = (
         "_ack_at", "_attempts", "_before", "_config", "_have", "_jitter", "_known", "_lost", "_passed", "_pending",
         "_pending_bytes", "_renewed", "_repair_at", "_unacked_bytes", "_urgent_before", "duplicates", "ended",
-        "epoch", "expected", "lane", "processed", "topic",
+        "epoch", "expected", "lane", "processed", "stores", "topic",
     )
     # fmt: on
 
-    def __init__(self, lane: int, topic: str, epoch: int, config: Config, jitter: Jitter) -> None:
+    def __init__(
+        self, lane: int, topic: str, epoch: int, config: Config, jitter: Jitter, *, stores: bool = False
+    ) -> None:
+        """One that `stores` is waited for until it has processed: that it has received is no news to haste with."""
         self.lane = lane
         self.topic = topic
+        self.stores = stores
         self.duplicates = 0
         self._config = config
         self._jitter = jitter
@@ -278,7 +282,7 @@ class ReliableInbox:
         config, expected = self._config, self.expected
         if expected is None:
             return
-        if self._urgent_before or self._unacked_bytes >= config.ack_bytes:
+        if (self._urgent_before and not self.stores) or self._unacked_bytes >= config.ack_bytes:
             self._ack_at = now
             if self._urgent_before <= expected and self._urgent_before <= self.processed:
                 self._urgent_before = 0

@@ -362,7 +362,9 @@ class Streams(Sending):
         if inbox is None:
             check_topic(topic, reserved=True, bytes_max=self._config.topic_bytes_max)
             self._make_room(lane.inboxes)
-            inbox = lane.inboxes[key] = ReliableInbox(lane.request.lane, topic, epoch, self._config, self._jitter)
+            inbox = lane.inboxes[key] = ReliableInbox(
+                lane.request.lane, topic, epoch, self._config, self._jitter, stores=lane.request.store
+            )
         return inbox
 
     def _make_room(self, inboxes: dict[Key, Any]) -> None:

@@ -200,8 +200,8 @@ class ZmqTransport(Pipes):
         except zmq.ZMQError:
             return False
         finally:  # a call that fails swallows the edge as well
-            if socket is not self._draining and socket not in self._touched and int(socket.get(_EVENTS)) & _POLLIN:
-                self._touch(socket)
+            if socket is not self._draining:
+                self._look(socket)
         return True
 
     def connect_feed(self, endpoint: str) -> None:
@@ -259,7 +259,7 @@ class ZmqTransport(Pipes):
             for frame in frames[1:-1]:
                 outlet.send(frame, _NOBLOCK | _SNDMORE, copy=False)
             outlet.send(frames[-1], _NOBLOCK, copy=False)
-        self._touch(outlet)
+        self._look(outlet)
 
     def _fit_outlet_queue(self, nbytes: int) -> None:
         """libzmq counts messages, memory is bytes: let the queue's length follow the size of batches."""
@@ -348,9 +348,11 @@ class ZmqTransport(Pipes):
 
     def _drain_feed(self, feed: zmq.Socket[bytes], user: str) -> None:
         nbytes = 0
-        for _ in range(self._config.frames_per_turn_max):
+        for count in range(self._config.frames_per_turn_max):
             if self._paused:
                 feed.get(_EVENTS)  # else its descriptor stays readable, and the event loop turns idly
+                break
+            if count and not int(feed.get(_EVENTS)) & _POLLIN:  # cheaper than the exception
                 break
             try:
                 frames: list[Buffer] = [feed.recv(_NOBLOCK)]
