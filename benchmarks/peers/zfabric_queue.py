@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -43,8 +44,11 @@ async def jobs(run: Run, link: Link) -> AsyncIterator[AsyncReceiver]:
 
 
 async def _worked(puller: Puller, work_s: float) -> AsyncIterator[Any]:
+    late = 0.0
     async for job in puller:
-        await asyncio.sleep(work_s)
+        begun = time.perf_counter()
+        await asyncio.sleep(work_s - late)
+        late += time.perf_counter() - begun - work_s  # timers are late by a millisecond: the mean is exact
         yield job
 
 

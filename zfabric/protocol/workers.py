@@ -14,7 +14,7 @@ from zfabric.protocol.lines import Line
 
 __all__ = ["Worker", "WorkerKey", "Workers"]
 
-RECALL_DOUBLINGS_MAX = 6
+RECALL_DOUBLINGS_MAX = 8
 
 WorkerKey = tuple[bytes, int]
 """A node's id and the number of a puller there."""
