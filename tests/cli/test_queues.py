@@ -43,15 +43,30 @@ async def test_a_command_is_run_for_each_job(cli: Commands, node: zfabric.Node) 
         "value = json.loads(input())\n"
         "print(value * 2, os.environ['ZFABRIC_QUEUE'], os.environ['ZFABRIC_ATTEMPT'])"
     )
-    pulled = await cli.run("pull", "jobs", "--count", "4", "--command", script(code), "--timeout", "20")
+    pull = await cli.start("pull", "jobs", "--command", script(code))
+    await asyncio.wait_for(pusher.flush(), 20)
+    pulled, _ = await pull.stop()
 
     assert sorted(pulled.out.splitlines()) == ["2 jobs 1", "4 jobs 1"]
-    await asyncio.wait_for(pusher.flush(), 10)
     assert node.statistics().queues["jobs"].dead == 1
     listed = await cli.run("dead", "list", "jobs")
     assert (listed.code, [record["value"] for record in listed.records]) == (0, ["bad"])
     assert "exited with 1" in listed.records[0]["headers"]["dead.reason"]
     assert "JSONDecodeError" in listed.records[0]["headers"]["dead.reason"]
+
+
+async def test_a_job_that_is_tried_again_counts_once(cli: Commands, node: zfabric.Node) -> None:
+    """`pull --count` counts jobs done, not attempts."""
+    pusher = node.pusher("jobs", backoff_s=0.01)
+    await pusher.push_many(range(4))
+    code = "import os, sys; sys.exit(os.environ['ZFABRIC_ATTEMPT'] == '1')"
+    options = "--count", "4", "--concurrency", "3", "--timeout", "20"
+    pulled = await cli.run("pull", "jobs", *options, "--json", "--command", script(code))
+
+    assert pulled.code == 0, pulled.err
+    assert sorted(record["value"] for record in pulled.records if record["error"] is None) == [0, 1, 2, 3]
+    assert len(pulled.records) == 8
+    await asyncio.wait_for(pusher.flush(), 10)
 
 
 async def test_at_most_once_what_is_not_done_is_lost(cli: Commands, node: zfabric.Node) -> None:
@@ -166,7 +181,10 @@ async def test_durable_jobs_outlive_the_command_and_the_store(cli: Commands, tmp
     store = await cli.start("store", "run", str(tmp_path / "data"), "--name", "archive")
     await store.note("keeping")
     failing = script("import sys; sys.exit(1)")
-    failed = await cli.run("pull", "jobs", "--command", failing, "--count", "2", "--timeout", "20")
+    pull = await cli.start("pull", "jobs", "--command", failing)
+    for job in range(2):
+        await pull.note(f"job {job} of archive: ")
+    failed, _ = await pull.stop()
     requeued = await cli.run("dead", "requeue", "jobs", "--durable", "--timeout", "20")
     shown = await cli.run("queues", "--json", "--dead")
     pulled = await cli.run("pull", "jobs", "--count", "2", "--timeout", "20")
@@ -175,7 +193,7 @@ async def test_durable_jobs_outlive_the_command_and_the_store(cli: Commands, tmp
     assert nobody.code == 69, nobody.err
     assert pushed.records == [{"queue": "jobs", "pushed": 2, "stored": 2}]
     assert (pushed.code, requeued.code, pulled.code) == (0, 0, 0), requeued.err + pulled.err
-    assert failed.code != 75, failed.err
+    assert failed.code == 130, failed.err
     depths = {record["queue"]: record["depth"] for record in shown.records if record["node"] == "archive"}
     assert depths == {"jobs": 2, "$dead.jobs": 0}
     assert sorted(record["value"] for record in pulled.records) == [1, 2]

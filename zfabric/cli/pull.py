@@ -25,7 +25,7 @@ __all__ = ["command", "job_record"]
 
 @click.command()
 @click.argument("queue", type=QueueParameter())
-@click.option("--count", "wanted", type=click.IntRange(min=1), metavar="N", help="End after N jobs.")
+@click.option("--count", "wanted", type=click.IntRange(min=1), metavar="N", help="End when N jobs are done.")
 @click.option("--command", "line", metavar="COMMAND", help="Run this for each job, which is done if it exits with 0.")
 @click.option("--concurrency", type=click.IntRange(min=1), default=1, metavar="N", help="Commands at one time. [1]")
 @click.option("--selector", default="", metavar="TEXT", help="Only jobs with such headers: \"colour = 'red'\".")
@@ -36,7 +36,7 @@ __all__ = ["command", "job_record"]
     help="As the pushers have it. At most once a job whose command fails is lost. [at-least-once]",
 )
 @click.option("--raw", is_flag=True, help="Values only: bytes as they are, text and JSON a line each.")
-@networked(timeout="End after this long; with 75 if fewer than --count jobs came, or none.")
+@networked(timeout="End after this long; with 75 if fewer than --count jobs are done, or none.")
 def command(
     options: Options,
     queue: str,
@@ -96,7 +96,9 @@ class _Pulling:
         self._selector = selector
         self._delivery = delivery
         self._raw = raw
-        self._begun = self._ended = 0
+        self._ended = 0
+        "Jobs that are done; of those at most once, also such as failed, which nobody tries again."
+        self._in_hand = 0
 
     async def run(self) -> int:
         """Work until there is enough, it takes too long, or nobody reads any more."""
@@ -108,8 +110,8 @@ class _Pulling:
         finally:
             writer.close()
         if not in_time and self._ended < (self._wanted or 1):
-            expected = f"{self._ended} of {count(self._wanted, 'job')}" if self._wanted else "no job"
-            raise Stop(Exit.TIMED_OUT, f"{expected} came within {self._options.timeout:g} s")
+            done = f"{self._ended} of {count(self._wanted, 'job')}" if self._wanted else "no job"
+            raise Stop(Exit.TIMED_OUT, f"{done} done within {self._options.timeout:g} s")
         return Exit.OK
 
     async def _work(self, node: Node, writer: StreamWriter, hung_up: asyncio.Event) -> bool:
@@ -133,24 +135,25 @@ class _Pulling:
             await puller.close()
 
     async def _handle(self, puller: Puller, writer: StreamWriter) -> None:
-        while self._wanted is None or self._begun < self._wanted:
-            self._begun += 1
+        while self._wanted is None or self._ended + self._in_hand < self._wanted:
+            self._in_hand += 1
             jobs = await puller.take(1)
-            for job in jobs:
-                try:
-                    await self._do(job, writer)
-                except asyncio.CancelledError:
-                    await self._failed(job, "the command was stopped", 0)
-                    raise
-                self._ended += 1
             if not jobs:
                 return
+            try:
+                done = await self._do(jobs[0], writer)
+            except asyncio.CancelledError:
+                await self._failed(jobs[0], "the command was stopped", 0)
+                raise
+            self._in_hand -= 1
+            self._ended += done or self._delivery == "at-most-once"
 
-    async def _do(self, job: Job, writer: StreamWriter) -> None:
+    async def _do(self, job: Job, writer: StreamWriter) -> bool:
+        """Whether the job is done."""
         if self._words is None:
             await writer.write(self._line(job))
             await job.ack()
-            return
+            return True
         environment = {"ZFABRIC_QUEUE": job.queue, "ZFABRIC_ATTEMPT": str(job.attempt)}
         if job.key is not None:
             environment["ZFABRIC_KEY"] = str(job.key)
@@ -168,6 +171,7 @@ class _Pulling:
             await writer.write(json_line({**job_record(job), "error": failed}))
         else:
             self._output.note(f"job {job.seq} of {job.source.name}: {failed or 'done'}", verbose=0 if failed else 1)
+        return failed is None
 
     async def _failed(self, job: Job, reason: str, delay: float | None = None) -> None:
         if self._delivery != "at-most-once":
