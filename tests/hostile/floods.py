@@ -1,7 +1,9 @@
-"""What floods do to good traffic: `python -m tests.hostile.floods [--secure]` measures it and prints a table.
+"""What floods do to good traffic: `python -m tests.hostile.floods [--secure] [FLOOD...]` measures it.
 
-Two good nodes in this process exchange messages the whole time; the attackers are a process of their own. Nothing is
-asserted here: figures depend on the machine. What must hold on any machine stands in the tests.
+Two good nodes in this process exchange a message every 2 ms; the attackers (tests/hostile/attacks.py) are a process of
+their own, on a core of its own where there is one: else their own work would be measured, and not what they cost
+us. Before each flood the same is measured without it. It prints a Markdown table; nothing is asserted here, as figures
+depend on the machine. What must hold on any machine stands in the tests.
 """
 
 from __future__ import annotations
@@ -10,161 +12,196 @@ import argparse
 import asyncio
 import contextlib
 import os
+import struct
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
-import zmq
 
-from tests.hostile.attackers import GREETING, Impostor, Raw
+from tests.hostile.attackers import port
+from tests.hostile.attacks import FLOODS, HISTORY
 from tests.hostile.conftest import QUICK
-from zfabric import Node, new_key
-from zfabric.security.keys import FabricKey
-from zfabric.transport.handshakes import be_client
-from zfabric.wire.records import Hello
+from tests.waiting import wait_until_async
+from zfabric import Node, Publisher, Subscription, new_key
 
-MEASURE_S = 4.0
+BEGIN_S, RECOVER_S = 1.0, 1.0
 PAUSE_S = 0.002
-IDLE = 900
-TICK_S = 0.01
+SAMPLE_S = 0.2
+COLUMNS = (
+    "flood", "p50 ms", "p99 ms", "flooded p50", "flooded p99", "p99 ratio", "items/s", "us/item", "of it loop",
+    "attacker CPU", "RSS MB", "files",
+)  # fmt: skip
 
 
-def idle(inbox: str, outlet: str, key: FabricKey | None) -> None:
-    """Connections that say nothing, opened again as soon as they are hung up."""
-    while True:
-        opened = [Raw(inbox if n % 2 else outlet) for n in range(IDLE)]
-        while not all(raw.gone() for raw in opened):
-            time.sleep(TICK_S)
+@dataclass
+class Sample:
+    """A stretch of good traffic."""
+
+    trips_ms: list[float]
+    cpu_share: float
+    "Of this process..."
+    loop_share: float
+    "...and of its event loop: the rest is libzmq's I/O thread and zeroconf's."
+    rss_mb: float
+    files: int
+    "Both at their highest."
+
+    def percentile(self, share: float) -> float:
+        """Milliseconds."""
+        return self.trips_ms[int(len(self.trips_ms) * share)] if self.trips_ms else float("nan")
 
 
-def claims(inbox: str, outlet: str, key: FabricKey | None) -> None:
-    """A gigabyte announced as the first command, on ever new connections."""
-    while True:
-        opened = [Raw(inbox if n % 2 else outlet) for n in range(50)]
-        for raw in opened:
-            raw.send(GREETING + b"\x06" + (2**30).to_bytes(8, "big") + bytes(60_000))
-        for raw in opened:
-            raw.close()
+class Pair:
+    """Two good nodes, and the way between them."""
 
+    def __init__(self, publisher: Publisher, subscription: Subscription) -> None:
+        self._publisher = publisher
+        self._subscription = subscription
+        self._process = psutil.Process()
 
-def strangers(inbox: str, outlet: str, key: FabricKey | None) -> None:
-    """Handshakes that fail: no key where one is needed, or one where there is none."""
-    with zmq.Context() as context:
+    async def measure(self, seconds: float) -> Sample:
+        """How long messages take that are published from now on."""
+        sample = Sample([], 0.0, 0.0, 0.0, 0)
+        tasks = [asyncio.ensure_future(self._receive(sample)), asyncio.ensure_future(self._watch(sample))]
+        begin, spent, spent_here = time.perf_counter(), time.process_time(), time.thread_time()
+        while time.perf_counter() < begin + seconds:
+            await self._publisher.publish(time.perf_counter())
+            await asyncio.sleep(PAUSE_S)
+        elapsed = time.perf_counter() - begin
+        sample.cpu_share = (time.process_time() - spent) / elapsed
+        sample.loop_share = (time.thread_time() - spent_here) / elapsed
+        await self._publisher.flush()
+        await asyncio.sleep(SAMPLE_S)
+        for task in tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        sample.trips_ms.sort()
+        return sample
+
+    async def _receive(self, sample: Sample) -> None:
+        async for message in self._subscription:
+            sample.trips_ms.append((time.perf_counter() - message.value) * 1000)
+
+    async def _watch(self, sample: Sample) -> None:
         while True:
-            sockets = [context.socket(zmq.DEALER) for _ in range(100)]
-            for number, socket in enumerate(sockets):
-                socket.linger = 0
-                be_client(socket, FabricKey.parse(new_key("x")) if number % 2 or key is None else None, "")
-                socket.connect(inbox)
-            time.sleep(5 * TICK_S)
-            for socket in sockets:
-                socket.close()
+            sample.rss_mb = max(sample.rss_mb, self._process.memory_info().rss / 2**20)
+            sample.files = max(sample.files, self._process.num_fds())
+            await asyncio.sleep(SAMPLE_S)
 
 
-def subscriptions(inbox: str, outlet: str, key: FabricKey | None) -> None:
-    """A member (in a plain fabric: anybody) that subscribes to 100,000 long topics, again and again."""
-    with zmq.Context() as context:
-        while True:
-            with context.socket(zmq.SUB) as feed:
-                feed.linger = 0
-                feed.set(zmq.SNDHWM, 0)
-                be_client(feed, key, "")
-                feed.connect(outlet)
-                for _ in range(100_000):
-                    feed.subscribe(os.urandom(200))
-                time.sleep(50 * TICK_S)
+class Attack:
+    """The attackers' process."""
+
+    def __init__(self, name: str, victim: Node, key: str | None, cpu: int | None) -> None:
+        self._counter = os.memfd_create("items")
+        os.ftruncate(self._counter, 8)
+        argv = (
+            *(
+                sys.executable,
+                "-m",
+                "tests.hostile.attacks",
+                name,
+                port(victim, "inbox-tcp"),
+                port(victim, "outlet-tcp"),
+            ),
+            *(victim.fabric, key or "", str(self._counter), "" if cpu is None else str(cpu)),
+        )
+        self._popen = subprocess.Popen(argv, cwd=Path(__file__).parents[2], pass_fds=[self._counter])
+        self._process = psutil.Process(self._popen.pid)
+
+    def read(self) -> tuple[int, float]:
+        """Items so far, and seconds of CPU."""
+        assert self._popen.poll() is None, "the attacker has ended"
+        times = self._process.cpu_times()
+        return struct.unpack("=Q", os.pread(self._counter, 8, 0))[0], times.user + times.system
+
+    def end(self) -> None:
+        """Kill it."""
+        self._popen.kill()
+        self._popen.wait()
+        os.close(self._counter)
 
 
-def hellos(inbox: str, outlet: str, key: FabricKey | None) -> None:
-    """A member that greets under ever new ids."""
-    attacker = Impostor(os.environ["ZFABRIC_FLOOD"], key=key)
-    attacker.dial(inbox)
-    while True:
-        for _ in range(100):
-            with contextlib.suppress(zmq.Again):
-                attacker.say(Hello(None, attacker.identity), sender=os.urandom(16))
-        attacker.listen()
-        time.sleep(TICK_S)
-
-
-FLOODS = {each.__name__: each for each in (idle, claims, strangers, subscriptions, hellos)}
-
-
-async def measure(publisher: object, subscription: object) -> list[float]:
-    """Milliseconds from publishing to arrival, of messages sent every PAUSE_S."""
-    trips: list[float] = []
-    end = time.perf_counter() + MEASURE_S
-
-    async def receive() -> None:
-        async for message in subscription:  # type: ignore[attr-defined]
-            trip_s = time.perf_counter() - message.value
-            trips.append(trip_s * 1000)
-
-    receiving = asyncio.ensure_future(receive())
-    while time.perf_counter() < end:
-        await publisher.publish(time.perf_counter())  # type: ignore[attr-defined]
-        await asyncio.sleep(PAUSE_S)
-    await asyncio.sleep(20 * TICK_S)
-    receiving.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await receiving
-    return sorted(trips)
-
-
-def line(name: str, trips: list[float], process: psutil.Process) -> None:
+async def flood(
+    name: str, pair: Pair, victim: Node, key: str | None, cpu: int | None, seconds: float
+) -> tuple[str, ...]:
     """One row."""
-    p50, p99 = (trips[int(len(trips) * share)] if trips else float("nan") for share in (0.5, 0.99))
-    rss = process.memory_info().rss / 2**20
-    print(f"{name:<14} {len(trips):6}  {p50:8.2f} {p99:8.2f}  {rss:7.0f}  {process.num_fds():5}", flush=True)
+    quiet = await pair.measure(seconds / 2)
+    attack = Attack(name, victim, key, cpu)
+    try:
+        await wait_until_async(lambda: attack.read()[0])
+        await asyncio.sleep(BEGIN_S)
+        items, spent = attack.read()
+        begin = time.perf_counter()
+        flooded = await pair.measure(seconds)
+        elapsed = time.perf_counter() - begin
+        later, spent_later = attack.read()
+    finally:
+        attack.end()
+    await asyncio.sleep(RECOVER_S)
+    rate = (later - items) / elapsed
+    ours_us, loop_us = (
+        (more - less) / rate * 1e6 if rate else float("nan")
+        for more, less in ((flooded.cpu_share, quiet.cpu_share), (flooded.loop_share, quiet.loop_share))
+    )
+    p50, p99 = quiet.percentile(0.5), quiet.percentile(0.99)
+    return (
+        name, f"{p50:.2f}", f"{p99:.2f}", f"{flooded.percentile(0.5):.2f}", f"{flooded.percentile(0.99):.2f}",
+        f"{flooded.percentile(0.99) / p99:.1f}", f"{rate:,.0f}", f"{ours_us:,.1f}", f"{loop_us:,.1f}",
+        f"{(spent_later - spent) / elapsed:.0%}", f"{flooded.rss_mb:.0f}", str(flooded.files),
+    )  # fmt: skip
 
 
-async def main(*, secure: bool, names: list[str]) -> None:
-    """Measure quiet, then each flood, then quiet again."""
+@asynccontextmanager
+async def good_pair(key: str | None) -> AsyncIterator[tuple[Node, Pair]]:
+    """The victim, with a history that others may ask for, and its friend."""
     fabric = f"floods-{os.getpid()}"
-    key = new_key(fabric) if secure else None
-    process = psutil.Process()
-    config = replace(QUICK, handshake_timeout_s=3.0)
-    print(f"{'flood':<14} {'msgs':>6}  {'p50 ms':>8} {'p99 ms':>8}  {'RSS MB':>7}  {'fds':>5}")
+    options: dict[str, Any] = {"fabric": fabric, "key": key}
+    options["config"] = replace(QUICK, mdns=True, handshake_timeout_s=3.0)
     async with (
-        Node("victim", fabric=fabric, key=key, config=config) as victim,
-        Node("friend", fabric=fabric, key=key, config=config) as friend,
+        Node("victim", **options) as victim,
+        Node("friend", **options) as friend,
         friend.subscribe("good", delivery="at-least-once") as subscription,
     ):
+        history = victim.publisher(HISTORY, delivery="at-least-once", history=100)
+        await history.publish_many([bytes(5000)] * 100)
         publisher = victim.publisher("good", delivery="at-least-once")
         await publisher.wait_for(1, timeout=10)
-        driver = victim._driver
-        assert driver is not None
-        inbox, outlet = (
-            next(e for e in ends if e.startswith("tcp://127"))
-            for ends in (driver._transport.inbox_endpoints, driver._transport.outlet_endpoints)
-        )
-        line("quiet", await measure(publisher, subscription), process)
+        yield victim, Pair(publisher, subscription)
+
+
+def cores() -> tuple[int | None, int | None]:
+    """One for us and one for the attackers, where there are two to choose from."""
+    if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) == 1:
+        return None, None
+    ours, theirs, *_ = sorted(os.sched_getaffinity(0))
+    return ours, theirs
+
+
+async def main(*, secure: bool, seconds: float, names: list[str]) -> None:
+    """Measure each flood."""
+    ours, theirs = cores()
+    if ours is not None:
+        os.sched_setaffinity(0, {ours})
+    key = new_key(f"floods-{os.getpid()}") if secure else None
+    print(f"{'with' if secure else 'without'} a key; attackers {'share our core' if ours is None else 'have a core'}\n")
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    async with good_pair(key) as (victim, pair):
         for name in names:
-            argv = (sys.executable, "-m", "tests.hostile.floods", "--attack", name, inbox, outlet, key or "")
-            attacker = subprocess.Popen(  # noqa: ASYNC220 - takes a millisecond
-                argv, env={**os.environ, "ZFABRIC_FLOOD": fabric}, cwd=Path(__file__).parents[2]
-            )
-            await asyncio.sleep(100 * TICK_S)
-            try:
-                line(name, await measure(publisher, subscription), process)
-            finally:
-                attacker.kill()
-                attacker.wait()
-        await asyncio.sleep(MEASURE_S)
-        line("quiet again", await measure(publisher, subscription), process)
+            print(f"| {' | '.join(await flood(name, pair, victim, key, theirs, seconds))} |", flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--secure", action="store_true", help="the fabric has a key")
-    parser.add_argument("--attack", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=4.0, help="how long each flood is measured")
     parser.add_argument("floods", nargs="*", default=list(FLOODS), help=f"of {', '.join(FLOODS)}")
     options = parser.parse_args()
-    if options.attack:
-        which, to_inbox, to_outlet, text = options.attack
-        FLOODS[which](to_inbox, to_outlet, FabricKey.parse(text) if text else None)
-    else:
-        asyncio.run(main(secure=options.secure, names=options.floods))
+    asyncio.run(main(secure=options.secure, seconds=options.seconds, names=options.floods))

@@ -2,12 +2,16 @@
 
 A target is a peer that discovery told of, or a seed. All its addresses are tried at once (ipc alone first, where
 it can work: it is the fastest and answers in a millisecond); the first that answers WELCOME wins and the others
-are hung up. Discovered targets are given up after a while, seeds never.
+are hung up. Discovered targets are given up after a while, seeds never. What is done costs the same however many
+targets there are: forged announcements can make thousands.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
+from heapq import heappop, heappush
+from itertools import count
 from math import inf
 
 from zfabric.config import Config
@@ -16,14 +20,20 @@ from zfabric.wire.records import Hello
 
 __all__ = ["Dialler"]
 
+ROOM_S = 0.05
+"Pause until those who wait for `dials_per_s_max` and `dials_pending_max` are looked at again."
+TRIES_MAX, TRIES_PER_S = 64, 1000
+"So many targets are looked at in one go, and in a second: thousands may name one address, which is dialled once."
+
 
 class Target:
     """Somebody we want to reach."""
 
-    __slots__ = ("attempts", "deadline", "endpoints", "expires", "holder", "id", "next_try", "routes")
+    __slots__ = ("attempts", "deadline", "endpoints", "expires", "holder", "id", "key", "next_try", "planned", "routes")
 
     def __init__(self, peer_id: bytes | None, endpoints: tuple[str, ...], now: float, expires: float) -> None:
         self.id = peer_id
+        self.key: bytes | str = endpoints[0] if peer_id is None else peer_id
         self.endpoints = endpoints
         self.expires = expires
         self.next_try = now
@@ -31,6 +41,8 @@ class Target:
         self.routes: dict[int, str] = {}
         self.deadline = inf
         self.holder: bytes | None = None
+        self.planned = inf
+        "When it is looked at: never after something about it is due."
 
 
 class Dialler:
@@ -49,17 +61,25 @@ class Dialler:
         self._holder = holder
         self._effects = effects
         self._targets: dict[bytes | str, Target] = {}
+        self._plan: list[tuple[float, int, bytes | str]] = []
+        "A heap; what is not as its target's `planned` says counts for nothing."
+        self._number = count()
+        self._waiting: OrderedDict[bytes | str, Target] = OrderedDict()
+        "Those whose turn it is, as soon as there is room."
+        self._room_at = inf
         self._by_route: dict[int, bytes | str] = {}
         self._dialling: set[str] = set()
         self._next_route = 1
         self._budget_max = max(1.0, config.dials_per_s_max)
         self._budget = self._budget_max
         self._budget_at = 0.0
+        self._tries = float(TRIES_MAX)
         self._dials_at_once = min(config.dials_pending_max, int(self._budget_max))
 
     def seek_seed(self, endpoint: str, now: float) -> None:
         """Try this address for ever."""
-        self._targets[endpoint] = Target(None, (endpoint,), now, inf)
+        self._targets[endpoint] = target = Target(None, (endpoint,), now, inf)
+        self._wait(target, now)
 
     def seek_peer(self, peer_id: bytes, endpoints: tuple[str, ...], now: float, keep_s: float) -> None:
         """Try a peer's addresses, for `keep_s` seconds at most. Known addresses keep their back-off."""
@@ -70,7 +90,8 @@ class Dialler:
         if target is None:
             if len(self._targets) >= self._config.discovery_records_max:
                 return
-            self._targets[peer_id] = Target(peer_id, endpoints, now, now + keep_s)
+            self._targets[peer_id] = target = Target(peer_id, endpoints, now, now + keep_s)
+            self._wait(target, now)
             return
         target.expires = max(target.expires, now + keep_s)
         if target.endpoints != endpoints:
@@ -78,18 +99,20 @@ class Dialler:
             target.attempts = 0
             if not target.routes:
                 target.next_try = now
+                self._wait(target, now)
 
     def forget_peer(self, peer_id: bytes) -> None:
         """Stop trying a peer."""
-        target = self._targets.pop(peer_id, None)
+        target = self._targets.get(peer_id)
         if target is not None:
-            self._drop_routes(target)
+            self._remove(target)
 
     def stop(self) -> None:
         """Try nobody any more: connections that never answered would hold the closing up."""
         for target in self._targets.values():
             self._drop_routes(target)
         self._targets.clear()
+        self._waiting.clear()
 
     def release(self, peer_id: bytes, now: float) -> None:
         """The peer behind a seed left: try the seed again."""
@@ -97,6 +120,7 @@ class Dialler:
             if target.holder == peer_id:
                 target.holder = None
                 target.next_try = now + self._config.reconnect_interval_s
+                self._look_later(target)
 
     def expected(self, route: int) -> bytes | None:
         """The peer id that a dialled route should lead to, if known."""
@@ -125,7 +149,7 @@ class Dialler:
             target.holder = peer_id
             target.attempts = 0
         else:
-            del self._targets[key]
+            self._remove(target)
         return endpoint
 
     def refused(self, route: int, *, final: bool) -> None:
@@ -135,8 +159,7 @@ class Dialler:
             return
         target = self._targets[key]
         if final:
-            del self._targets[key]
-            self._drop_routes(target)
+            self._remove(target)
             return
         self._hang_up(target, route)
         if not target.routes:
@@ -144,30 +167,66 @@ class Dialler:
 
     def timer(self) -> float:
         """When `handle_timer` has something to do."""
-        due = inf
-        for target in self._targets.values():
-            if target.holder is None:
-                due = min(due, target.deadline if target.routes else target.next_try, target.expires)
-        return due
+        plan = self._plan
+        while plan and not self._is_planned(*plan[0]):
+            heappop(plan)
+        due = plan[0][0] if plan else inf
+        return min(due, self._room_at) if self._waiting else due
 
     def handle_timer(self, now: float) -> None:
-        """Give up what is overdue, try what is due."""
-        earned = (now - self._budget_at) * self._config.dials_per_s_max
-        self._budget = min(self._budget_max, self._budget + earned)
-        self._budget_at = now
-        for key, target in list(self._targets.items()):
-            if target.holder is not None:
-                continue
-            if target.routes and now >= target.deadline:
-                self._drop_routes(target)
-                self._back_off(target, now)
-            if now >= target.expires:
-                self._drop_routes(target)
-                del self._targets[key]
-            elif not target.routes and now >= target.next_try:
-                self._try(key, target, now)
+        """Give up what is overdue, try what is due, in turn, while there is room."""
+        passed_s, self._budget_at = now - self._budget_at, now
+        self._budget = min(self._budget_max, self._budget + passed_s * self._config.dials_per_s_max)
+        self._tries = min(TRIES_MAX, self._tries + passed_s * TRIES_PER_S)
+        plan = self._plan
+        while plan and plan[0][0] <= now:
+            look = heappop(plan)
+            if self._is_planned(*look):
+                target = self._targets[look[2]]
+                target.planned = inf
+                self._look_at(target, now)
+        while self._tries >= 1 and self._waiting and self._try(next(iter(self._waiting.values())), now):
+            self._tries -= 1
+        self._room_at = now + ROOM_S
 
-    def _try(self, key: bytes | str, target: Target, now: float) -> None:
+    def _is_planned(self, when: float, _: int, key: bytes | str) -> bool:
+        target = self._targets.get(key)
+        return target is not None and target.planned == when
+
+    def _look_at(self, target: Target, now: float) -> None:
+        if target.holder is not None:
+            return
+        if target.routes and now >= target.deadline:
+            self._drop_routes(target)
+            self._back_off(target, now)
+        if now >= target.expires:
+            self._remove(target)
+        elif not target.routes and now >= target.next_try:
+            self._wait(target, now)
+        else:
+            self._look_later(target)
+
+    def _wait(self, target: Target, now: float) -> None:
+        """It is its turn."""
+        self._waiting[target.key] = target
+        self._room_at = now
+        self._look_later(target)
+
+    def _look_later(self, target: Target) -> None:
+        """Plan to look at it when something about it is due."""
+        waits = target.key in self._waiting
+        due = target.expires if waits else min(target.deadline if target.routes else target.next_try, target.expires)
+        if due < target.planned:
+            target.planned = due
+            heappush(self._plan, (due, next(self._number), target.key))
+
+    def _remove(self, target: Target) -> None:
+        self._drop_routes(target)
+        self._waiting.pop(target.key, None)
+        del self._targets[target.key]
+
+    def _try(self, target: Target, now: float) -> bool:
+        """Dial it, or let it back off where that is not possible; False if there is no room yet."""
         endpoints = target.endpoints
         if target.attempts == 0:
             endpoints = tuple(e for e in endpoints if e.startswith("ipc:")) or endpoints
@@ -176,30 +235,34 @@ class Dialler:
         taken = {endpoint: peer for endpoint in endpoints if (peer := self._holder(endpoint)) is not None}
         endpoints = tuple(e for e in endpoints if e not in taken)[: self._dials_at_once]
         if not endpoints:
+            del self._waiting[target.key]
             target.attempts += 1
             self._back_off(target, now)
             if target.id is None:
                 target.holder = next(iter(taken.values()), None)
-            return
+            return True
         if self._budget < len(endpoints) or len(self._by_route) + len(endpoints) > self._config.dials_pending_max:
-            target.next_try = now + 0.05
-            return
+            return False
+        del self._waiting[target.key]
         self._budget -= len(endpoints)
         for endpoint in endpoints:
             route = self._next_route
             self._next_route += 1
             target.routes[route] = endpoint
-            self._by_route[route] = key
+            self._by_route[route] = target.key
             self._dialling.add(endpoint)
             self._effects.do(Dial(route, endpoint))
             self._effects.tell(route, self._hello(target.id))
         target.attempts += 1
         target.deadline = now + self._config.handshake_timeout_s
+        self._look_later(target)
+        return True
 
     def _back_off(self, target: Target, now: float) -> None:
         pause = self._config.reconnect_interval_s * 2 ** min(target.attempts, 10)
         target.next_try = now + min(pause, self._config.reconnect_interval_s_max)
         target.deadline = inf
+        self._look_later(target)
 
     def _hang_up(self, target: Target, route: int) -> None:
         self._dialling.discard(target.routes.pop(route))

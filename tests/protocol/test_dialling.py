@@ -1,0 +1,84 @@
+"""Whom a node dials when thousands were announced."""
+
+from __future__ import annotations
+
+from math import inf
+
+import pytest
+
+from zfabric import Config
+from zfabric.protocol.dialling import TRIES_MAX, Dialler
+from zfabric.protocol.effects import Dial, Effects
+from zfabric.wire.records import Hello, Identity
+
+CONFIG = Config(dials_per_s_max=20, dials_pending_max=8, handshake_timeout_s=0.5, discovery_records_max=500)
+IDENTITY = Identity(bytes(16), "plant", "node", "host", 1, (), ())
+
+
+class Bench:
+    """A dialler and what it does."""
+
+    def __init__(self) -> None:
+        self.effects = Effects(bytes(16))
+        self.dialled: list[str] = []
+        self.now = 0.0
+        self.dialler = Dialler(CONFIG, self.effects, lambda _: Hello(None, IDENTITY), lambda _: None)
+
+    def announce(self, number: int, address: str, keep_s: float = 10.0) -> None:
+        """Somebody says to be there."""
+        self.dialler.seek_peer(number.to_bytes(16), (address,), self.now, keep_s)
+
+    def run(self, until: float) -> None:
+        """Let time pass, as a driver does."""
+        while (due := max(self.now, self.dialler.timer())) <= until:
+            self.now = due
+            self.dialler.handle_timer(self.now)
+            assert self.dialler.timer() > self.now, "it would be asked again and again"
+            self.dialled += [action.endpoint for action in self.effects.take() if isinstance(action, Dial)]
+        self.now = until
+
+
+def test_one_address_of_many_is_dialled_once_and_looked_at_in_slices() -> None:
+    """Whoever announces hundreds of nodes at one address buys neither connections nor much of a turn."""
+    bench = Bench()
+    for number in range(500):
+        bench.announce(number, "tcp://10.0.0.1:1")
+    bench.run(0.0)
+    assert (bench.dialled, len(bench.dialler._waiting)) == (["tcp://10.0.0.1:1"], 500 - TRIES_MAX)
+    bench.announce(500, "tcp://10.0.0.2:1")
+    bench.run(0.5)
+    assert "tcp://10.0.0.2:1" not in bench.dialled, "the table is full"
+    bench.run(12.0)
+    assert bench.dialler.timer() == inf
+    assert len(bench.dialled) <= 12 / CONFIG.handshake_timeout_s + 1
+
+
+def test_everybody_has_a_turn_at_the_allowed_rate() -> None:
+    """Of many announced nodes each is dialled once before any is dialled again, and given up in its time."""
+    bench = Bench()
+    for number in range(100):
+        bench.announce(number, f"tcp://10.0.0.{number}:1")
+    bench.run(8.0)
+    assert sorted(bench.dialled[:100]) == sorted({f"tcp://10.0.0.{number}:1" for number in range(100)})
+    bench.run(11.0)
+    assert bench.dialler.timer() == inf
+    dialled = len(bench.dialled)
+    bench.announce(1, "tcp://10.0.0.1:1")
+    bench.run(11.1)
+    assert bench.dialled[dialled:] == ["tcp://10.0.0.1:1"]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_who_is_forgotten_while_waiting_is_not_dialled(again: bool) -> None:
+    """Nor is anything left of them; who is announced again begins anew."""
+    bench = Bench()
+    for number in range(50):
+        bench.announce(number, f"tcp://10.0.0.{number}:1")
+    for number in range(50):
+        bench.dialler.forget_peer(number.to_bytes(16))
+    if again:
+        bench.announce(7, "tcp://10.0.0.7:1")
+    bench.run(1.0)
+    assert bench.dialled[:1] == ["tcp://10.0.0.7:1"][:again]
+    bench.run(12.0)
+    assert bench.dialler.timer() == inf
