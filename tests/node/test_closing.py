@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from tests.node.support import TIMEOUT, MakeNode, Start, connect, line_of
+from tests.node.support import TIMEOUT, MakeNode, Start, connect, line_of, next_event
 from tests.waiting import wait_until_async
-from zfabric import Config, Message, Node, NodeClosed
+from zfabric import Config, Message, Node, NodeClosed, PeerLeft
 
 PEER = """
 async def main():
@@ -23,6 +23,20 @@ async def main():
     await subscription.wait_for(publishers=1, timeout=10)
     say("ready")
     await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+ASKS = """
+async def ask(node):
+    assert await node.request("echo", "ready", wait=10) == "ready"
+    if sys.argv[2] == "closes":
+        await node.close()
+    sys.exit(3)
+
+async def main():
+    async with Node("client", fabric=sys.argv[1], config=CONFIG) as node:
+        asking = asyncio.create_task(ask(node))
+        await asyncio.Event().wait()
 
 asyncio.run(main())
 """
@@ -167,3 +181,20 @@ async def test_a_topic_opened_again_reaches_its_subscribers_at_once(make_node: M
             await publisher.close()
             for _ in range(turns):
                 await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("end", ["closes", "exits"])
+async def test_the_task_that_got_a_reply_may_end_everything(make_node: MakeNode, start: Start, end: str) -> None:
+    """It goes on while its node still deals with what arrived; its node says goodbye all the same."""
+    node = await make_node("provider")
+
+    @node.service("echo")
+    async def echo(value: str) -> str:
+        return value
+
+    events = node.events()
+    process = start(ASKS, node.fabric, end)
+    left = await next_event(events, PeerLeft)
+
+    assert left.reason == "goodbye"
+    assert await asyncio.to_thread(process.wait, TIMEOUT) == 3

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from heapq import heappop, heappush
@@ -22,6 +22,7 @@ from zfabric.errors import NodeClosed, NodeForked, NotStored, RemoteProtocolErro
 from zfabric.events import DiscoveryFailed, Event
 from zfabric.model import Source
 from zfabric.node.alarm import Alarm
+from zfabric.node.deferred import Deferred
 from zfabric.node.eventhub import EventHub
 from zfabric.node.jobsockets import JobSockets
 from zfabric.node.kept import Kept
@@ -51,9 +52,6 @@ __all__ = ["Driver"]
 
 log = logging.getLogger("zfabric")
 
-JOBS_PER_TURN = 64
-"Handlers that are called in one turn of the loop. Clients go on with the first replies while the next are made."
-
 
 class Driver(JobSockets):
     """One node's engine room; implements `transport.base.Receiver`."""
@@ -81,8 +79,7 @@ class Driver(JobSockets):
         self._alarm = Alarm(core.timer, self._on_alarm)
         self._pump_soon = False
         self._pump_at_end = False
-        self._jobs: deque[Callable[[], object]] = deque()
-        self._in_jobs = self._jobs_left = False
+        self._deferred = Deferred(self.pump)
         self._holding: set[Sink] = set()
         self._confirming: dict[tuple[Outbox, str], list[tuple[int, int, asyncio.Future[None]]]] = {}
         "Heaps of (message after the one that is waited for, a number, who waits), by level."
@@ -170,6 +167,8 @@ class Driver(JobSockets):
 
     async def close(self, timeout: float) -> None:
         """Send what is open, say goodbye, stop. Always returns within about `timeout` seconds."""
+        if self._deferred.running:
+            await asyncio.sleep(0)  # the task that closes the node was let go on by `pump`, which is to end before
         if self.open_state != "open":
             return
         deadline = self.loop.time() + timeout
@@ -180,6 +179,7 @@ class Driver(JobSockets):
         self.core.goodbye()
         self.pump()
         self.open_state = "closed"
+        self._deferred.leave(self.loop)
         for outbox in self.core.interests.outboxes.values():
             outbox.ready = False  # publishers look there first
         self._alarm.cancel()
@@ -242,7 +242,7 @@ class Driver(JobSockets):
         if not outbox.writer.count or self.open_state != "open":
             return
         now = self.loop.time()
-        if self._pump_soon or self._in_jobs:
+        if self._pump_soon or self._deferred.running:
             self._carry_out(now)  # who listens may be about to change
         count = outbox.writer.count
         frames = self.core.seal(outbox, int(self.utc() * 1e9), now)
@@ -334,44 +334,28 @@ class Driver(JobSockets):
 
     def schedule_pump(self) -> None:
         """Carry out the core's actions later in this turn of the loop."""
-        if not self._pump_soon and not self._in_jobs:
+        if not self._pump_soon and not self._deferred.running:
             self._pump_soon = True
             self.loop.call_soon(self.pump)
 
-    def defer(self, job: Callable[[], object]) -> None:
+    def defer(self, call: Callable[[], object]) -> None:
         """Call something that may run users' code, once the core is done with what it does now: in the next pump."""
-        self._jobs.append(job)
+        self._deferred.add(call)
 
     def pump(self) -> None:
         """Carry out the core's actions until there are none."""
         self._pump_soon = self._pump_at_end = False
-        if self.open_state != "open" or self._in_jobs:
+        if self.open_state != "open" or self._deferred.running:
             return
-        if self._jobs and not self._jobs_left:
-            self._do_jobs()
+        self._deferred.run(self.loop)
         self._carry_out(self.loop.time())
         self._alarm.set(self.loop)
         for outbox, file in self.files.items():
             file.forget(outbox.epoch, outbox.confirmed("stored"))
         if self._confirming:
             self._confirm()
-        self._wake()
-
-    def _do_jobs(self) -> None:
-        """As many as one turn of the loop has room for: what they say leaves together, while others wait for theirs."""
-        self._in_jobs = True
-        try:
-            for _ in range(min(JOBS_PER_TURN, len(self._jobs))):
-                self._jobs.popleft()()
-        finally:
-            self._in_jobs = False
-            if self._jobs:
-                self._jobs_left = True
-                self.loop.call_soon(self._go_on)
-
-    def _go_on(self) -> None:
-        self._jobs_left = False
-        self.pump()
+        if self._waiters:
+            self._wake()
 
     def _carry_out(self, now: float) -> None:
         while actions := self.core.actions(now):

@@ -1,4 +1,5 @@
 """Runs coroutines at once, up to where they have to wait. One that need not wait costs no task and no turn of the loop.
+And lets tasks that waited go on at once, which saves a turn of the loop for each.
 
 Python 3.12 has eager tasks; these work the same on 3.11, and cost a task only where one is needed. A task stands by,
 and is the current one while coroutines begin: the first of them that waits takes it over, and another stands by. So
@@ -10,12 +11,52 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from asyncio.tasks import _enter_task, _leave_task
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from types import coroutine
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["EagerTasks"]
+__all__ = ["EagerFuture", "EagerTasks"]
+
+T = TypeVar("T")
+
+Defer = Callable[[Callable[[], object]], None]
+"Calls something soon, in this turn of the loop if that has room for it."
+
+
+class EagerFuture(asyncio.Future[T]):
+    """A future for one task, which `defer` lets go on with its result. Errors and cancellation take a turn, as ever."""
+
+    __slots__ = ("_defer", "_waiter")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, defer: Defer) -> None:
+        super().__init__(loop=loop)
+        self._defer = defer
+        self._waiter: tuple[Callable[[EagerFuture[T]], object], contextvars.Context | None] | None = None
+
+    def add_done_callback(
+        self, fn: Callable[[EagerFuture[T]], object], /, *, context: contextvars.Context | None = None
+    ) -> None:
+        """Called by the task that waits."""
+        self._waiter = fn, context
+        super().add_done_callback(fn, context=context)
+
+    def set_result(self, result: T, /) -> None:
+        """Let the task go on."""
+        waiter = self._waiter
+        if waiter is not None:
+            self.remove_done_callback(waiter[0])
+            self._defer(self._go_on)
+        super().set_result(result)
+
+    def _go_on(self) -> None:
+        assert self._waiter is not None
+        step, context = self._waiter
+        loop = self.get_loop()
+        if context is None or asyncio.current_task(loop) is not None:  # a task cannot run inside of another
+            loop.call_soon(step, self, context=context)
+        else:
+            context.run(step, self)
 
 
 class EagerTasks:

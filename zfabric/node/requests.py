@@ -16,6 +16,7 @@ from zfabric.config import Config
 from zfabric.errors import DecodeFailed, EncodeFailed, NodeClosed
 from zfabric.model import ProviderReply, Source
 from zfabric.node.driver import Driver
+from zfabric.node.eager import EagerFuture
 from zfabric.node.services import check_size
 from zfabric.node.signature import INLINE
 from zfabric.protocol.calls import RECORD_BYTES, Call, Provider
@@ -96,7 +97,10 @@ class Requests:
         """See Node.request."""
         if hedge is not None and not idempotent:
             raise ValueError("hedge= asks two providers: it needs idempotent=True")
-        future: asyncio.Future[msgspec.Raw] = self._driver.loop.create_future()
+        driver = self._driver
+        future: asyncio.Future[msgspec.Raw]
+        # With many on their way a turn of the loop is shared by many replies, and costs each less than this future.
+        future = driver.loop.create_future() if self._calls.outstanding else EagerFuture(driver.loop, driver.defer)
         call = self._call(future, service, version, arguments, options)
         call.idempotent = idempotent
         if hedge is not None:

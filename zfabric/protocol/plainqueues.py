@@ -199,7 +199,8 @@ class PlainQueues:
 
     def flush(self, now: float) -> None:
         """Connect to pullers, send what can go, and report what is lost."""
-        self._reach(now)
+        if self._unreached:
+            self._reach(now)
         for queue in self.queues.values():
             if queue.wants_to_send:
                 self._effects.do(SendJobs(queue.queue))

@@ -414,7 +414,7 @@ class Queues:
         """Lease, acknowledge and grant, until there is nothing left to say."""
         self._now = now
         self.plain.flush(now)
-        more = True
+        more = bool(self.dispatchers or self.pulls)
         while more:
             more = False
             for dispatcher in list(self.dispatchers.values()):

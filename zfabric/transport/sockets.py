@@ -276,18 +276,23 @@ class ZmqTransport(Pipes):
 
     def _drain_control(self, socket: zmq.Socket[bytes]) -> None:
         self._draining = socket
-        for count in range(self._config.frames_per_turn_max):
-            if count and not int(socket.get(_EVENTS)) & _POLLIN:  # cheaper than the exception
-                break
-            try:
-                self._receive_control(socket)
-            except zmq.Again:
-                break
-            if not count:
-                self._receiver.on_burst_end()  # it is often the only one: then one look at the socket is enough
-        else:
+        try:
+            for count in range(self._config.frames_per_turn_max):
+                if count and not int(socket.get(_EVENTS)) & _POLLIN:  # cheaper than the exception
+                    break
+                try:
+                    self._receive_control(socket)
+                except zmq.Again:
+                    break
+                if not count:
+                    self._receiver.on_burst_end()  # it is often the only one: then one look at the socket is enough
+            else:
+                self._touch(socket)
+        except BaseException:  # a task that went on there ends the program
             self._touch(socket)
-        self._draining = None
+            raise
+        finally:
+            self._draining = None
         if count > 1:
             self._receiver.on_burst_end()
 

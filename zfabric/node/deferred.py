@@ -1,0 +1,50 @@
+"""Calls that may run users' code, made once the core is done with what it does now."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+__all__ = ["Deferred"]
+
+CALLS_PER_TURN = 64
+"In one turn of the loop. Clients go on with the first replies while the next are made."
+
+
+class Deferred:
+    """Calls in the order in which they were added."""
+
+    def __init__(self, go_on: Callable[[], None]) -> None:
+        """`go_on()` is called in the next turn of the loop if some are left; it is to call `run`."""
+        self._go_on = go_on
+        self._calls: deque[Callable[[], object]] = deque()
+        self._left = False
+        self.running = False
+        "Whether one of them is being made."
+        self.add: Callable[[Callable[[], object]], object] = self._calls.append
+
+    def run(self, loop: asyncio.AbstractEventLoop) -> None:
+        """As many as one turn of the loop has room for: what they say leaves together, while others wait for theirs."""
+        calls = self._calls
+        if self._left or not calls:
+            return
+        self.running = True
+        try:
+            for _ in range(min(CALLS_PER_TURN, len(calls))):
+                calls.popleft()()
+        finally:
+            self.running = False
+            if calls:
+                self._left = True
+                loop.call_soon(self._resume)
+
+    def _resume(self) -> None:
+        self._left = False
+        self._go_on()
+
+    def leave(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Nobody calls `run` any more: the loop makes these calls, and those that are still added."""
+        while self._calls:
+            loop.call_soon(self._calls.popleft())
+        self.add = loop.call_soon
