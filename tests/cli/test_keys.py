@@ -71,12 +71,19 @@ async def test_verbs_use_the_key_and_the_doctor_explains(cli: Commands, tmp_path
     member = await cli.run("nodes", "--fabric", "plant", "--wait", "1", "--json")
     stranger = await cli.run("nodes", "--fabric", "plant", XDG_CONFIG_HOME=str(tmp_path))
     doctor = await cli.run("doctor", "--fabric", "plant", "--json")
+    lost = await cli.run("doctor", "--fabric", "plant", "--json", XDG_CONFIG_HOME=str(tmp_path))
     key_path("plant").chmod(0o644)
     ill = await cli.run("doctor", "--fabric", "plant", "--json")
 
     assert [record["name"] for record in member.records] != []
     assert (stranger.code, made["fingerprint"] in stranger.err) == (77, True)
     assert {made["fingerprint"] in record["detail"] for record in doctor.records if record["check"] == "key"} == {True}
+    assert {record["detail"] for record in doctor.records if record["check"] == "fabric"} == {
+        "'plant' has 1 node, all encrypted"
+    }
+    (refused,) = [record for record in lost.records if record["check"] == "fabric"]
+    assert (lost.code, refused["status"]) == (1, "failed")
+    assert made["fingerprint"] in refused["detail"] and "keys join" in refused["cure"]
     found = {record["check"]: record for record in ill.records}
     assert (found["key"]["status"], "chmod 600" in found["key"]["detail"]) == ("failed", True)
 

@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 import click
 
 from zfabric.cli import _checks_keys, _checks_machine, _checks_network
+from zfabric.cli._checks_fabric import neighbours
 from zfabric.cli._checks_live import live
 from zfabric.cli._options import Options, networked
 from zfabric.cli._output import Output
@@ -30,10 +31,10 @@ _NAME_WIDTH = 17
 @click.command()
 @networked(timeout="How long a second process may take to be found. [5]")
 def command(options: Options) -> int:
-    """Check versions, directories, addresses, discovery and a message to a second process.
+    """Check versions, directories, addresses, discovery, a message to a second process, and who refuses whom.
 
     Each line that is not well names its cure. Exits 1 if a check failed. Nothing leaves this machine, unless
-    --interface says so. The key that is looked at is that of --fabric.
+    --interface says so. The key and the nodes that are looked at are those of --fabric.
     """
     return run(options, lambda output: _examine(options, output))
 
@@ -45,7 +46,7 @@ async def _examine(options: Options, output: Output) -> int:
         _show(output, check)
         found.append(check)
     registry = not any(check.name in ("runtime directory", "registry") and _is_failed(check) for check in found)
-    for check in await live(situation, registry=registry):
+    for check in [*await live(situation, registry=registry), *await neighbours(options)]:
         _show(output, check)
         found.append(check)
     broken = sum(map(_is_failed, found))
