@@ -36,17 +36,42 @@ def _remember_context(self: zmq.Context[zmq.Socket[bytes]], *args: object, **kwa
 zmq.Context.__init__ = _remember_context  # type: ignore[method-assign]
 
 
-ALONE = {"discovery", "durable", "faults", "hostile", "node", "transport"}
-"Folders whose tests measure time or fill the machine: `.ci/tests` runs nothing beside them."
+ALONE = {"faults"}
+"Folders whose tests measure time, or judge who was silent for a second: `.ci/tests` runs nothing beside them."
+
+LONG = (
+    "simulation/test_simulator.py",
+    "test_benchmarks.py",
+    "simulation/test_oracle.py",
+    "simulation/test_jobs.py",
+    "durable/test_kills.py",
+    "durable/test_queue_kills.py",
+    "cli/test_capture.py",
+    "contract/test_queues.py",
+    "protocol/test_calls.py",
+    "hostile/test_secure.py",
+    "discovery/test_netns.py",
+    "simulation/test_plain_jobs.py",
+    "test_architecture.py",
+)
+"Files that begin first, so that no process is left with one of them at the end; the slowest one first."
+
+_TESTS = Path(__file__).parent
+
+
+def _turn(item: pytest.Item) -> int:
+    name = item.path.relative_to(_TESTS).as_posix()
+    return LONG.index(name) if name in LONG else len(LONG)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what runs alone, and watch the tasks of every coroutine test.
+    """Begin with long files, mark what runs alone, and watch the tasks of every coroutine test.
 
     The guard's place is before the test's own fixtures, so that it looks after they are gone, but after the other
     guards, which must look when the event loop is closed.
     """
+    items.sort(key=_turn)
     for item in items:
         if item.path.parent.name in ALONE:
             item.add_marker("alone")

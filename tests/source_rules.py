@@ -132,7 +132,7 @@ def _imports(tree: ast.Module, skip: set[ast.AST] | None = None) -> Iterator[tup
 def _type_checking_blocks(tree: ast.Module) -> set[ast.AST]:
     """Everything inside `if TYPE_CHECKING:`, which never runs."""
     blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
-    guarded = [block for block in blocks if ast.unparse(block.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}]
+    guarded = [block for block in blocks if _dotted(block.test, {}) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}]
     return {node for block in guarded for statement in block.body for node in ast.walk(statement)}
 
 

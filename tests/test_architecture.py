@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -54,14 +55,19 @@ def sources(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """The syntax tree of a file."""
+    return ast.parse(path.read_bytes())
+
+
 def complaints(rule: Rule, *folders: str) -> list[str]:
     """What one rule has to say about these folders, as `file:line message`."""
     files = sources(*folders)
     assert files, f"nothing to check in {folders}"
     found = []
     for path in files:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        found += [f"{path.relative_to(ROOT)}:{line} {message}" for line, message in rule(tree)]
+        found += [f"{path.relative_to(ROOT)}:{line} {message}" for line, message in rule(tree_of(path))]
     return found
 
 
@@ -127,7 +133,7 @@ def test_imports_have_no_cycles() -> None:
     files = {name: path for folder, package in FOLDERS.items() for path, name in named(folder, package)}
     graph: dict[str, set[str]] = {}
     for name, path in files.items():
-        found = source_rules.loaded(ast.parse(path.read_bytes()))
+        found = source_rules.loaded(tree_of(path))
         direct = {each if each in files else each.rpartition(".")[0] for each in found} & files.keys()
         packages = {".".join(each.split(".")[:n]) for each in direct for n in range(2, each.count(".") + 1)}
         graph[name] = direct | {package for package in packages if not name.startswith(package)}

@@ -15,7 +15,7 @@ T = TypeVar("T")
 _PAUSE_S = 0.005
 
 
-def wait_until(predicate: Callable[[], T], timeout: float = 10.0, *, pause: float = _PAUSE_S) -> T:
+def wait_until(predicate: Callable[[], T], timeout: float = 30.0, *, pause: float = _PAUSE_S) -> T:
     """Ask `predicate` until it returns something true, and return that; AssertionError after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
@@ -27,7 +27,7 @@ def wait_until(predicate: Callable[[], T], timeout: float = 10.0, *, pause: floa
         time.sleep(pause)
 
 
-async def wait_until_async(predicate: Callable[[], T], timeout: float = 10.0, *, pause: float = _PAUSE_S) -> T:
+async def wait_until_async(predicate: Callable[[], T], timeout: float = 30.0, *, pause: float = _PAUSE_S) -> T:
     """`wait_until` for coroutines: the event loop runs on between two questions."""
     deadline = time.monotonic() + timeout
     while True:

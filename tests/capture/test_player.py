@@ -29,7 +29,7 @@ def played_at(
             subscription = listener.subscribe("#")
             async with Player(speaker, CaptureReader(path), **options) as player:  # type: ignore[arg-type]
                 for publisher in player.publishers:
-                    await publisher.wait_for(1, 5)
+                    await publisher.wait_for(1, 30)
                 began = loop.time()
                 for pause, resume in pauses or ():
                     loop.call_at(began + pause, player.pause)
@@ -104,7 +104,7 @@ async def play(node: Node, capture: Path, **options: object) -> Player:
     """Play as fast as possible to a subscriber that is there."""
     async with Player(node, CaptureReader(capture), rate=float("inf"), **options) as player:  # type: ignore[arg-type]
         for publisher in player.publishers:
-            await publisher.wait_for(1, 5)
+            await publisher.wait_for(1, 30)
         await player.play()
     return player
 
@@ -121,7 +121,7 @@ async def test_round_trip(tmp_path: Path) -> None:
     async with Node("speaker", config=config) as speaker, Node("recorder", config=config) as node:
         publisher = speaker.publisher("plant.array", delivery="at-least-once")
         async with Recorder(node, tmp_path / "array.zfr", messages_max=1) as recorder:
-            await publisher.wait_for(1, 5)
+            await publisher.wait_for(1, 30)
             await publisher.publish({"a": array})
             assert await recorder.wait(10)
         for name, count in (("first", 4), ("array", 1)):

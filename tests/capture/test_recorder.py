@@ -40,7 +40,7 @@ async def test_everything_is_kept(nodes: tuple[Node, Node], tmp_path: Path) -> N
     async with Recorder(node, tmp_path / "run.zfr", ["plant.#"]) as recorder:
         temp = sensor.publisher("plant.temp", delivery="at-least-once")
         frames = sensor.publisher("plant.cam", delivery="at-least-once")
-        await asyncio.gather(temp.wait_for(1, 5), frames.wait_for(1, 5))
+        await asyncio.gather(temp.wait_for(1, 30), frames.wait_for(1, 30))
         await temp.publish({"c": 21.5}, key="line1", headers={"unit": "C"})
         await temp.publish_many(range(1000))
         await frames.publish(big)
@@ -90,7 +90,7 @@ async def test_a_close_waits_for_what_is_being_written(
     recorder = Recorder(node, tmp_path / "run.zfr", ["plant.#"], config=Config(capture_flush_s=0.001))
     recorder.start()
     publisher = sensor.publisher("plant.temp")
-    await publisher.wait_for(1, 5)
+    await publisher.wait_for(1, 30)
     await publisher.publish(1)
     await wait_until_async(begun.is_set)
     closing = asyncio.create_task(recorder.close())
@@ -140,7 +140,7 @@ async def test_it_stops_at_messages_max(nodes: tuple[Node, Node], tmp_path: Path
     async with Recorder(node, tmp_path / "run.zfr", messages_max=1234) as recorder:
         assert not await recorder.wait(timeout=0.01)
         publisher = sensor.publisher("t")
-        await publisher.wait_for(1, 5)
+        await publisher.wait_for(1, 30)
         await publisher.publish_many(range(5000))
         assert await recorder.wait(timeout=10)
 
@@ -153,7 +153,7 @@ async def test_a_killed_recorder_loses_little(nodes: tuple[Node, Node], tmp_path
     recorder = Recorder(node, tmp_path / "run.zfr", config=Config(capture_flush_s=0.05))
     recorder.start()
     publisher = sensor.publisher("t")
-    await publisher.wait_for(1, 5)
+    await publisher.wait_for(1, 30)
     await publisher.publish("kept")
 
     await wait_until_async(lambda: content(CaptureReader(tmp_path / "run.zfr")) == [("t", 0, "kept")])
@@ -188,7 +188,7 @@ async def test_what_no_block_can_hold_is_left_out(nodes: tuple[Node, Node], tmp_
     config = Config(capture_block_bytes_max=10_000)
     async with Recorder(node, tmp_path / "run.zfr", config=config) as recorder:
         publisher = sensor.publisher("t")
-        await publisher.wait_for(1, 5)
+        await publisher.wait_for(1, 30)
         for value in (1, bytes(20_000), 3):
             await publisher.publish(value)
             await publisher.flush()
@@ -205,7 +205,7 @@ async def test_a_full_disk_ends_it(nodes: tuple[Node, Node], tmp_path: Path) -> 
     recorder = Recorder(node, tmp_path / "run.zfr", config=Config(capture_flush_s=0.05))
     recorder.start()
     publisher = sensor.publisher("t")
-    await publisher.wait_for(1, 5)
+    await publisher.wait_for(1, 30)
     await publisher.publish("before")
     await wait_until_async(lambda: content(CaptureReader(tmp_path / "run.zfr")) != [])
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
@@ -227,7 +227,7 @@ async def test_only_looking_on(nodes: tuple[Node, Node], tmp_path: Path) -> None
     for delivery in ("at-most-once", None):
         name = tmp_path / f"{delivery}.zfr"
         async with Recorder(node, name, ["t"], delivery=delivery, messages_max=1) as recorder:
-            await publisher.wait_for(1, 5)
+            await publisher.wait_for(1, 30)
             await publisher.publish(1)
             assert await recorder.wait(10)
         await wait_until_async(lambda: publisher.subscribers == 0)

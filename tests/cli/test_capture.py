@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="sign
 async def published(node: zfabric.Node, topic: str, *values: object) -> None:
     """Publish on a topic as soon as somebody listens."""
     publisher = node.publisher(topic, delivery="at-least-once")
-    await publisher.wait_for(1, timeout=20)
+    await publisher.wait_for(1, timeout=30)
     for value in values:
         await publisher.publish(value, key="k")
     await publisher.flush()
@@ -152,7 +152,7 @@ async def test_record_splits(cli: Commands, node: zfabric.Node, tmp_path: Path) 
     recording = await cli.start("record", str(path), "--count", "40", "--split-bytes", "3000")
     await recording.note("recording #")
     publisher = node.publisher("t", delivery="at-least-once")
-    await publisher.wait_for(1, timeout=20)
+    await publisher.wait_for(1, timeout=30)
     for _ in range(40):
         await publisher.publish(os.urandom(200))
         await publisher.flush()

@@ -25,7 +25,7 @@ async def test_a_fabric_is_drawn(cli: Commands, node: zfabric.Node) -> None:
 
     pusher = node.pusher("plant.jobs")
     node.puller("plant.jobs")
-    await pusher.wait_for(workers=1, timeout=10)
+    await pusher.wait_for(workers=1, timeout=30)
 
     mermaid, dot, svg, records = await asyncio.gather(
         cli.run("graph", "--wait", "1"),

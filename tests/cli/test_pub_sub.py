@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 async def subscribed(publisher: zfabric.Publisher) -> None:
     """Return once somebody receives the topic."""
-    await publisher.wait_for(subscribers=1, timeout=20)
+    await publisher.wait_for(subscribers=1, timeout=30)
 
 
 async def test_round_trip(cli: Commands) -> None:
@@ -77,7 +77,7 @@ async def test_rate_and_wait(cli: Commands, node: zfabric.Node) -> None:
     pub = await cli.start("pub", "clock.tick", "1", "--rate", "200", "--wait", "2", "--delivery", "at-most-once")
     first = node.subscribe("clock.*")
     async with zfabric.Node("late", config=zfabric.Config(mdns=False)) as late:
-        await first.wait_for(publishers=1, timeout=20)
+        await first.wait_for(publishers=1, timeout=30)
         assert first.pending == 0
         late.subscribe("clock.tick")
         assert [(await first.receive(20)).seq for _ in range(3)] == [0, 1, 2]
@@ -112,7 +112,7 @@ async def test_field_and_raw(cli: Commands, node: zfabric.Node) -> None:
         cli.start("sub", "robot.pose", "--field", "at.1.x", "--count", "1"),
         cli.start("sub", "#", "--raw", "--count", "4"),
     )
-    await publisher.wait_for(subscribers=2, timeout=20)
+    await publisher.wait_for(subscribers=2, timeout=30)
     for value in ("words", b"\x01\x02", {"b": 1}, {"at": [0, {"x": 7}]}):
         publisher.publish_nowait(value)
 

@@ -10,7 +10,7 @@ import zfabric
 from tests.cli.processes import Commands
 from tests.waiting import wait_until_async
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 30.0
 QUICK = zfabric.Config(mdns=False, heartbeat_interval_s=0.2, peer_timeout_s=1.0)
 
 

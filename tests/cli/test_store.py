@@ -23,7 +23,7 @@ async def test_it_keeps_what_is_published_and_ends_in_order(
     store = await cli.start("store", "run", str(tmp_path / "data"), *options)
     assert "keeping orders.#" in await store.note("keeping")
     orders = node.publisher("orders.eu", durable=True, confirm="stored")
-    await orders.wait_for(stores=1, timeout=20)
+    await orders.wait_for(stores=1, timeout=30)
     await orders.publish_many(range(1000))
 
     nodes, topics = await cli.run("nodes", "--json"), await cli.run("topics", "--json")
@@ -70,8 +70,8 @@ async def test_a_disk_that_fails_ends_it(cli: Commands, node: zfabric.Node, tmp_
     await store.note("keeping")
     orders = node.publisher("orders", durable=True, confirm="stored")
     jobs = node.pusher("packing", durable=True)
-    await orders.wait_for(stores=1, timeout=20)
-    await jobs.wait_for(stores=1, timeout=20)
+    await orders.wait_for(stores=1, timeout=30)
+    await jobs.wait_for(stores=1, timeout=30)
     await orders.publish_many(range(100))
     await jobs.push_many(range(100))
     broken = await asyncio.create_subprocess_exec(

@@ -16,22 +16,22 @@ async def test_groups_are_shown_moved_and_paused(cli: Commands, node: zfabric.No
     store = await cli.start("store", "run", str(tmp_path / "data"))
     await store.note("keeping")
     orders = node.publisher("orders", durable=True, confirm="stored")
-    await orders.wait_for(stores=1, timeout=20)
+    await orders.wait_for(stores=1, timeout=30)
     await orders.publish_many(range(100))
     bills = node.subscribe("orders", group="billing", start="earliest")
     assert isinstance(bills, SharedSubscription)
-    assert [(await bills.receive(timeout=10)).value for _ in range(100)] == list(range(100))
+    assert [(await bills.receive(timeout=30)).value for _ in range(100)] == list(range(100))
 
     (listed,) = (await cli.run("store", "groups", "list", "--json")).records
     (behind,) = (await cli.run("store", "groups", "lag", "billing", "--json")).records
     sought = await cli.run("store", "groups", "seek", "billing", "95", "--json")
-    assert [(await bills.receive(timeout=10)).value for _ in range(5)] == list(range(95, 100))
+    assert [(await bills.receive(timeout=30)).value for _ in range(5)] == list(range(95, 100))
     paused = await cli.run("store", "groups", "pause", "billing", "--json")
     reset = await cli.run("store", "groups", "reset", "billing")
     await wait_until_async(lambda: len(bills.partitions) == 64, 10)
     nothing = bills.pending
     resumed = await cli.run("store", "groups", "resume", "billing", "--json")
-    again = [(await bills.receive(timeout=10)).value for _ in range(100)]
+    again = [(await bills.receive(timeout=30)).value for _ in range(100)]
     unknown = await cli.run("store", "groups", "reset", "none")
     senseless = await cli.run("store", "groups", "seek", "billing", "somewhere")
     topics = await cli.run("store", "topics", "list", "--json")

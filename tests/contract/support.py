@@ -11,7 +11,7 @@ from zfabric.node.eventhub import EventStream
 
 E = TypeVar("E", bound=Event)
 
-TIMEOUT = 10.0
+TIMEOUT = 30.0
 "Longest wait for something that must happen."
 
 

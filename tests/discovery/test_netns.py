@@ -189,7 +189,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         answer = b""
 print("somebody" if b"_zfabric" in answer else "nobody")
 """
-    answer, _ = host.run(sys.executable, "-c", code).communicate(timeout=20)
+    answer, _ = host.run(sys.executable, "-c", code).communicate(timeout=30)
     return str(answer)
 
 
@@ -213,7 +213,7 @@ asyncio.run(start())
 print("works")
 """
     process = hosts[0].run(sys.executable, "-W", "error", "-c", code, cwd=ROOT)
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=30)
 
     assert output == "Address already in use\nworks\n"
     assert process.returncode == 0

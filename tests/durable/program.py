@@ -48,6 +48,8 @@ CONFIG = Config(
 )
 LANES = 20
 "Tasks of a publisher that wait for confirmations beside each other."
+PAUSE_S = 0.02
+"Between two messages of a lane: whoever is started again must not wait for a processor."
 
 
 class History:
@@ -142,6 +144,7 @@ async def publish(fabric: str, history: History, argument: str, stop: asyncio.Ev
             with suppress(NotStored):
                 await orders.publish([name, number])
                 history.write(f"ok {number}")
+            await asyncio.sleep(PAUSE_S)
 
     async with Node(name, fabric=fabric, config=CONFIG) as node:
         orders = node.publisher(TOPIC, durable=True, confirm="stored", outbox=path, without_store="buffer")
@@ -173,6 +176,7 @@ async def push(fabric: str, history: History, _: str, stop: asyncio.Event) -> No
             with suppress(NotStored):
                 await jobs.push([history.name, number], **special)
                 history.write(f"ok {number}")
+            await asyncio.sleep(PAUSE_S)
 
     async with Node(history.name, fabric=fabric, config=CONFIG) as node:
         jobs = node.pusher(TOPIC, durable=True, without_store="buffer")

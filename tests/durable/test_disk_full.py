@@ -13,7 +13,7 @@ from tests.waiting import wait_until_async as until
 from zfabric import Config, NotStored
 from zfabric.testing import MemoryFabric
 
-TIMEOUT = 20.0
+TIMEOUT = 30.0
 
 
 async def test_a_full_disk_and_room_again(

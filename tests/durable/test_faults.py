@@ -13,7 +13,7 @@ from zfabric import Config, Evicted, Node, NotStored, Publisher, Subscription
 from zfabric.store import Store
 from zfabric.testing import MemoryFabric
 
-TIMEOUT = 20.0
+TIMEOUT = 30.0
 COUNT = 200
 FAST: dict[str, Any] = {
     "heartbeat_interval_s": 0.1,

@@ -15,7 +15,7 @@ from zfabric.store import Append, Commit, Store, StoredBatch, rules
 from zfabric.testing import MemoryFabric
 from zfabric.wire.batch import BatchWriter
 
-TIMEOUT = 10.0
+TIMEOUT = 30.0
 
 
 def stored(store: Store, topic: str = "orders") -> int:

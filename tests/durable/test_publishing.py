@@ -15,7 +15,7 @@ from zfabric.errors import StoreFailed
 from zfabric.store import Commit, StoredBatch, Writer
 from zfabric.testing import MemoryFabric
 
-TIMEOUT = 10.0
+TIMEOUT = 30.0
 
 
 def values_in(store: object, topic: str) -> int:
@@ -81,7 +81,7 @@ async def test_a_store_in_sight_is_waited_for(fabric: MemoryFabric, make_store: 
     store = await make_store(topics=["orders.#"])
     shop = await fabric.open("shop")
     first = shop.publisher("orders.first", durable=True, confirm="stored")
-    await first.wait_for(stores=1, timeout=10)
+    await first.wait_for(stores=1, timeout=30)
 
     await shop.publisher("orders.second", durable=True, confirm="stored").publish(2)
     assert values_in(store, "orders.second") == 1

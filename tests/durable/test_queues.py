@@ -19,7 +19,7 @@ from zfabric.store import Store, rules
 from zfabric.store.bodies import Bodies
 from zfabric.testing import MemoryFabric
 
-TIMEOUT = 10.0
+TIMEOUT = 30.0
 QUIET_S = 0.4
 "After this long without a job there is none."
 

@@ -16,7 +16,7 @@ from zfabric.protocol.history import Joint, Phase
 from zfabric.store import Store
 from zfabric.testing import MemoryFabric
 
-TIMEOUT = 20.0
+TIMEOUT = 30.0
 
 
 async def durable(fabric: MemoryFabric, topic: str = "orders", **options: Any) -> tuple[Node, Publisher]:

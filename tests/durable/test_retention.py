@@ -25,7 +25,7 @@ async def test_topics_that_nothing_was_set_for_are_kept_as_the_store_says(monkey
         store.log.retain("audit", Retention(age_s=3600.0))
         for topic in ("orders", "audit"):
             publisher = node.publisher(topic, durable=True, confirm="stored")
-            await publisher.wait_for(stores=1, timeout=10)
+            await publisher.wait_for(stores=1, timeout=30)
             for number in range(30):
                 await publisher.publish(number)
 
@@ -33,7 +33,7 @@ async def test_topics_that_nothing_was_set_for_are_kept_as_the_store_says(monkey
         assert {known.name: known.first for known in store.log.streams()} == {"audit": 0, "orders": 20}
         events = node.events()
         async with node.subscribe("orders", start="earliest") as orders:
-            assert [(await orders.receive(timeout=10)).value for _ in range(10)] == list(range(20, 30))
+            assert [(await orders.receive(timeout=30)).value for _ in range(10)] == list(range(20, 30))
         events.close()
         assert [event async for event in events if isinstance(event, Gap)] == []
 
@@ -47,7 +47,7 @@ async def test_a_program_looks_at_topics_and_removes_from_them(monkeypatch: pyte
     async with Store("memory:", **options) as store, Node("shop", **options) as node:
         for topic in ("orders.b", "orders.a", "orders.c", "offers"):
             publisher = node.publisher(topic, durable=True, confirm="stored")
-            await publisher.wait_for(stores=1, timeout=10)
+            await publisher.wait_for(stores=1, timeout=30)
             await publisher.publish_many(range(10))
             await publisher.publish(10)
         await node.pusher("orders.jobs", durable=True).push("a job")
@@ -58,13 +58,13 @@ async def test_a_program_looks_at_topics_and_removes_from_them(monkeypatch: pyte
         (trimmed,) = await node.stores.purge("orders.a", before=10)
         (purged,) = await node.stores.purge("orders.b")
         async with node.subscribe("orders.a", start="earliest") as orders:
-            assert (await orders.receive(timeout=10)).value == 10
+            assert (await orders.receive(timeout=30)).value == 10
         for refused in ("orders.d", "$queue.orders.jobs"):
             with pytest.raises((NotStored, TopicError)):
                 await node.stores.purge(refused)
         async with Store("memory:", name="second", topics=("orders.a",), **options) as second:
             orders_a = node.publisher("orders.a", durable=True, confirm="stored")
-            await orders_a.wait_for(stores=2, timeout=10)
+            await orders_a.wait_for(stores=2, timeout=30)
             await orders_a.publish(11)
             await wait_until_async(lambda: second.log.info("orders.a") is not None)
             with pytest.raises(ValueError, match=second.log.id.hex()):

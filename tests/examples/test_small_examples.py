@@ -42,9 +42,9 @@ def test_hello(first: str) -> None:
     try:
         assert subscriber.stdout is not None
         lines = [subscriber.stdout.readline() for _ in range(10)]
-        _, publisher_errors = publisher.communicate(timeout=20)
+        _, publisher_errors = publisher.communicate(timeout=30)
         subscriber.send_signal(signal.SIGINT)
-        rest, subscriber_errors = subscriber.communicate(timeout=20)
+        rest, subscriber_errors = subscriber.communicate(timeout=30)
     finally:
         for process in processes.values():
             process.kill()

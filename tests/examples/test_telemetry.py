@@ -138,7 +138,7 @@ def test_parts_run_alone() -> None:
         shown = next(line for line in table.stderr if re.search(r" [1-9]\d* msg/s  lost 0 ", line))
         for process in (source, table):
             process.send_signal(signal.SIGINT)
-        output = [process.communicate(timeout=20) for process in (source, table)]
+        output = [process.communicate(timeout=30) for process in (source, table)]
     finally:
         for process in (source, table):
             process.kill()

@@ -13,22 +13,28 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 COUNT = 1_000
-ENOUGH_S = 1.8
-"Far longer than a healthy pair needs."
+IN_VAIN_S = 1.8
+"Far longer than a healthy pair needs: what has not come by then was lost."
 ONLY = ("exactly-once",)
 SAFE: dict[str, Any] = {"checksums": True}
 
 
 def scenario(
-    team: Crew, proxy: Proxy, fault: FrameFilter, *, publishing: dict[str, Any], subscribing: dict[str, Any]
+    team: Crew,
+    proxy: Proxy,
+    fault: FrameFilter,
+    *,
+    publishing: dict[str, Any],
+    subscribing: dict[str, Any],
+    timeout: float = 30.0,
 ) -> None:
     """1,000 messages with a fault on the data connection; AssertionError unless all arrive once and are confirmed."""
     publisher = team.publisher(count=COUNT, rate=2_000, deliveries=ONLY, **publishing)
     inbox, outlet = (proxy.serve(endpoint) for endpoint in publisher.endpoints)
     outlet.frames = fault
     subscriber = team.subscriber(seeds=[publisher.endpoints[0]], via=proxy.host, deliveries=ONLY, **subscribing)
-    subscriber.until_settled(COUNT, ENOUGH_S)
-    publisher.until("done", ENOUGH_S)
+    subscriber.until_settled(COUNT, timeout)
+    publisher.until("done", timeout)
     team.finish()
     assert inbox.accepted
     team.verdict(to_end=True).check()
@@ -84,7 +90,7 @@ def test_each_mechanism_is_missed(
     fault = Batches(action) if action else nothing
 
     with pytest.raises(AssertionError):
-        scenario(team, proxy, fault, publishing=publishing, subscribing=subscribing)
+        scenario(team, proxy, fault, publishing=publishing, subscribing=subscribing, timeout=IN_VAIN_S)
 
 
 @pytest.mark.parametrize("action", ["eat the fourth", "eat the last", "repeat"])

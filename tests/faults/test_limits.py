@@ -71,7 +71,7 @@ async def main():
         publisher = node.publisher("t", delivery="at-least-once")
         subscription = node.subscribe("t")
         await publisher.publish("before")
-        print((await subscription.receive(timeout=10)).value)
+        print((await subscription.receive(timeout=30)).value)
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + (20 << 20)
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
@@ -80,7 +80,7 @@ async def main():
         except MemoryError:
             print("MemoryError")
         await publisher.publish("after")
-        message = await subscription.receive(timeout=10)
+        message = await subscription.receive(timeout=30)
         print(message.value, message.seq)
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 

@@ -53,9 +53,9 @@ class Arena:
             for node, topic in zip(pair, ("good.a", "good.b"), strict=True)
         ]
         for publisher in self._publishers:
-            await publisher.wait_for(subscribers=1, timeout=10)
+            await publisher.wait_for(subscribers=1, timeout=30)
         for subscription in self._subscriptions:
-            await subscription.wait_for(publishers=1, timeout=10)
+            await subscription.wait_for(publishers=1, timeout=30)
         self._tasks = [
             asyncio.ensure_future(work(index)) for index in range(2) for work in (self._publish, self._receive)
         ]

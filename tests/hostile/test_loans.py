@@ -106,11 +106,11 @@ async def test_forged_loans_are_errors_or_losses_and_a_good_one_arrives(
     publish([Block(1, good, 200_000)])
     publish([Block(1, good, 200_000)], again=number)
 
-    assert (await subscription.receive(timeout=10)).value == b"x" * 200_000
+    assert (await subscription.receive(timeout=30)).value == b"x" * 200_000
     for descriptor in (pipe, other_end):
         os.close(descriptor)
     attacker.publish(*attacker.batch("evil.x", ONE, base=1000))
-    assert (await subscription.receive(timeout=10)).value == 1
+    assert (await subscription.receive(timeout=30)).value == 1
     assert arena.statistics.protocol_errors == len(errors) + 1
     await arena.stays_small()
 
@@ -125,7 +125,7 @@ async def test_nobody_maps_what_is_not_the_peers_own(
     attacker.publish(attacker.batch("evil.x", msgpack.packb(msgpack.ExtType(1, b"\x00")))[0], b"", loan)
     attacker.publish(*attacker.batch("evil.x", ONE, base=1))
 
-    assert (await subscription.receive(timeout=10)).value == 1
+    assert (await subscription.receive(timeout=30)).value == 1
     assert not [record for record in attacker.listen() if isinstance(record, Mapped)]
 
 

@@ -20,7 +20,7 @@ from zfabric.node.eventhub import EventStream
 from zfabric.testing import RealFabric
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT = 10.0
+TIMEOUT = 30.0
 QUICK = Config(mdns=False, handshake_timeout_s=0.5, reconnect_interval_s=0.02)
 MakeNode = Callable[..., Awaitable[Node]]
 Start = Callable[..., "subprocess.Popen[str]"]

@@ -20,7 +20,7 @@ async def main():
     await node.open()
     subscription = node.subscribe("t", delivery="at-least-once", overflow="block", buffer_bytes=1)
     publisher = node.publisher("back", delivery="at-least-once")
-    await subscription.wait_for(publishers=1, timeout=10)
+    await subscription.wait_for(publishers=1, timeout=30)
     say("ready")
     await asyncio.Event().wait()
 

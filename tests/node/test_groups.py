@@ -38,7 +38,7 @@ async def publish(fabric: dict[str, Any], topic: str, numbers: range, keys: int 
     """Publish numbers, each with a key, until they are stored."""
     async with node(fabric, "shop") as shop:
         orders = shop.publisher(topic, durable=True)
-        await orders.wait_for(stores=1, timeout=10)
+        await orders.wait_for(stores=1, timeout=30)
         for number in numbers:
             await orders.publish(number, key=number % keys)
         await orders.flush()
@@ -58,7 +58,7 @@ async def test_members_share_by_key_and_each_group_gets_everything(fabric: dict[
         second = b.subscribe("orders", group="billing", start="earliest")
         third = b.subscribe("#", group="audit", start="earliest")
         for subscription in (first, second, third):
-            await subscription.wait_for(timeout=10)
+            await subscription.wait_for(timeout=30)
         tasks = [asyncio.create_task(read(s, n)) for s, n in ((first, "1"), (second, "2"), (third, "audit"))]
         await publish(fabric, "orders", range(1000), keys=50)
         await wait_until_async(lambda: len(seen["1"]) + len(seen["2"]) == 1000 == len(seen["audit"]), 10)
@@ -89,7 +89,7 @@ async def test_a_group_goes_on_where_it_was(fabric: dict[str, Any]) -> None:
         subscription = b.subscribe("orders", group="billing", start="latest")
         found: set[int] = set()
         while len(found) < 50:
-            found.add((await subscription.receive(timeout=10)).value)
+            found.add((await subscription.receive(timeout=30)).value)
 
     # `close` cannot know of the last message in hand whether it was dealt with.
     assert found - {values[-1]} <= set(range(100, 150))
@@ -100,17 +100,17 @@ async def test_manual_acks_commit_only_what_was_settled(fabric: dict[str, Any]) 
     await publish(fabric, "orders", range(20))
     async with node(fabric, "a") as a:
         subscription = a.subscribe("orders", group="billing", start="earliest", ack="manual")
-        messages = [await subscription.receive(timeout=10) for _ in range(20)]
+        messages = [await subscription.receive(timeout=30) for _ in range(20)]
         for message in messages:
             if message.value % 2:
                 await message.ack()
         await messages[0].nack()
-        again = await subscription.receive(timeout=10)
+        again = await subscription.receive(timeout=30)
         assert again.value == messages[0].value
         await subscription.close()
     async with node(fabric, "b") as b:
         subscription = b.subscribe("orders", group="billing", ack="manual")
-        values = {(await subscription.receive(timeout=10)).value for _ in range(10)}
+        values = {(await subscription.receive(timeout=30)).value for _ in range(10)}
 
     assert values == set(range(0, 20, 2))
 
@@ -135,7 +135,7 @@ async def test_a_transaction_is_all_or_nothing(fabric: dict[str, Any]) -> None:
             done.append(message.value)
             if len(done) == 10:
                 break
-        bills = [(await results.receive(timeout=10)).value for _ in range(10)]
+        bills = [(await results.receive(timeout=30)).value for _ in range(10)]
 
         assert done == list(range(10))
         assert bills == [10 * value for value in range(10)]
@@ -170,7 +170,7 @@ async def test_transactions_by_batch_survive_a_change_of_members(fabric: dict[st
         tasks = [asyncio.create_task(work(f"w{index}", 3 if index < 3 else -1)) for index in range(5)]
         seen: list[int] = []
         while len(seen) < count:
-            seen.append((await results.receive(timeout=15)).value)
+            seen.append((await results.receive(timeout=30)).value)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -187,7 +187,7 @@ async def test_positions_rise_within_a_partition(fabric: dict[str, Any]) -> None
         last: dict[int, int] = {}
         offsets = []
         for _ in range(100):
-            position = (await subscription.receive(timeout=10)).position
+            position = (await subscription.receive(timeout=30)).position
             assert position is not None
             assert position.offset > last.get(position.partition, -1)
             last[position.partition] = position.offset
@@ -200,14 +200,14 @@ async def test_what_makes_no_sense_is_refused(fabric: dict[str, Any]) -> None:
     """Another pattern under the same name, a taken name, options that do not go together."""
     async with node(fabric, "a") as a:
         first = a.subscribe("orders", group="billing", member="one")
-        await first.wait_for(timeout=10)
+        await first.wait_for(timeout=30)
         other = a.subscribe("bills", group="billing")
         with pytest.raises(zfabric.GroupRefused, match="reads 'orders', not 'bills'"):
-            await other.receive(timeout=10)
+            await other.receive(timeout=30)
         second = a.subscribe("orders", group="billing", member="one")
-        await second.wait_for(timeout=10)
+        await second.wait_for(timeout=30)
         with pytest.raises(zfabric.GroupRefused, match="took the name 'one'"):
-            await first.receive(timeout=10)
+            await first.receive(timeout=30)
         with pytest.raises(ValueError, match="lose nothing"):
             a.subscribe("orders", group="billing", overflow="latest")
         with pytest.raises(ValueError, match="transactions acknowledge"):
@@ -226,10 +226,10 @@ async def test_a_program_looks_at_groups_and_moves_them(fabric: dict[str, Any]) 
         await publish(fabric, "offers", range(10))
         bills = a.subscribe("#", group="billing", member="first", start="earliest")
         other = a.subscribe("orders", group="audit")
-        await asyncio.gather(bills.wait_for(timeout=10), other.wait_for(timeout=10))
+        await asyncio.gather(bills.wait_for(timeout=30), other.wait_for(timeout=30))
 
         async def take(count: int) -> list[tuple[str, int]]:
-            return sorted([(m.topic, m.value) for m in [await bills.receive(timeout=10) for _ in range(count)]])
+            return sorted([(m.topic, m.value) for m in [await bills.receive(timeout=30) for _ in range(count)]])
 
         assert len(await take(110)) == 110
         async with asyncio.timeout(10):
@@ -245,7 +245,7 @@ async def test_a_program_looks_at_groups_and_moves_them(fabric: dict[str, Any]) 
         last_offers = await take(3)
         paused = await a.groups.pause("billing")
         since = await a.groups.seek("billing", timedelta(hours=1))
-        await bills.wait_for(timeout=10)
+        await bills.wait_for(timeout=30)
         waiting = bills.pending
         resumed = await a.groups.resume("billing")
         again = await take(110)
@@ -268,7 +268,7 @@ async def test_groups_that_are_not_there_and_senseless_starts(fabric: dict[str, 
     """Each is a typed error that names what there is; without any store it is NotStored, in time."""
     async with node(fabric, "a") as a:
         await publish(fabric, "orders", range(1))
-        await a.subscribe("orders", group="billing").wait_for(timeout=10)
+        await a.subscribe("orders", group="billing").wait_for(timeout=30)
         with pytest.raises(zfabric.GroupRefused, match="there are: billing"):
             await a.groups.lag("biling")
         with pytest.raises(zfabric.GroupRefused, match="no stream 'none'"):

@@ -50,7 +50,7 @@ async def pair(make_node: MakeNode, **options: Any) -> tuple[Node, Node, Publish
     """A publisher and a subscriber that can map its memory."""
     one, two = await make_node("one", **options), await make_node("two", **options)
     publisher, subscription = one.publisher("t"), two.subscribe("t")
-    await publisher.wait_for(timeout=10)
+    await publisher.wait_for(timeout=30)
     await wait_until_async(lambda: maps(one, two))
     return one, two, publisher, subscription
 
@@ -73,7 +73,7 @@ async def test_large_buffers_are_lent_and_equal(make_node: MakeNode) -> None:
             publisher.publish_nowait(value)
         data[:] = 7
 
-        whole, raw, nested = [(await subscription.receive(timeout=10)).value for _ in range(3)]
+        whole, raw, nested = [(await subscription.receive(timeout=30)).value for _ in range(3)]
 
         assert np.array_equal(whole, frozen) and not whole.flags.writeable
         assert raw == frozen.tobytes()
@@ -94,7 +94,7 @@ async def test_an_array_on_loan_is_never_copied(make_node: MakeNode) -> None:
         half = loaned[:250]
         publisher.publish_nowait(half)
 
-        first, second, third = [(await subscription.receive(timeout=10)).value for _ in range(3)]
+        first, second, third = [(await subscription.receive(timeout=30)).value for _ in range(3)]
 
         assert (first == number).all() and (second["again"] == number).all() and (third == number).all()
         assert third.shape == (250, 500) and not (loaned.flags.writeable or first.flags.writeable)
@@ -110,17 +110,17 @@ async def test_a_loan_that_was_given_up_is_copied(make_node: MakeNode, limits: d
     loaned = publisher.loan(MEGABYTE, np.uint8)
     loaned[:] = 5
     publisher.publish_nowait(loaned)
-    held = await subscription.receive(timeout=10)
+    held = await subscription.receive(timeout=30)
     await two.close()
     await wait_until_async(lambda: not one.peers)
     three = await make_node("three")
     other = three.subscribe("t")
-    await publisher.wait_for(timeout=10)
+    await publisher.wait_for(timeout=30)
     await wait_until_async(lambda: maps(one, three))
 
     publisher.publish_nowait(loaned)
 
-    assert ((await other.receive(timeout=10)).value == 5).all() and (held.value == 5).all()
+    assert ((await other.receive(timeout=30)).value == 5).all() and (held.value == 5).all()
 
 
 async def test_what_a_nodes_own_subscription_holds_is_not_used_again(make_node: MakeNode) -> None:
@@ -130,8 +130,8 @@ async def test_what_a_nodes_own_subscription_holds_is_not_used_again(make_node: 
     kept = []
     for number in range(20):
         publisher.publish_nowait(array(number))
-        kept.append((await own.receive(timeout=10)).value)
-        assert (await subscription.receive(timeout=10)).value[0] == number
+        kept.append((await own.receive(timeout=30)).value)
+        assert (await subscription.receive(timeout=30)).value[0] == number
 
     assert all((value == number).all() for number, value in enumerate(kept))
     assert one.statistics().buffers_lent == 20
@@ -143,7 +143,7 @@ async def test_memory_that_is_all_in_use_holds_nobody_up(make_node: MakeNode) ->
     hoard = []
     for number in range(10):
         publisher.publish_nowait(array(number))
-        hoard.append(await subscription.receive(timeout=10))
+        hoard.append(await subscription.receive(timeout=30))
 
     assert [int(message.value[-1]) for message in hoard] == list(range(10))
     assert all((message.value == number).all() for number, message in enumerate(hoard))
@@ -159,7 +159,7 @@ async def lent_again(one: Node, publisher: Publisher, subscription: Subscription
     while one.statistics().buffers_lent == before:
         assert asyncio.get_running_loop().time() < deadline
         publisher.publish_nowait(array(77))
-        assert (await subscription.receive(timeout=10)).value[0] == 77
+        assert (await subscription.receive(timeout=30)).value[0] == 77
 
 
 def test_what_is_hoarded_for_long_is_given_up() -> None:
@@ -170,11 +170,11 @@ def test_what_is_hoarded_for_long_is_given_up() -> None:
             config = Config(shared_memory_blocks_max=2)
             one, two = await fabric.open("one", config=config), await fabric.open("two")
             publisher, subscription = one.publisher("t"), two.subscribe("t")
-            await publisher.wait_for(timeout=10)
+            await publisher.wait_for(timeout=30)
             hoard = []
             for number in range(12):
                 publisher.publish_nowait(array(number))
-                hoard.append((await subscription.receive(timeout=10)).value)
+                hoard.append((await subscription.receive(timeout=30)).value)
                 if number in (2, 5):
                     await fabric.clock.advance(11)
 
@@ -198,12 +198,12 @@ async def test_limits_of_shared_memory(make_node: MakeNode, limits: dict[str, in
     """shared_memory_bytes=0 turns it off, shared_memory_min_bytes and shared_memory_blocks_max say how much is lent."""
     one, two = await make_node("one", **limits), await make_node("two")
     publisher, subscription = one.publisher("t"), two.subscribe("t")
-    await publisher.wait_for(timeout=10)
+    await publisher.wait_for(timeout=30)
     await wait_until_async(lambda: maps(one, two) or not limits.get("shared_memory_bytes", 1))
     kept = []
     for number in range(5):
         publisher.publish_nowait(array(number))
-        kept.append((await subscription.receive(timeout=10)).value)
+        kept.append((await subscription.receive(timeout=30)).value)
 
     assert [value[0] for value in kept] == list(range(5))
     assert one.statistics().buffers_lent == lent
@@ -214,16 +214,16 @@ async def test_one_who_cannot_map_sends_all_by_socket(make_node: MakeNode) -> No
     one, _, publisher, subscription = await pair(make_node)
     other = await make_node("other", shared_memory_bytes=0)
     third = other.subscribe("t")
-    await publisher.wait_for(subscribers=2, timeout=10)
+    await publisher.wait_for(subscribers=2, timeout=30)
 
     publisher.publish_nowait(array(1))
 
-    assert (await subscription.receive(timeout=10)).value[0] == (await third.receive(timeout=10)).value[0] == 1
+    assert (await subscription.receive(timeout=30)).value[0] == (await third.receive(timeout=30)).value[0] == 1
     assert one.statistics().buffers_lent == 0
     await third.close()
     await wait_until_async(lambda: publisher.subscribers == 1)
     publisher.publish_nowait(array(2))
-    assert (await subscription.receive(timeout=10)).value[0] == 2
+    assert (await subscription.receive(timeout=30)).value[0] == 2
     assert one.statistics().buffers_lent == 1
 
 
@@ -232,14 +232,14 @@ async def test_reliable_topics_lend_and_repair_with_bytes(make_node: MakeNode) -
     one, two = await make_node("one"), await make_node("two")
     publisher = one.publisher("t", delivery="at-least-once", history=3)
     subscription = two.subscribe("t")
-    await publisher.wait_for(timeout=10)
+    await publisher.wait_for(timeout=30)
     await wait_until_async(lambda: maps(one, two))
     for number in range(100):
         await publisher.publish(array(number))
-        assert ((await subscription.receive(timeout=10)).value == number).all()
+        assert ((await subscription.receive(timeout=30)).value == number).all()
     late = two.subscribe("t", start="earliest")
 
-    assert [(await late.receive(timeout=10)).value[9] for _ in range(3)] == [97, 98, 99]
+    assert [(await late.receive(timeout=30)).value[9] for _ in range(3)] == [97, 98, 99]
     assert one.statistics().buffers_lent == 100
 
 
@@ -268,7 +268,7 @@ async def subscriber_of(
 ) -> subprocess.Popen[str]:
     """A process that subscribes, and holds the first `count` arrays."""
     process = start(SUBSCRIBER.format(count=count, then=then), node.fabric)
-    await publisher.wait_for(timeout=10)
+    await publisher.wait_for(timeout=30)
     await wait_until_async(lambda: node._driver is not None and node._driver.core.lending._mapping)
     assert await line_of(process) == "ready"
     return process
@@ -302,7 +302,7 @@ async def main():
     import numpy as np
     async with Node("one", fabric=sys.argv[1], config=CONFIG) as node:
         publisher = node.publisher("t")
-        await publisher.wait_for(timeout=10)
+        await publisher.wait_for(timeout=30)
         number = 0
         while True:
             number += 1
@@ -319,7 +319,7 @@ async def test_a_publisher_that_is_killed_leaves_its_arrays_and_nothing_else(mak
     two = await make_node("two", peer_timeout_s=1.0, heartbeat_interval_s=0.2)
     subscription = two.subscribe("t")
     process = start(PUBLISHER, two.fabric)
-    received = [(await subscription.receive(timeout=10)).value for _ in range(50)]
+    received = [(await subscription.receive(timeout=30)).value for _ in range(50)]
     await wait_until_async(lambda: memory_files() > before + SECRET)
 
     process.send_signal(signal.SIGKILL)
@@ -343,12 +343,12 @@ def test_a_publisher_that_closes_stays_until_its_memory_is_mapped() -> None:
         async with MemoryFabric() as fabric:
             one, two = await fabric.open("one"), await fabric.open("two")
             publisher, subscription = one.publisher("t"), two.subscribe("t")
-            await publisher.wait_for(timeout=10)
+            await publisher.wait_for(timeout=30)
             fabric.disturb(delay=1.0, delay_s=1.0, plane="data")
             publisher.publish_nowait(array(7))
             await one.close()
 
-            assert ((await subscription.receive(timeout=10)).value == 7).all()
+            assert ((await subscription.receive(timeout=30)).value == 7).all()
 
     run(main())
 
@@ -361,7 +361,7 @@ async def test_a_stopped_subscriber_keeps_what_it_held(make_node: MakeNode, star
     then = "await asyncio.to_thread(input); say([int(v[0]) for v in held], all((v == v[0]).all() for v in held))"
     process = await subscriber_of(publisher, one, start, count=3, then=then)
     subscription = two.subscribe("t")
-    await publisher.wait_for(subscribers=2, timeout=10)
+    await publisher.wait_for(subscribers=2, timeout=30)
     await wait_until_async(lambda: maps(one, two))
     for number in range(3):
         publisher.publish_nowait(array(number))
@@ -372,12 +372,12 @@ async def test_a_stopped_subscriber_keeps_what_it_held(make_node: MakeNode, star
     before = one.statistics().buffers_lent
     for number in range(100, 160):
         publisher.publish_nowait(array(number))
-        while (await subscription.receive(timeout=10)).value[0] != number:
+        while (await subscription.receive(timeout=30)).value[0] != number:
             pass
     assert one.statistics().buffers_lent - before > 50
     process.send_signal(signal.SIGCONT)
 
-    output, errors = process.communicate("go\n", timeout=20)
+    output, errors = process.communicate("go\n", timeout=30)
     assert output.splitlines()[-1] == "[0, 1, 2] True", errors
 
 
@@ -386,7 +386,7 @@ async def main():
     config = Config(mdns=False, peer_timeout_s=30.0)
     async with Node("two", fabric=sys.argv[1], config=config) as node, node.subscribe("t") as subscription:
         say("ready")
-        value = (await subscription.receive(timeout=10)).value
+        value = (await subscription.receive(timeout=30)).value
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
@@ -410,7 +410,7 @@ async def test_the_copy_of_a_process_keeps_what_it_held(make_node: MakeNode, sta
     one = await make_node("one", shared_memory_bytes=4_000_000)
     publisher = one.publisher("t")
     process = start(FORKING, one.fabric)
-    await publisher.wait_for(timeout=10)
+    await publisher.wait_for(timeout=30)
     await wait_until_async(lambda: one._driver is not None and one._driver.core.lending._mapping)
     assert await line_of(process) == "ready"
     publisher.publish_nowait(array(1))
@@ -429,9 +429,9 @@ async def main():
     import numpy as np
     async with Node("one", fabric=sys.argv[1], config=CONFIG) as node, node.subscribe("t") as own:
         publisher = node.publisher("t")
-        await publisher.wait_for(subscribers=2, timeout=10)
+        await publisher.wait_for(subscribers=2, timeout=30)
         publisher.publish_nowait(np.full(250_000, 1, np.int32))
-        value = (await own.receive(timeout=10)).value
+        value = (await own.receive(timeout=30)).value
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
@@ -441,7 +441,7 @@ async def main():
         del value
         for number in range(2, 30):
             publisher.publish_nowait(np.full(250_000, number, np.int32))
-            await own.receive(timeout=10)
+            await own.receive(timeout=30)
             await asyncio.to_thread(input)
         os.write(write, b"x")
         os.waitpid(child, 0)
@@ -456,7 +456,7 @@ async def test_the_copy_of_a_publisher_keeps_what_it_held(make_node: MakeNode, s
     process = start(FORKING_OWNER, two.fabric)
     assert process.stdin is not None
     for number in range(1, 30):
-        assert (await subscription.receive(timeout=10)).value[0] == number
+        assert (await subscription.receive(timeout=30)).value[0] == number
         if number > 1:
             process.stdin.write("\n")
             process.stdin.flush()
@@ -474,7 +474,7 @@ def test_lost_doubled_and_overtaken_loans(seed: int) -> None:
             one, two = await fabric.open("one"), await fabric.open("two")
             publisher = one.publisher("t", delivery="at-least-once")
             subscription = two.subscribe("t")
-            await publisher.wait_for(timeout=10)
+            await publisher.wait_for(timeout=30)
             await wait_until_async(lambda: maps(one, two))
             fabric.disturb(drop=0.2, duplicate=0.2, reorder=0.2, delay=0.2, plane="data")
             sending = asyncio.create_task(send(publisher))
@@ -491,7 +491,7 @@ def test_lost_doubled_and_overtaken_loans(seed: int) -> None:
             for _ in range(2):
                 await publisher.publish(array(99, 200_000))
                 await publisher.flush()
-                await subscription.receive(timeout=10)
+                await subscription.receive(timeout=30)
             assert one._driver is not None
             lending = one._driver.core.lending
             await wait_until_async(lambda: len(lending._loans) <= 1)  # the last is not processed before the next read

@@ -53,7 +53,7 @@ if child == 0:
     os._exit(0)
 async def both():
     status = await asyncio.to_thread(os.waitpid, child, 0)
-    say((await subscription.receive(timeout=5)).value, "exit", status[1])
+    say((await subscription.receive(timeout=30)).value, "exit", status[1])
     await node.close()
 loop.run_until_complete(both())
 loop.close()
@@ -105,7 +105,7 @@ async def test_ctrl_c_ends_cleanly(start: Start, body: str) -> None:
     assert await line_of(process) == "ready"
 
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=30)
 
     assert process.returncode == -signal.SIGINT
     assert errors.strip().endswith("KeyboardInterrupt")
@@ -127,7 +127,7 @@ async def test_a_node_that_nobody_closes_does_not_hang_the_interpreter(start: St
     """Leaving without close() is untidy, and the process ends all the same."""
     process = start(FORGOTTEN)
 
-    output, errors = process.communicate(timeout=20)
+    output, errors = process.communicate(timeout=30)
 
     assert output == "leaving\n"
     assert process.returncode == 0, errors

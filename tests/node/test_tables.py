@@ -19,7 +19,7 @@ async def test_a_table_has_what_the_store_has_and_follows(runtime_dir: Any) -> N
     options: dict[str, Any] = {"fabric": f"tables-{uuid.uuid4().hex[:8]}", "config": FAST}
     async with Store("memory:", **options), Node("admin", **options) as admin, Node("reader", **options) as reader:
         config = admin.publisher("config", durable=True, confirm="stored")
-        await config.wait_for(stores=1, timeout=10)
+        await config.wait_for(stores=1, timeout=30)
         for number in range(3):
             for key in ("a", "b", "c"):
                 await config.publish(f"{key}{number}", key=key)

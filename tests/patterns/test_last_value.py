@@ -39,8 +39,8 @@ async def test_late_comers_get_the_newest_values(nodes: list[Node]) -> None:
     sensor, middle, late = nodes
     async with LastValueCache(middle, "plant.#") as cache:
         temp, state = sensor.publisher("plant.temp"), sensor.publisher("plant.state")
-        await temp.wait_for(1, 5)
-        await state.wait_for(1, 5)
+        await temp.wait_for(1, 30)
+        await state.wait_for(1, 30)
         for step in range(3):
             await temp.publish(step, key="line1", headers={"n": step})
             await temp.publish(step * 10, key=["a", "list"])
@@ -64,7 +64,7 @@ async def test_nothing_twice_and_nothing_older(nodes: list[Node]) -> None:
     for step in range(5):
         await publisher.publish(step)
     async with LastValueCache(middle, "plant.#") as cache:
-        await publisher.wait_for(1, 5)
+        await publisher.wait_for(1, 30)
         await publisher.publish(5)
         await wait_until_async(lambda: len(cache) == 1)
         messages = last_values(late, "plant.#", publishers=1, required=True)
@@ -90,7 +90,7 @@ async def test_without_a_cache(nodes: list[Node]) -> None:
     messages = last_values(late, "plant.#", publishers=1)
     async with aclosing(messages):
         task = asyncio.ensure_future(anext(messages))
-        await publisher.wait_for(1, 5)
+        await publisher.wait_for(1, 30)
         await publisher.publish("live")
         assert (await task).value == "live"
 
@@ -100,7 +100,7 @@ async def test_the_cache_is_bounded(nodes: list[Node]) -> None:
     sensor, middle, late = nodes
     async with LastValueCache(middle, "t", name="small", entries_max=3) as cache:
         publisher = sensor.publisher("t")
-        await publisher.wait_for(1, 5)
+        await publisher.wait_for(1, 30)
         for key in (1, 2, 3, 1, 4):
             await publisher.publish(key, key=key)
         await wait_until_async(lambda: cache.updates == 5)

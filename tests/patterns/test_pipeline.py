@@ -18,7 +18,7 @@ from tests.waiting import wait_until_async
 from zfabric import Node
 from zfabric.testing.real import RealFabric
 
-TIMEOUT = 20
+TIMEOUT = 30.0
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ async def test_jobs_pass_with_one_key_for_all() -> None:
     a, b = [await fabric.open(name, key=key) for name in "ab"]
     pusher = a.pusher("jobs", delivery="at-most-once")
     pullers = [node.puller("jobs", delivery="at-most-once") for node in (a, b)]
-    await pusher.wait_for(2, timeout=10)
+    await pusher.wait_for(2, timeout=30)
     sent: set[int] = set()
     while not all(puller.pending for puller in pullers):
         sent.add(await pusher.push(len(sent)))
@@ -43,7 +43,7 @@ async def test_jobs_pass_between_identities_that_may(opened: Opened) -> None:
         while (await next_event(events, AccessDenied)).action != action:
             pass
     await pusher.push_many(range(10))
-    assert [(await puller.receive(timeout=10)).value for _ in range(10)] == list(range(10))
+    assert [(await puller.receive(timeout=30)).value for _ in range(10)] == list(range(10))
     assert (pusher.workers, puller.pushers, thief.pending, liar.workers) == (1, 1, 0, 1), "the last one is its own"
 
 
@@ -53,7 +53,7 @@ async def test_who_pushes_to_a_socket_without_being_asked_is_not_heard(opened: O
     cheat = await opened("cheat", "viewer")
     puller = worker.puller("jobs.a", delivery="at-most-once")
     pusher = boss.pusher("jobs.a", delivery="at-most-once")
-    await pusher.wait_for(1, timeout=10)
+    await pusher.wait_for(1, timeout=30)
     await worker.wait_for_peers(2, timeout=10)
     events = worker.events()
     endpoint = _endpoint(worker)
@@ -69,7 +69,7 @@ async def test_who_pushes_to_a_socket_without_being_asked_is_not_heard(opened: O
         assert (await next_event(events, AccessDenied)).action == "push"  # its own words
     assert puller.pending == 0
     await pusher.push("good")
-    assert (await puller.receive(timeout=10)).value == "good"
+    assert (await puller.receive(timeout=30)).value == "good"
 
 
 def _endpoint(node: Node) -> str:

@@ -31,8 +31,8 @@ async def test_members_talk(real_fabric: RealFabric) -> None:
     async with one.subscribe("a") as at_one, other.subscribe("b") as at_other:
         to_one = other.publisher("a", delivery="at-least-once")
         to_other = one.publisher("b")
-        await to_one.wait_for(1, timeout=10)
-        await to_other.wait_for(1, timeout=10)
+        await to_one.wait_for(1, timeout=30)
+        await to_other.wait_for(1, timeout=30)
         await to_one.publish(
             "secret",
         )

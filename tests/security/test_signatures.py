@@ -149,7 +149,7 @@ async def send(publisher: Node, *, listeners: int = 1, values: tuple[Any, ...] =
     unsigned = publisher.publisher("orders.unsigned", **options)
     signed = publisher.publisher("orders.signed", sign=True, **options)
     for outgoing in (unsigned, signed):
-        await outgoing.wait_for(listeners, timeout=10)
+        await outgoing.wait_for(listeners, timeout=30)
     await unsigned.publish("unsigned")
     await unsigned.flush()
     await signed.publish_many(values or ("signed",))
@@ -180,7 +180,7 @@ async def test_forged_signatures_are_never_delivered(town: Town, opened: Opened,
     events = bob.events()
     subscription = bob.subscribe("orders")
     outgoing = ada.publisher("orders", delivery=delivery, sign=True)
-    await outgoing.wait_for(1, timeout=10)
+    await outgoing.wait_for(1, timeout=30)
     good = outgoing._outbox.writer.sign
     assert good is not None
     await outgoing.publish("first")
@@ -271,7 +271,7 @@ async def test_a_store_cannot_change_what_was_signed(town: Town, opened: Opened,
         ada, bob = await opened("ada"), await opened("bob")
         events = bob.events()
         outgoing = ada.publisher("orders", durable=True, sign=True)
-        await outgoing.wait_for(stores=1, timeout=10)
+        await outgoing.wait_for(stores=1, timeout=30)
         for value in ("before", PRICE, "after"):
             await outgoing.publish(value)
             await outgoing.flush()
@@ -291,7 +291,7 @@ async def test_what_is_signed_comes_from_a_store_as_it_was(town: Town, opened: O
     try:
         ada, bob = await opened("ada"), await opened("bob")
         outgoing = ada.publisher("orders", durable=True, sign=True)
-        await outgoing.wait_for(stores=1, timeout=10)
+        await outgoing.wait_for(stores=1, timeout=30)
         await outgoing.publish_many(range(10))
         await outgoing.flush()
         await ada.close()
@@ -314,8 +314,8 @@ async def test_a_store_may_ask_for_signatures(town: Town, opened: Opened) -> Non
         ada = await opened("ada")
         signed = ada.publisher("orders", durable=True, sign=True)
         unsigned = ada.publisher("notes", durable=True)
-        await signed.wait_for(stores=1, timeout=10)
-        await unsigned.wait_for(stores=1, timeout=10)
+        await signed.wait_for(stores=1, timeout=30)
+        await unsigned.wait_for(stores=1, timeout=30)
         await signed.publish(1)
         await signed.flush()
         await unsigned.publish(1)

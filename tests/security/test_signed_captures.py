@@ -27,7 +27,7 @@ async def recorded(town: Town, opened: Opened, path: Path) -> Path:
         signed = ada.publisher("orders.signed", delivery="at-least-once", sign=True)
         unsigned = bob.publisher("orders.plain", delivery="at-least-once")
         for publisher in (signed, unsigned):
-            await publisher.wait_for(1, timeout=10)
+            await publisher.wait_for(1, timeout=30)
         for value in VALUES:
             signed.publish_nowait(value, key="k", headers={"unit": "EUR"})
         await unsigned.publish("unsigned")
@@ -63,7 +63,7 @@ async def test_captures_keep_signatures(town: Town, opened: Opened, tmp_path: Pa
     carl = await opened("carl")
     async with carl.subscribe("orders.signed", signed=True) as heard:
         async with Player(await opened("bob"), reader, rate=float("inf"), sign=True) as player:
-            await player.publishers[-1].wait_for(1, timeout=10)
+            await player.publishers[-1].wait_for(1, timeout=30)
             await player.play()
         assert [(await heard.receive(10)).value for _ in VALUES] == VALUES
     revoke(town.root / "bob", "ada")
@@ -111,7 +111,7 @@ async def test_one_key_for_all(real_fabric: RealFabric, tmp_path: Path) -> None:
     ada, bob = await real_fabric.open("ada", key=key), await real_fabric.open("bob", key=key)
     async with Recorder(bob, tmp_path / "run.zfr", signed=True) as recorder:
         publisher = ada.publisher("orders", delivery="at-least-once", sign=True)
-        await publisher.wait_for(1, timeout=10)
+        await publisher.wait_for(1, timeout=30)
         await publisher.publish_many(VALUES)
         await wait_until_async(lambda: recorder.messages == 3)
     reader = CaptureReader(tmp_path / "run.zfr")

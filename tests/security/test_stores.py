@@ -65,7 +65,7 @@ async def test_a_store_keeps_what_it_has_the_right_to(town: Town, opened: Opened
     try:
         clerk = await opened("clara", "clerk")
         outgoing = clerk.publisher("orders.a", durable=True)
-        await outgoing.wait_for(stores=1, timeout=10)
+        await outgoing.wait_for(stores=1, timeout=30)
         await outgoing.publish_many(range(3))
         await outgoing.flush()
         subscription = clerk.subscribe("orders.a", start="earliest")
@@ -103,7 +103,7 @@ async def test_a_store_serves_nobody_without_the_right_to_subscribe(town: Town, 
     try:
         clerk, spy = await opened("clara", "clerk"), unchecked(await opened("spy", "outsider"))
         outgoing = clerk.publisher("orders.a", durable=True)
-        await outgoing.wait_for(stores=1, timeout=10)
+        await outgoing.wait_for(stores=1, timeout=30)
         await outgoing.publish("secret")
         await outgoing.flush()
         events = store.node.events()
@@ -128,7 +128,7 @@ async def test_groups_and_topics_are_there_for_those_who_may_read_them(town: Tow
     store = await open_store(town, "orders-store")
     try:
         clerk, spy = await opened("clara", "clerk"), await opened("spy", "outsider")
-        await clerk.subscribe("orders.#", group="billing").wait_for(timeout=10)
+        await clerk.subscribe("orders.#", group="billing").wait_for(timeout=30)
         assert [group.name for group in await clerk.groups.list()] == ["billing"]
         assert await spy.groups.list() == ()
         with pytest.raises(GroupRefused, match="there are: none"):
@@ -138,7 +138,7 @@ async def test_groups_and_topics_are_there_for_those_who_may_read_them(town: Tow
             await StoreClient(spy._opened()).groups(known, "pause", "billing")
         assert not (await clerk.groups.get("billing")).paused
         outgoing = clerk.publisher("orders.a", durable=True, confirm="stored")
-        await outgoing.wait_for(stores=1, timeout=10)
+        await outgoing.wait_for(stores=1, timeout=30)
         await outgoing.publish(1)
         assert [stored.next for stored in await clerk.stores.topics()] == [1]
         assert await spy.stores.topics() == ()
@@ -223,7 +223,7 @@ async def test_a_store_that_lies_is_reported(
         clerk = await opened("clara", "clerk")
         events = clerk.events()
         outgoing = clerk.publisher("orders.a", durable=True)
-        await outgoing.wait_for(stores=1, timeout=10)
+        await outgoing.wait_for(stores=1, timeout=30)
         await outgoing.publish("stored")
         await outgoing.flush()
         options: dict[str, Any] = {"group": "billing"} if "group" in what else {}

@@ -78,8 +78,8 @@ async def exchange(publisher: Node, subscriber: Node, topic: str = "plant.a.temp
     """One message passes."""
     async with subscriber.subscribe(pattern) as subscription:
         outgoing = publisher.publisher(topic, delivery="at-least-once")
-        await outgoing.wait_for(1, timeout=10)
-        await subscription.wait_for(1, timeout=10)  # what the publisher counts may be an older one that is ending
+        await outgoing.wait_for(1, timeout=30)
+        await subscription.wait_for(1, timeout=30)  # what the publisher counts may be an older one that is ending
         await outgoing.publish("hello")
-        assert (await subscription.receive(timeout=10)).value == "hello"
+        assert (await subscription.receive(timeout=30)).value == "hello"
         await outgoing.close()

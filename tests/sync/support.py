@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 CONFIG = Config(mdns=False)
 "No multicast in tests."
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
 "For what should take milliseconds."
 
 

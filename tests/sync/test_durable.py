@@ -29,7 +29,7 @@ from zfabric.sync import Node
 node = Node("first", fabric=sys.argv[1], config=FAST)
 node.open()
 todo = node.subscribe("t", group="g", start="earliest")
-print([todo.receive(timeout=20).value for _ in range(5)])
+print([todo.receive(timeout=30).value for _ in range(5)])
 with Node("eye", fabric=sys.argv[1], config=FAST) as eye:
     eye.wait_for_peers(2, 20)  # time for whatever it commits
 sys.stdout.flush()

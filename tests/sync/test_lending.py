@@ -20,7 +20,7 @@ def test_threads_publish_large_arrays_and_loans() -> None:
     config = Config(mdns=False)
     with Node("one", config=config) as one, Node("two", config=config) as two:
         publisher, subscription = one.publisher("t", delivery="at-least-once"), two.subscribe("t")
-        publisher.wait_for(timeout=10)
+        publisher.wait_for(timeout=30)
 
         def publish(first: int) -> None:
             for number in range(first, first + 20):
@@ -33,7 +33,7 @@ def test_threads_publish_large_arrays_and_loans() -> None:
             thread.start()
         numbers = []
         for _ in range(60):
-            value = subscription.receive(timeout=10).value
+            value = subscription.receive(timeout=30).value
             assert (value == value[0]).all()
             numbers.append(int(value[0]))
         for thread in threads:

@@ -11,7 +11,7 @@ from tests.waiting import wait_until
 from zfabric import Job, NodeClosed, WindowFull
 from zfabric.sync import Node
 
-TIMEOUT = 10.0
+TIMEOUT = 30.0
 
 
 def test_jobs_are_pushed_pulled_and_done(near: Node, far: Node) -> None:
