@@ -37,7 +37,7 @@ zmq.Context.__init__ = _remember_context  # type: ignore[method-assign]
 
 
 ALONE = {"faults"}
-"Folders whose tests measure time, or judge who was silent for a second: `.ci/tests` runs nothing beside them."
+"Folders whose tests judge who was silent for a second: `.ci/tests` never runs more of them than there are processors."
 
 LONG = (
     "simulation/test_simulator.py",
@@ -53,6 +53,10 @@ LONG = (
     "discovery/test_netns.py",
     "simulation/test_plain_jobs.py",
     "test_architecture.py",
+    "faults/test_links.py",
+    "faults/test_queues.py",
+    "faults/test_groups.py",
+    "faults/test_crashes.py",
 )
 "Files that begin first, so that no process is left with one of them at the end; the slowest one first."
 

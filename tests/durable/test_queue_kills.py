@@ -22,6 +22,8 @@ __all__ = ["crew"]
 Job = tuple[str, int]
 "A pusher's life and its number."
 LINE_BYTES = 30
+"Of a worker's history."
+KILLS = 8
 
 
 def told(processes: list[Process], word: str) -> dict[Job, list[int]]:
@@ -67,60 +69,90 @@ def in_the_log(directory: Path) -> tuple[list[Job], int]:
     return [job for job, count in found.items() if count > 1], sum(stop - start for start, stop in left)
 
 
-def run(crew: Crew, kills: int, seed: int, *, store_only: bool = False) -> None:
-    """Kill a store, two pushers and two workers, then let the workers finish; complaints are assertions."""
-    directory = crew.path / "data"
-    store = crew.start("store", "store", str(directory))
+def begin(crew: Crew) -> tuple[Process, list[Process], list[Process]]:
+    """A store, two pushers and two workers, at work."""
+    store = crew.start("store", "store", str(crew.path / "data"))
     pushers = [crew.start("push", name) for name in ("ada", "bob")]
     workers = [crew.start("work", name) for name in ("one", "two")]
     for process in crew.processes:
         process.ready()
-    choice = random.Random(seed)
-    for _ in range(kills):
-        victim = store if store_only else choice.choice([store, store, *pushers, *workers])
-        wanted = written(workers) + choice.randrange(20, 300) * LINE_BYTES
-        wait_until(lambda wanted=wanted: written(workers) >= wanted, TIMEOUT)  # type: ignore[misc]
-        victim.kill()
-        victim.ready()
-    for process in pushers:
-        process.end()
-    confirmed, tried = pushed(pushers, "ok"), pushed(pushers, "try")
-    if not crew.handicap:
-        wait_until(lambda: confirmed <= told(workers, "begin").keys(), TIMEOUT, pause=0.1)
-    hold(1.5, "workers have nothing to do any more")
-    if crew.handicap:  # its damage is done, and nobody needs to end well
-        crew.kill()
-    else:
-        for process in (*workers, store):
-            process.end()
+    return store, pushers, workers
 
-    begun, done = told(workers, "begin"), told(workers, "done")
-    assert begun.keys() <= tried, "a job that nobody pushed"
-    assert confirmed <= begun.keys(), f"confirmed and lost: {sorted(confirmed - begun.keys())[:5]}"
-    again = [job for job, times in done.items() if max(begun[job]) > min(times)]
+
+def await_lines(workers: list[Process], lines: int) -> None:
+    """Wait until workers have written about so much more."""
+    wanted = written(workers) + lines * LINE_BYTES
+    wait_until(lambda: written(workers) >= wanted, TIMEOUT)
+
+
+def given_again(workers: list[Process]) -> list[Job]:
+    """Jobs that somebody began with after somebody had heard that the store knows that they are done."""
+    begun = told(workers, "begin")
+    return [job for job, times in told(workers, "done").items() if max(begun[job]) > min(times)]
+
+
+def judge(pushers: list[Process], workers: list[Process]) -> None:
+    """Complaints are assertions."""
+    begun, confirmed = told(workers, "begin").keys(), pushed(pushers, "ok")
+    assert begun <= pushed(pushers, "try"), "a job that nobody pushed"
+    assert confirmed <= begun, f"confirmed and lost: {sorted(confirmed - begun)[:5]}"
+    again = given_again(workers)
     assert not again, f"given to somebody after its ack: {again[:5]}"
-    twice, left = in_the_log(directory)
-    assert not twice, "stored twice"
-    assert not left, f"{left} jobs are left"
-    assert len(done) > kills * 10
 
 
 def test_everybody_is_killed_again_and_again(crew: Crew) -> None:
     """What is confirmed is done, and what is acknowledged is not given to anybody again."""
-    run(crew, 8, seed=11)
+    store, pushers, workers = begin(crew)
+    choice = random.Random(11)
+    for _ in range(KILLS):
+        victim = choice.choice([store, store, *pushers, *workers])
+        await_lines(workers, choice.randrange(20, 300))
+        victim.kill()
+        victim.ready()
+    for process in pushers:
+        process.end()
+    confirmed = pushed(pushers, "ok")
+    wait_until(lambda: confirmed <= told(workers, "begin").keys(), TIMEOUT, pause=0.1)
+    hold(1.5, "workers have nothing to do any more")
+    for process in (*workers, store):
+        process.end()
+
+    judge(pushers, workers)
+    twice, left = in_the_log(crew.path / "data")
+    assert not twice, "stored twice"
+    assert not left, f"{left} jobs are left"
+    assert len(told(workers, "done")) > KILLS * 10
 
 
-@pytest.mark.parametrize(
-    ("handicap", "complaint"),
-    [
-        ("confirms jobs early", "confirmed and lost"),
-        ("notes acks early", "after its ack"),
-        ("forgets ledgers", "after its ack"),
-    ],
-)
-def test_without_the_mechanism_it_is_caught(crew: Crew, handicap: str, complaint: str) -> None:
-    """Writing before confirming, writing before answering acks, the ledger."""
+def test_a_store_that_confirms_jobs_early_is_caught(crew: Crew) -> None:
+    """Without writing before confirming, one kill loses jobs."""
+    crew.handicap = "confirms jobs early"
+    store, pushers, workers = begin(crew)
+
+    await_lines(workers, 200)
+    store.kill()
+    store.ready()
+    hold(1.5, "workers have got what there is")
+    crew.kill()
+
+    with pytest.raises(AssertionError, match="confirmed and lost"):
+        judge(pushers, workers)
+
+
+@pytest.mark.parametrize("handicap", ["notes acks early", "forgets ledgers"])
+def test_a_store_that_forgets_acks_is_caught(crew: Crew, handicap: str) -> None:
+    """Without writing before answering acks, or without the ledger, one kill gives jobs to somebody after their ack."""
     crew.handicap = handicap
+    store, pushers, workers = begin(crew)
 
-    with pytest.raises(AssertionError, match=complaint):
-        run(crew, 2, seed=3, store_only=True)
+    await_lines(workers, 200)
+    store.kill()
+    store.ready()
+    for process in pushers:
+        process.end()
+    confirmed = pushed(pushers, "ok")
+    wait_until(lambda: confirmed <= told(workers, "begin").keys() and given_again(workers), TIMEOUT, pause=0.1)
+    crew.kill()
+
+    with pytest.raises(AssertionError, match="after its ack"):
+        judge(pushers, workers)

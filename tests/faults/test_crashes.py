@@ -18,7 +18,7 @@ RELIABLE = ("at-least-once", "exactly-once")
 
 def test_a_killed_subscriber_resumes_under_its_name(team: Crew) -> None:
     """SIGKILL and a restart within the grace: nothing is missing, only what was not processed comes again."""
-    publisher = team.publisher(count=9_000, rate=12_000)
+    publisher = team.publisher(config={"grace_s": 30.0}, count=9_000, rate=12_000)
     subscriber = team.subscriber(seeds=publisher.endpoints[:1])
     for position in (1_000, 3_500):
         subscriber.until_position(position)
