@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from zfabric.model import Job
 from zfabric.protocol.jobs import Unreadable
 from zfabric.store import Store, rules
 from zfabric.store.bodies import Bodies
+from zfabric.store.sqlite import SqliteLog
 from zfabric.testing import MemoryFabric
 
 TIMEOUT = 30.0
@@ -378,6 +380,48 @@ async def test_the_index_is_bounded(fabric: MemoryFabric, tmp_path: Path) -> Non
                 seen.append(job.value[0])
                 await job.ack()
     assert sorted(seen) == list(range(600))
+
+
+async def test_a_backlog_is_read_beside_the_event_loop(
+    fabric: MemoryFabric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In steps, for leases and for dead letters; pullers with selectors and without get all that is theirs."""
+    loop_thread = threading.get_ident()
+    in_loop: list[str] = []
+    read = SqliteLog.read
+
+    def watched(self: SqliteLog, stream: str, *arguments: int) -> Any:
+        if threading.get_ident() == loop_thread:
+            in_loop.append(stream)
+        return read(self, stream, *arguments)
+
+    config = Config(store_jobs_cache_bytes=10_000)
+    async with store_at(fabric, tmp_path, config):
+        shop = await fabric.open("shop")
+        orders = shop.pusher("orders", durable=True)
+        await orders.wait_for(stores=1, timeout=TIMEOUT)
+        for number in range(100):
+            orders.push_nowait([number, "x" * 1000], headers={"side": number // 50})
+        await orders.flush()
+        await orders.push_many([number, "x" * 1000] for number in range(100, 300))
+    monkeypatch.setattr(SqliteLog, "read", watched)
+    async with store_at(fabric, tmp_path, config):
+        async with shop.puller("orders", ack="manual", selector="side = 1") as side:
+            jobs = [await side.receive(TIMEOUT) for _ in range(50)]
+            async with shop.puller("orders", ack="manual") as everything:
+                jobs += await rest(everything)
+                for job in jobs[50:110]:
+                    await job.reject()
+                await asyncio.gather(*(job.ack() for job in jobs[110:]))
+            for job in jobs[:50]:
+                await job.ack()
+            await until_state(shop, depth=0, dead=60)
+        async with shop.puller("$dead.orders", ack="manual") as letters:
+            dead = await rest(letters)
+
+    assert sorted(job.value[0] for job in jobs) == list(range(300))
+    assert sorted(letter.value[0] for letter in dead) == sorted(job.value[0] for job in jobs[50:110])
+    assert in_loop == []
 
 
 async def test_jobs_that_cannot_be_read_are_dead(fabric: MemoryFabric, make_store: MakeStore) -> None:

@@ -1,7 +1,7 @@
 """The dispatcher of a queue whose jobs are on a disk: in memory it has an index of them.
 
 Jobs come in the order of their numbers, which are offsets of a log; numbers of jobs that are settled already are
-skipped. Values are read when jobs are leased, through `Bodies`.
+skipped. Values are read before jobs are leased, through `Bodies`; until they are there nothing is leased.
 """
 
 from __future__ import annotations
@@ -33,7 +33,14 @@ Journaled = Callable[[Sequence[Change], list[tuple[Job, str]]], None]
 
 
 class Bodies(Protocol):
-    """Where the values of jobs are. All methods raise Unreadable."""
+    """Where the values of jobs are. All methods but `at_hand` raise Unreadable."""
+
+    def at_hand(self, start: int, count: int) -> int:
+        """How many jobs from `start` on, `count` at most, need not be read; if none, reading begins.
+
+        `DurableDispatcher.changed` is set when something was read.
+        Those that cannot be read are at hand: taking their values raises Unreadable.
+        """
 
     def array(self, start: int, stop: int) -> tuple[Buffer, int]:
         """The values of these jobs as a MessagePack array, and when the first was pushed."""
@@ -106,6 +113,11 @@ class StoredJob(Job):
 
     @buffers.setter
     def buffers(self, _buffers: Sequence[Buffer]) -> None: ...
+
+    @property
+    def alone(self) -> bool:
+        """See Job."""
+        return self._with_buffers
 
 
 class DurableDispatcher(Dispatcher):
@@ -218,7 +230,20 @@ class DurableDispatcher(Dispatcher):
         self.singles -= 1
         super()._end_job(job, state, now)
 
-    # -- what cannot be read -------------------------------------------------------------------
+    # -- what must be read, or cannot be -------------------------------------------------------
+
+    def _next_for(self, worker: Worker, share: int, now: float) -> Taken | None:
+        head = worker.line.head()
+        if isinstance(head, Run):
+            share = self._bodies.at_hand(head.block.base + head.start, min(share, head.stop - head.start))
+        taken = super()._next_for(worker, share, now) if share else None
+        if taken is None or taken[0] is not None:
+            return taken
+        jobs = taken[2]
+        missing = next((place for place, job in enumerate(jobs) if not self._bodies.at_hand(job.id, 1)), len(jobs))
+        for job in reversed(jobs[missing:]):
+            self._waiting.again(job, 0.0, now)
+        return (None, 0, jobs[:missing], missing) if missing else None
 
     def _lease(self, worker: Worker, taken: Taken, now: float) -> None:
         try:

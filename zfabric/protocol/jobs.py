@@ -194,6 +194,11 @@ class Job:
         "Another job of its key is before it."
         self.ended = False
 
+    @property
+    def alone(self) -> bool:
+        """Whether it must be alone in a lease: values beside the body are numbered from 0."""
+        return bool(self.buffers)
+
     def __repr__(self) -> str:
         return f"<Job {self.id} attempts={self.attempts} ready={self.ready} ended={self.ended}>"
 

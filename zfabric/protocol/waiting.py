@@ -142,8 +142,8 @@ class Waiting:
         jobs: list[Job] = []
         nbytes = 0
         while isinstance(entry, Job) and len(jobs) < jobs_max and (nbytes + entry.nbytes <= bytes_max or not jobs):
-            if entry.buffers and jobs:
-                break  # values beside the body are numbered from 0
+            if entry.alone and jobs:
+                break
             entry.ready = False
             self.ready -= 1
             if entry.expires_at <= now:
@@ -151,7 +151,7 @@ class Waiting:
             else:
                 jobs.append(entry)
                 nbytes += entry.nbytes
-                if entry.buffers:
+                if entry.alone:
                     break
             entry = line.head()
         return (None, 0, jobs, len(jobs)) if jobs else self.take(line, jobs_max, bytes_max, now)

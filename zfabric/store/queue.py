@@ -39,12 +39,13 @@ class DurableQueue:
         config: Config,
         parse: Callable[[Sequence[Buffer]], Batch],
         changed: Callable[[DurableQueue], None],
+        read: Callable[[DurableQueue, int], None],
     ) -> None:
-        """`changed` hears when there is something to commit."""
+        """`changed` hears when there is something to commit, `read` which job `bodies` needs."""
         self.queue = queue
         self.stream = stream_of(queue)
         self.ledger = Ledger(queue, log.positions(PREFIX + queue))
-        self.bodies = Bodies(log, self.stream, config.store_jobs_cache_bytes, parse)
+        self.bodies = Bodies(config.store_jobs_cache_bytes, parse, lambda number: read(self, number))
         self.dispatcher = DurableDispatcher(queue, config, self.bodies, self._journaled)
         self.dispatcher.policy = QueuePolicy(max_attempts=0) if self.is_grave else self.ledger.policy
         info = log.info(self.stream)
@@ -172,20 +173,27 @@ class DurableQueue:
             self._dead += dead
         self._acks += self.dispatcher.acks
         self.dispatcher.acks.clear()
-        if self.waits:
+        if self.ledger.dirty or self._dead or self._acks:
             self._changed(self)
 
-    @property
-    def waits(self) -> bool:
-        """Whether there is something to commit."""
-        return self.ledger.dirty or bool(self._dead) or bool(self._acks)
+    def is_due(self, *, with_dead: bool) -> bool:
+        """Whether there is something to commit. Jobs that are dead are once they are read; it begins with that."""
+        if self.ledger.dirty or self._acks:
+            return True
+        return with_dead and bool(self._dead) and self._readable_dead() > 0
+
+    def _readable_dead(self) -> int:
+        """How many of the jobs that are dead are at hand."""
+        at_hand = self.bodies.at_hand
+        return next((place for place, (job, _) in enumerate(self._dead) if not at_hand(job.id, 1)), len(self._dead))
 
     def commit(self, *, with_dead: bool) -> Commit:
         """All that has happened since the last one; then call `committed` or `refused`. One at a time."""
         self._acking, self._acks = self._acks, []
         appends: list[Append] = []
         if with_dead:
-            self._burying, self._dead = self._dead, []
+            count = self._readable_dead()
+            self._burying, self._dead = self._dead[:count], self._dead[count:]
             appends = self._letters()
             for job, _ in self._burying:
                 self.ledger.settle(job.id, job.id + 1)

@@ -50,6 +50,7 @@ class QueueHost:
         self._run = run
         self._queues: dict[str, DurableQueue] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
+        self._reading: set[asyncio.Task[None]] = set()
         self._committing: set[str] = set()
         self._full: set[str] = set()
         "Queues whose last commit was refused: dead letters wait."
@@ -60,7 +61,9 @@ class QueueHost:
                 self._advance(self._open(queue))
 
     def _open(self, queue: str) -> DurableQueue:
-        opened = self._queues[queue] = DurableQueue(queue, self._log, self._config, self._parse, self._changed)
+        opened = self._queues[queue] = DurableQueue(
+            queue, self._log, self._config, self._parse, self._changed, self._read
+        )
         self._driver.core.queues.add(opened.dispatcher)
         self._driver.schedule_pump()
         return opened
@@ -68,7 +71,7 @@ class QueueHost:
     async def close(self) -> None:
         """Read and write nothing any more."""
         self._closed = True
-        tasks = list(self._loading.values())
+        tasks = [*self._loading.values(), *self._reading]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -152,16 +155,36 @@ class QueueHost:
                 else:
                     self._take(queue, item.offset, batch, now - max(0.0, (now_ns - item.stored_ns) / 1e9))
 
+    def _read(self, queue: DurableQueue, number: int) -> None:
+        """A job's value is needed, and those that follow will be."""
+        if not self._closed:
+            task = self._driver.loop.create_task(self._read_values(queue, number))
+            self._reading.add(task)
+            task.add_done_callback(self._reading.discard)
+
+    async def _read_values(self, queue: DurableQueue, number: int) -> None:
+        nbytes = max(1, min(READ_BYTES, self._config.store_jobs_cache_bytes // 2))
+        try:
+            items = await self._run(self._log.read, queue.stream, number, nbytes)
+        except (FabricError, OSError) as error:
+            queue.bodies.failed(number, str(error))
+        else:
+            queue.bodies.arrived(number, items)
+        queue.dispatcher.changed = True
+        self._driver.schedule_pump()
+        self._changed(queue)
+
     # -- what became of jobs -------------------------------------------------------------------
 
     def _changed(self, queue: DurableQueue) -> None:
         """Write what has happened, together with whatever else happens meanwhile."""
         if queue.queue not in self._loading:
             self._advance(queue)
-        if queue.queue in self._committing or not queue.waits or self._closed:
+        with_dead = queue.queue not in self._full
+        if queue.queue in self._committing or self._closed or not queue.is_due(with_dead=with_dead):
             return
         self._committing.add(queue.queue)
-        commit = queue.commit(with_dead=queue.queue not in self._full)
+        commit = queue.commit(with_dead=with_dead)
         try:
             future = self._writer.commit(commit)
         except (LimitExceeded, StoreFailed) as error:
@@ -192,15 +215,15 @@ class QueueHost:
             return  # the store ends
         if not isinstance(error, NotStored | LimitExceeded):
             raise error
+        loop = self._driver.loop
         if commit.appends:
             self._full.add(queue.queue)
-        self._driver.loop.call_later(RETRY_S, self._again, queue, bool(commit.appends))
+            loop.call_later(2 * RETRY_S, self._again, queue, self._full)
+        loop.call_later(RETRY_S, self._again, queue, self._committing)
 
-    def _again(self, queue: DurableQueue, with_dead: bool) -> None:
-        self._committing.discard(queue.queue)
+    def _again(self, queue: DurableQueue, hindered: set[str]) -> None:
+        hindered.discard(queue.queue)
         self._changed(queue)
-        if with_dead:
-            self._driver.loop.call_later(RETRY_S, self._full.discard, queue.queue)
 
     async def trim(self) -> None:
         """Give back the room of jobs that are settled, as far as nothing stands before them."""
