@@ -95,9 +95,9 @@ class Crew:
         self.processes.append(process)
         return process
 
-    def kill(self) -> None:
-        """SIGKILL to all that run."""
-        for process in self.processes:
+    def kill(self, processes: Sequence[Process] = ()) -> None:
+        """SIGKILL to these, or to all; they are not started again."""
+        for process in processes or self.processes:
             if process.process.poll() is None:
                 process.process.kill()
                 process.process.wait()

@@ -132,7 +132,8 @@ def test_a_store_that_confirms_jobs_early_is_caught(crew: Crew) -> None:
     await_lines(workers, 200)
     store.kill()
     store.ready()
-    hold(1.5, "workers have got what there is")
+    crew.kill(pushers)
+    hold(1.5, "workers get what there is")
     crew.kill()
 
     with pytest.raises(AssertionError, match="confirmed and lost"):
