@@ -41,7 +41,7 @@ def run_tiny(*arguments: str, **environment: str) -> Lines:
             env={**os.environ, **environment},
             capture_output=True,
             text=True,
-            timeout=55,
+            timeout=150,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
@@ -299,9 +299,9 @@ def test_report_is_written_and_read_again(tmp_path: Path) -> None:
     """A tiny report leaves JSON lines and a page that needs nothing else; from the lines it is made again, the same."""
     command = [sys.executable, "-m", "benchmarks", "report"]
     first, second = tmp_path / "first", tmp_path / "second"
-    subprocess.run([*command, "--tiny", "--out", str(first)], cwd=ROOT, check=True, capture_output=True, timeout=55)
+    subprocess.run([*command, "--tiny", "--out", str(first)], cwd=ROOT, check=True, capture_output=True, timeout=150)
     again = [*command, "--from", str(first / "report.jsonl"), "--out", str(second)]
-    done = subprocess.run(again, cwd=ROOT, check=True, capture_output=True, text=True, timeout=55)
+    done = subprocess.run(again, cwd=ROOT, check=True, capture_output=True, text=True, timeout=150)
 
     page = (first / "report.html").read_text()
     assert page.count("<svg") >= 5
