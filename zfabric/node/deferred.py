@@ -24,11 +24,14 @@ class Deferred:
         "Whether one of them is being made."
         self.add: Callable[[Callable[[], object]], object] = self._calls.append
 
+    @property
+    def waiting(self) -> bool:
+        """Whether `run` has something to do."""
+        return bool(self._calls) and not self._left
+
     def run(self, loop: asyncio.AbstractEventLoop) -> None:
         """As many as one turn of the loop has room for: what they say leaves together, while others wait for theirs."""
         calls = self._calls
-        if self._left or not calls:
-            return
         self.running = True
         try:
             for _ in range(min(CALLS_PER_TURN, len(calls))):

@@ -23,6 +23,7 @@ from zfabric.events import DiscoveryFailed, Event
 from zfabric.model import Source
 from zfabric.node.alarm import Alarm
 from zfabric.node.deferred import Deferred
+from zfabric.node.eager import EagerFuture
 from zfabric.node.eventhub import EventHub
 from zfabric.node.jobsockets import JobSockets
 from zfabric.node.kept import Kept
@@ -314,8 +315,11 @@ class Driver(JobSockets):
 
     def on_burst_end(self) -> None:
         """Answer everything that came in this burst at once."""
-        if self._pump_at_end or not self._streams_can_wait():
-            self.pump()
+        if not self._pump_at_end and self._streams_can_wait():
+            self._make_calls()
+            if not self._pump_at_end:
+                return
+        self.pump()
 
     def _streams_can_wait(self) -> bool:
         """Whether streams, which alone may have changed, have nothing to say yet; the alarm is set then."""
@@ -334,7 +338,9 @@ class Driver(JobSockets):
 
     def schedule_pump(self) -> None:
         """Carry out the core's actions later in this turn of the loop."""
-        if not self._pump_soon and not self._deferred.running:
+        if self._deferred.running:
+            self._pump_at_end = True
+        elif not self._pump_soon:
             self._pump_soon = True
             self.loop.call_soon(self.pump)
 
@@ -347,15 +353,26 @@ class Driver(JobSockets):
         self._pump_soon = self._pump_at_end = False
         if self.open_state != "open" or self._deferred.running:
             return
-        self._deferred.run(self.loop)
+        if self._confirming:
+            self._confirm()
+        self._make_calls()
         self._carry_out(self.loop.time())
         self._alarm.set(self.loop)
         for outbox, file in self.files.items():
             file.forget(outbox.epoch, outbox.confirmed("stored"))
         if self._confirming:
-            self._confirm()
+            self._confirm()  # what was due may have changed something
         if self._waiters:
             self._wake()
+        if self._deferred.waiting:
+            self.schedule_pump()
+
+    def _make_calls(self) -> None:
+        """Let users' code run, and send at once what it publishes: it may be waiting for that."""
+        if self._deferred.waiting:
+            self._deferred.run(self.loop)
+            if self._dirty:
+                self.flush()
 
     def _carry_out(self, now: float) -> None:
         while actions := self.core.actions(now):
@@ -416,7 +433,7 @@ class Driver(JobSockets):
         if outbox.confirmed(level) >= before:
             return
         outbox.ack_now = True
-        waiter: asyncio.Future[None] = self.loop.create_future()
+        waiter: asyncio.Future[None] = EagerFuture(self.loop, self.defer)
         self._waits += 1
         heappush(self._confirming.setdefault((outbox, level), []), (before, self._waits, waiter))
         self._check_kept(outbox, level)

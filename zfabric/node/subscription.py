@@ -13,6 +13,7 @@ from zfabric.model import Message, Overflow, Source
 from zfabric.node.buffer import BatchQueue, LatestSlots, MessageBuffer, decode_batch, decode_bundle
 from zfabric.node.closing import Closing
 from zfabric.node.driver import Driver
+from zfabric.node.eager import EagerFuture
 from zfabric.node.manualacks import ManualAcks
 from zfabric.protocol.history import History
 from zfabric.protocol.lanes import Lane
@@ -163,7 +164,7 @@ class Subscription(Closing):
                 if messages or self._closed:
                     return messages
                 self._unpaused = 0
-                self._waiter = self._driver.loop.create_future()
+                self._waiter = EagerFuture(self._driver.loop, self._driver.defer)
                 await self._waiter
         finally:
             self._reading = False
@@ -205,6 +206,7 @@ class Subscription(Closing):
     def _deliver_again(self, message: Message) -> None:
         self._again.append(message)
         self._wake()
+        self._driver.schedule_pump()
 
     def _reject(self, message: Message) -> None:
         self._driver.emit(Rejected(message.source, message.topic, message.seq))
@@ -259,8 +261,10 @@ class Subscription(Closing):
             self._holding = False
             self._driver.hold_feed(self, full=False)
         self._wake()
+        self._driver.schedule_pump()
 
     def _wake(self) -> None:
+        """The reader goes on in the pump that follows."""
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
