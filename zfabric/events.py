@@ -28,6 +28,7 @@ __all__ = [
     "PeerRefused",
     "ProtocolError",
     "Rejected",
+    "StoreLacks",
     "SubscriberJoined",
     "SubscriberLeft",
     "Undelivered",
@@ -152,6 +153,26 @@ class Undelivered(Event, frozen=True):
     @property
     def count(self) -> int:
         """How many messages it may lack."""
+        return self.last - self.first + 1
+
+
+class StoreLacks(Event, frozen=True):
+    """A store keeps a topic of this node now, and lacks messages `first` to `last` (inclusive) that another confirmed.
+
+    It is new, was wiped, or came late. Said once for each log, while this node publishes the topic.
+    """
+
+    peer: Source
+    "The store."
+    topic: str
+    first: int
+    last: int
+    elsewhere: bool
+    "Whether a store that has them keeps the topic, too. Otherwise they are lost, unless that one comes back."
+
+    @property
+    def count(self) -> int:
+        """How many messages it lacks."""
         return self.last - self.first + 1
 
 

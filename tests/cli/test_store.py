@@ -101,3 +101,44 @@ async def test_a_disk_that_fails_ends_it(cli: Commands, node: zfabric.Node, tmp_
         ends = {info.name: info.next for info in log.streams()}
         assert ends["orders"] >= 100 and ends["$queue.packing"] >= 100
         assert not log.damage
+
+
+async def test_a_store_that_was_wiped_and_one_that_comes_late(
+    cli: Commands, node: zfabric.Node, tmp_path: Path
+) -> None:
+    """The publisher goes on at either, and is told what it lacks; readers get what is left."""
+    first = await cli.start("store", "run", str(tmp_path / "data"), "--name", "vault")
+    await first.note("keeping")
+    events = node.events()
+    orders = node.publisher("orders", durable=True, confirm="stored")
+    await orders.wait_for(stores=1, timeout=20)
+    await orders.publish_many(range(100))
+    await first.stop(signal.SIGKILL)
+    shutil.rmtree(tmp_path / "data")
+    wiped = await cli.start("store", "run", str(tmp_path / "data"), "--name", "vault")
+    await wiped.note("keeping")
+    await asyncio.wait_for(orders.publish_many(range(100, 200)), 20)
+    async with node.subscribe("orders", start="earliest") as reader:
+        left = [(await reader.receive(timeout=10)).value for _ in range(100)]
+    late = await cli.start("store", "run", str(tmp_path / "late"), "--name", "late")
+    await late.note("keeping")
+    await orders.wait_for(stores=2, timeout=20)
+    await orders.publish_many(range(200, 210))
+    told: list[zfabric.StoreLacks] = []
+    async with asyncio.timeout(20):
+        async for event in events:
+            if isinstance(event, zfabric.StoreLacks):
+                told.append(event)
+            if len(told) == 3:
+                break
+    await wiped.stop(signal.SIGTERM)
+    await late.stop(signal.SIGTERM)
+
+    assert left == list(range(100, 200))
+    assert [(event.peer.name, event.first, event.last, event.elsewhere) for event in told] == [
+        ("vault", 0, 99, False), ("late", 0, 99, False), ("late", 100, 199, True)
+    ]  # fmt: skip
+    for directory, kept in (("data", 110), ("late", 10)):
+        with open_log(str(tmp_path / directory)) as log:
+            info = log.info("orders")
+            assert info is not None and info.next == kept

@@ -10,7 +10,7 @@ import pytest
 
 from tests.durable.conftest import MakeStore
 from tests.waiting import wait_until_async as until
-from zfabric import Config, NotStored, WindowFull
+from zfabric import Config, NotStored, StoreLacks, WindowFull
 from zfabric.errors import StoreFailed
 from zfabric.store import Commit, StoredBatch, Writer
 from zfabric.testing import MemoryFabric
@@ -208,9 +208,11 @@ async def test_a_store_that_joins_late_keeps_what_comes(fabric: MemoryFabric, ma
 
 
 async def test_an_empty_store_takes_the_place_of_another(fabric: MemoryFabric, make_store: MakeStore) -> None:
-    """A publisher that has begun goes on at a store that was wiped; the order of what is there stays strict."""
+    """A publisher that has begun goes on at a store that was wiped, in strict order; it says what that one lacks."""
     first = await make_store()
-    orders = (await fabric.open("shop")).publisher("orders", durable=True, confirm="stored")
+    shop = await fabric.open("shop")
+    events = shop.events()
+    orders = shop.publisher("orders", durable=True, confirm="stored")
     await orders.wait_for(stores=1, timeout=TIMEOUT)
     await orders.publish_many(range(100))
     fabric.crash(first.node)
@@ -224,6 +226,36 @@ async def test_an_empty_store_takes_the_place_of_another(fabric: MemoryFabric, m
     (begun, *rest) = second.log.read("orders", 0, 10**6)
     assert isinstance(begun, StoredBatch) and (begun.offset, begun.base) == (0, 100)
     assert rest[-1].next == 100
+    told = await asyncio.wait_for(anext(event async for event in events if isinstance(event, StoreLacks)), TIMEOUT)
+    assert (told.topic, told.first, told.last, told.count, told.elsewhere) == ("orders", 0, 99, 100, False)
+
+
+async def test_a_store_that_comes_late_is_known_for_what_it_lacks(
+    fabric: MemoryFabric, make_store: MakeStore, tmp_path: Path
+) -> None:
+    """Another has it; that is said once for each log, and not of a store that restarts."""
+    shop = await fabric.open("shop")
+    events = shop.events()
+    orders = shop.publisher("orders", durable=True, confirm="stored")
+    for url, stores in (("memory:", 1), (str(tmp_path), 2)):
+        store = await make_store(url, name=f"store-{stores}")
+        await orders.wait_for(stores=stores, timeout=TIMEOUT)
+        await orders.publish_many(range(10))
+    await store.close()
+    await until(lambda: orders.stores == 1, TIMEOUT)
+    await orders.publish_many(range(10))
+    await make_store(str(tmp_path), name="store-2")
+    await orders.wait_for(stores=2, timeout=TIMEOUT)
+    await make_store("memory:", name="store-3")
+    told = []
+    async with asyncio.timeout(TIMEOUT):
+        async for event in events:
+            if isinstance(event, StoreLacks):
+                told.append((event.peer.name, event.first, event.last, event.elsewhere))
+            if told and told[-1][0] == "store-3":
+                break
+
+    assert told == [("store-2", 0, 9, True), ("store-3", 0, 29, True)]
 
 
 async def test_a_store_that_cannot_store_says_why(

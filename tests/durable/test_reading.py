@@ -353,3 +353,21 @@ def test_stores_are_named_everywhere_alike() -> None:
 
     assert Position.parse(str(position)) == position
     assert Store.__name__ in repr(Store("memory:"))
+
+
+async def test_a_store_that_answered_nothing_binds_nobody(fabric: MemoryFabric, make_store: MakeStore) -> None:
+    """A reader that asked a store which was dead already, and came back with another log, reads that one."""
+    config = Config(heartbeat_interval_s=0.1, peer_timeout_s=0.5)
+    store = await make_store(config=config)
+    shop = await fabric.open("shop", config=config)
+    orders = shop.publisher("orders", durable=True, confirm="stored")
+    await orders.wait_for(stores=1, timeout=TIMEOUT)
+    await orders.publish_many(range(10))
+    reader = await fabric.open("reader", config=config)
+    await until(lambda: any(peer.stores for peer in reader.peers), TIMEOUT)
+    fabric.crash(store.node)
+    subscription = reader.subscribe("orders", start="earliest")
+    await make_store(config=config, name="second")
+    await orders.publish_many(range(10, 20))
+
+    assert [(await subscription.receive(TIMEOUT)).value for _ in range(10)] == list(range(10, 20))

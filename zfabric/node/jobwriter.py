@@ -152,7 +152,7 @@ class JobWriter:
         if found.id != self._log and self._log:
             self._begin_anew(self._epoch + 1)
         self._log, self._given_up = found.id, False
-        self.keeping.attached(found.peer.id)
+        self.keeping.attached(found.peer.id, 0, self._driver.loop.time())
         wanted = _keep(self.queue, self.policy)
         if wanted != _keep(self.queue, QueuePolicy()):  # who does not care changes nothing
             self._driver.core.channels.tell(found.peer, wanted, 64)

@@ -90,7 +90,9 @@ class OpenTopic:
                 with_crc=with_crc,
                 window_bytes=options.window_bytes,
                 history=options.history,
-                keeping=Keeping(buffers=options.without_store == "buffer", away_s=config.grace_s)
+                keeping=Keeping(
+                    buffers=options.without_store == "buffer", away_s=config.grace_s, log_of=driver.core.stores.log_of
+                )
                 if options.durable
                 else None,
                 sign=sign,

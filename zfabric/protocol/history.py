@@ -73,6 +73,7 @@ class Joint:
         self.topic = topic
         self.phase = Phase.WAITING
         self.offset: int | None = int(value) if kind == "offset" else None
+        self._began_at = self.offset
         self.reading = 0
         self._history = history
         self._kind = kind
@@ -129,6 +130,8 @@ class Joint:
     def lost(self, now: float) -> None:
         """The store left; whatever is live goes on."""
         self._store = None
+        if self.offset == self._began_at:
+            self.store_id = None  # nothing of that log was handed over, so any will do
         if self.phase is Phase.REPLAYING:
             self.phase = Phase.WAITING
 

@@ -381,7 +381,7 @@ class Interests:
             position = outbox.begun.setdefault(key, position)
         outbox.remote[key] = request
         if request.store and outbox.keeping is not None:
-            outbox.keeping.attached(peer.id)
+            outbox.keeping.attached(peer.id, position, now)
         outbox.count_listeners()
         self._tell_attached(peer, outbox, request.lane, position, now)
         if not request.store:

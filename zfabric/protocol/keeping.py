@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 
 __all__ = ["Keeping"]
+
+LOGS_MAX = 100
+"Logs that are remembered; of an older one it is not said again what it lacks."
+MEET_S = 0.1
+"Pause before it is asked again which log a store keeps."
 
 NO_STORE = "no store is in sight: start one with `zfabric store run`, or wait for it with wait_for(stores=1)"
 
@@ -12,10 +18,20 @@ NO_STORE = "no store is in sight: start one with `zfabric store run`, or wait fo
 class Keeping:
     """Which stores are attached to an outbox, what they confirmed, and whether they take more."""
 
-    __slots__ = ("_away_s", "_refusals", "alone_since", "broken", "buffers", "stored", "trouble")
+    # fmt: off
+    __slots__ = (
+        "_away_s", "_log_of", "_logs", "_meet_at", "_new", "_present", "_refusals", "alone_since", "broken", "buffers",
+        "lacking", "stored", "trouble",
+    )
+    # fmt: on
 
-    def __init__(self, *, buffers: bool, away_s: float) -> None:
-        """`buffers`: without a store messages wait in the window. `away_s`: one that was here is waited for so long."""
+    def __init__(
+        self, *, buffers: bool, away_s: float, log_of: Callable[[bytes], bytes | None] = lambda _: None
+    ) -> None:
+        """`buffers`: without a store messages wait in the window. `away_s`: one that was here is waited for so long.
+
+        `log_of` tells the log of a store, once that is known.
+        """
         self.buffers = buffers
         self.stored = 0
         "A store has everything before this message on its disk."
@@ -27,6 +43,17 @@ class Keeping:
         "Why nothing can be published any more."
         self._away_s = away_s
         self._refusals: dict[bytes, str] = {}
+        self.lacking: list[tuple[bytes, int, int, bool]] = []
+        """Stores whose log lacks messages that another confirmed: the first, the one after the last, and whether an
+        attached store has them. Whoever tells of it clears it."""
+        self._log_of = log_of
+        self._logs: dict[bytes, int] = {}
+        "The logs of the stores that were attached, and the message that each began with."
+        self._new: dict[bytes, int] = {}
+        "Attached stores whose log is not known yet, and the messages that they began with."
+        self._present: dict[bytes, bytes] = {}
+        "The logs of the others."
+        self._meet_at = inf
 
     def __repr__(self) -> str:
         return f"<Keeping stored={self.stored} stores={self.stores} {self.trouble}>"
@@ -51,8 +78,11 @@ class Keeping:
         self.alone_since = now
         self._judge()
 
-    def attached(self, store: bytes) -> None:
-        """A store gets everything from now on."""
+    def attached(self, store: bytes, position: int, now: float) -> None:
+        """A store gets everything from this message on."""
+        if store not in self._refusals:
+            self._new[store] = position
+            self._meet_at = now
         self._refusals.setdefault(store, "")
         self.alone_since = inf
         self._judge()
@@ -60,9 +90,35 @@ class Keeping:
     def detached(self, store: bytes, now: float) -> None:
         """A store is gone, perhaps to come back."""
         if self._refusals.pop(store, None) is not None:
+            self._new.pop(store, None)
+            self._present.pop(store, None)
+            self._meet_at = self._meet_at if self._new else inf
             if not self._refusals:
                 self.alone_since = now
             self._judge()
+
+    def _meet(self, now: float) -> None:
+        for store, position in list(self._new.items()):
+            log = self._log_of(store)
+            if log is not None:
+                del self._new[store]
+                self._met(store, log, position)
+        self._meet_at = now + MEET_S if self._new else inf
+
+    def _met(self, store: bytes, log: bytes, position: int) -> None:
+        """A log that was here before has what it had, and gets what is kept for it."""
+        others = [self._logs[other] for other in self._present.values()]
+        self._present[store] = log
+        if log in self._logs:
+            return
+        first = min(self._logs.values(), default=position)
+        self._logs[log] = position
+        if len(self._logs) > LOGS_MAX:
+            del self._logs[next(iter(self._logs))]
+        known = max(first, min(others, default=position))
+        for start, stop, elsewhere in ((first, min(known, position), False), (known, position, True)):
+            if start < stop:
+                self.lacking.append((store, start, stop, elsewhere))
 
     def says(self, store: bytes, reason: str) -> None:
         """An attached store stores no more, for a reason, or does again (empty)."""
@@ -81,11 +137,13 @@ class Keeping:
             self.trouble = ""
 
     def timer(self) -> float:
-        """When a store is no longer waited for."""
-        return self.alone_since + self._away_s
+        """When a store is no longer waited for, or the log of one is to be known."""
+        return min(self.alone_since + self._away_s, self._meet_at)
 
     def handle_timer(self, now: float) -> None:
         """Time has passed."""
-        if now >= self.timer():
+        if now >= self._meet_at:
+            self._meet(now)
+        if now >= self.alone_since + self._away_s:
             self.alone_since = inf
             self.trouble = NO_STORE

@@ -5,10 +5,11 @@ from __future__ import annotations
 from math import inf
 
 from zfabric.config import Config
-from zfabric.events import Evicted, Undelivered
+from zfabric.events import Evicted, StoreLacks, Undelivered
 from zfabric.model import Source
 from zfabric.protocol.effects import Effects
 from zfabric.protocol.interests import Interests
+from zfabric.protocol.keeping import Keeping
 from zfabric.protocol.outbox import Outbox, Reader
 from zfabric.protocol.peers import PeerRecord, PeerTable
 from zfabric.wire.batch import REPAIR_BYTES
@@ -124,11 +125,20 @@ class Sending:
         self._send_positions(now)
         self._outboxes_due = max(due, now + len(outboxes) * OUTBOX_PAUSE_S)
 
+    def _tell_of_stores(self, outbox: Outbox, keeping: Keeping) -> None:
+        lacking, keeping.lacking = keeping.lacking, []
+        for peer_id, first, stop, elsewhere in lacking:
+            peer = self._peers.known.get(peer_id)
+            if peer is not None:
+                event = StoreLacks(peer.source, outbox.topic, first, stop - 1, elsewhere=elsewhere)
+                self._effects.emit(event)
+
     def _tend_outbox(self, outbox: Outbox, now: float) -> None:
         if outbox.position_at <= now:
             self._tell_positions(outbox, now)
         if outbox.keeping is not None:
             outbox.keeping.handle_timer(now)
+            self._tell_of_stores(outbox, outbox.keeping)
             outbox.judge()
         grace = self._config.grace_s
         for reader in list(outbox.readers.values()):

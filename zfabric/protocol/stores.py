@@ -156,6 +156,11 @@ class Stores:
         """The store of one log."""
         return next((store for store in self._known.values() if store.id == store_id), None)
 
+    def log_of(self, peer_id: bytes) -> bytes | None:
+        """Which log a peer keeps, if it is a store and has said so."""
+        store = self._known.get(peer_id)
+        return None if store is None else store.id
+
     def patterns_of(self, peer_id: bytes) -> tuple[str, ...]:
         """What a peer keeps, if it is a store."""
         store = self._known.get(peer_id)
