@@ -199,7 +199,7 @@ class Config:
     "Bytes of jobs that a puller may have from one node, about."
     prefetch_s: float = 0.1
     "Jobs that wait longer than this at a puller without `credit=` make it ask for fewer."
-    recall_s: float = 0.01
+    recall_s: float = 0.02
     "Jobs that a worker has for this long, and has not begun with, may go to one that has nothing to do."
     priority_ageing_s: float = 30.0
     "Waiting for this long counts as much as one priority."

@@ -14,7 +14,7 @@ from zfabric.protocol.lines import Line
 
 __all__ = ["Worker", "WorkerKey", "Workers"]
 
-RECALL_DOUBLINGS_MAX = 8
+RECALL_DOUBLINGS_MAX = 7
 
 WorkerKey = tuple[bytes, int]
 """A node's id and the number of a puller there."""

@@ -65,6 +65,7 @@ def short_timeouts(random: Random) -> Config:
         position_interval_s=0.2,
         position_interval_s_max=1.6,
         gap_settle_s=0.7,
+        recall_s=0.05,
         grace_s=random.choice((3.0, 5.0)),
         evict_slow=random.random() < 0.2,
         reorder_bytes=random.choice((600, 2000, 20_000)),
