@@ -89,6 +89,11 @@ def test_circuit_breaker() -> None:
     assert run("circuit_breaker.py").splitlines() == ["failed", "failed", "failed", "left alone", "total: 42"]
 
 
+def test_executor() -> None:
+    """Two worker processes start, make twenty calls and end; a plain program has the results."""
+    assert run("executor.py") == "2262 primes below 20,000\n"
+
+
 def test_scatter_gather() -> None:
     """Three of five are enough."""
     assert run("scatter_gather.py") == "3 prices; the best is 100, from shop-0\n"
