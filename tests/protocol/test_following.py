@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from threading import Thread
 
 from zfabric.config import Config
 from zfabric.protocol.pulls import Pull
@@ -126,3 +127,65 @@ def test_a_reader_learns_that_it_was_looked_at() -> None:
     assert not reader.pull.seen
     reader.pull.flush(1.0)
     assert reader.pull.seen
+
+
+def test_a_reader_in_another_thread_gets_no_job_that_is_given_back() -> None:
+    """However often others ask for jobs while it takes them: each is either taken or given back."""
+    for _ in range(300):
+        reader = reading()
+        taken: list[int] = []
+        thread = Thread(target=lambda reader=reader, taken=taken: taken.extend(reader.rest))
+        thread.start()
+        for _ in range(4):
+            reader.pull.recalled(PEER, 1, 1.0)
+        thread.join()
+        reader.pull.settle_followed()
+        reader.pull.flush(1.0)
+        said = reader.said()
+        back = [n for record in said if isinstance(record, JobsUndone) for n in range(record.start, record.stop)]
+        done = [n for record in said if isinstance(record, JobsDone) for _, a, b in record.done for n in range(a, b)]
+        assert done == taken
+        assert sorted(taken + back) == list(range(COUNT))
+
+
+def test_what_is_done_is_told_together_while_there_is_more_to_do() -> None:
+    """After `Config.ack_delay_s`, or when half of what the puller may have is done; of a store's jobs at once."""
+    told: list[QueueRecord] = []
+    pull = Pull(
+        1,
+        "q",
+        Config(ack_delay_s=1.0),
+        lambda _, record: told.append(record),
+        lambda: None,
+        credit=COUNT,
+        concurrency=1,
+        selector="",
+        lease_s=30,
+        handler_timeout_s=5,
+    )
+    pull.offered(PEER, 0.0)
+    pull.flush(0.0)
+    assert pull.received(PEER, Jobs(1, 7, 0, COUNT, 0, b""), 0.0)
+
+    def do_one(now: float) -> float:
+        taken = pull.take(1, now)
+        assert taken is not None
+        delivery, start, stop = taken
+        pull.done(delivery, start, stop)
+        due = pull.tell_by(delivery, now)
+        pull.flush(now)
+        return due
+
+    def done() -> list[QueueRecord]:
+        return [record for record in told if isinstance(record, JobsDone)]
+
+    assert do_one(2.0) == do_one(2.5) == 3.0
+    assert not done()
+    assert pull.timer() == 3.0
+    pull.handle_timer(3.0)
+    assert pull.changed
+    pull.flush(3.0)
+    assert done() == [JobsDone(1, [(7, 0, 2)])]
+    assert [do_one(4.0), do_one(4.0)] == [5.0, 5.0]
+    assert do_one(4.0) == 4.0, "five of ten are done"
+    assert done()[1:] == [JobsDone(1, [(7, 2, 5)])]

@@ -65,6 +65,27 @@ def test_threads_work_beside_each_other(near: Node, far: Node) -> None:
     assert set(names) == {"zfabric-handler"}
 
 
+def test_quick_readers_get_each_job_once(near: Node, far: Node) -> None:
+    """Though jobs that one of them has not begun with go to the other, who has nothing to do."""
+    pusher, got = near.pusher("jobs"), list[int]()
+
+    def read() -> None:
+        with far.puller("jobs") as puller:
+            got.extend(job.value for job in puller)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    pusher.wait_for(2, TIMEOUT)
+    for first in range(0, 5000, 500):
+        pusher.push_many(range(first, first + 500))
+        pusher.flush()
+    far.close()
+    for reader in readers:
+        reader.join(TIMEOUT)
+    assert sorted(got) == list(range(5000))
+
+
 def test_batches_and_fates(near: Node, far: Node) -> None:
     """Acks, failures and rejections, told through the puller."""
     pusher = near.pusher("jobs", backoff_s=0.01)

@@ -344,6 +344,10 @@ class Driver(JobSockets):
             self._pump_soon = True
             self.loop.call_soon(self.pump)
 
+    def pump_by(self, due: float) -> None:
+        """Carry out the core's actions at that time, which its timer tells as well."""
+        self._alarm.by(self.loop, due)
+
     def defer(self, call: Callable[[], object]) -> None:
         """Call something that may run users' code, once the core is done with what it does now: in the next pump."""
         self._deferred.add(call)

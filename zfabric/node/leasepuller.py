@@ -70,6 +70,18 @@ class LeasePuller(Puller):
             self.pull.seen, self.pull.changed = False, True
             self._driver.schedule_pump()
 
+    @property
+    def looked(self) -> bool:
+        """As of every puller."""
+        return self.pull.seen
+
+    def look_soon(self) -> None:
+        """As of every puller."""
+        delivery = self.pull.followed
+        if self.pull.seen and delivery is not None:
+            self.pull.seen = False
+            self._tell_soon(delivery)
+
     def _finish(self, reason: str | None) -> None:
         """What was handed out before is done, now that its reader asks for more; with a reason, it has failed."""
         self._rest = iter(())
@@ -86,9 +98,9 @@ class LeasePuller(Puller):
     async def take(self, jobs_max: int | None, *, follow: bool = False) -> list[Job]:
         """Up to that many jobs of one lease, for the caller to settle; empty at the end. Several tasks may wait."""
         pull, driver = self.pull, self._driver
-        if pull.changed:
-            driver.schedule_pump()
         if jobs_max is None or follow or pull.head() is None:
+            if pull.changed:
+                driver.schedule_pump()
             await asyncio.sleep(0)  # a busy reader lets the node's own work go on
         while True:
             if self._closed:
@@ -97,7 +109,7 @@ class LeasePuller(Puller):
             delivery = pull.head()
             if delivery is not None:
                 jobs = self._hand_out(delivery, jobs_max, follow=follow and not self._manual)
-                if jobs or pull.followed:
+                if jobs or pull.followed is not None:
                     return jobs
                 continue
             await self._wait()
@@ -201,12 +213,22 @@ class LeasePuller(Puller):
                 pull.single_out(delivery, batch)
             elif delivery.alive and position not in delivery.late:
                 return False  # settled before
-        if why is None:
-            settled = pull.done(delivery, position, position + 1)
-        else:
+        if why is not None:
             settled = pull.undone(delivery, position, position + 1, why, delay_s=delay, reason=reason)
-        self._driver.schedule_pump()
+            self._driver.schedule_pump()
+        else:
+            settled = pull.done(delivery, position, position + 1)
+            self._tell_soon(delivery)
         return settled
+
+    def _tell_soon(self, delivery: Delivery) -> None:
+        """What is done is told now, or with more that will be."""
+        now = self._driver.loop.time()
+        due = self.pull.tell_by(delivery, now)
+        if due <= now:
+            self._driver.schedule_pump()
+        else:
+            self._driver.pump_by(due)
 
     def kept(self, delivery: Delivery, job: Job) -> asyncio.Future[None]:
         """Done once the store has noted that the job is."""
@@ -220,7 +242,7 @@ class LeasePuller(Puller):
             else:
                 future.set_result(None)
 
-        self.pull.when_kept(delivery, job._position, told)  # noqa: SLF001 - hidden from users, not from us
+        self.pull.unkept.wait(delivery, job._position, told)  # noqa: SLF001 - hidden from users, not from us
         return future
 
     def renew(self, delivery: Delivery, job: Job) -> None:

@@ -127,6 +127,20 @@ class Puller:
     def _moves_on(self) -> None:
         """The reader takes another one of `_rest`."""
 
+    # -- reading in another thread -------------------------------------------------------------
+
+    def take_here(self) -> Job | None:
+        """The next job, if there is one that the node need not be asked for. For the one thread that reads."""
+        return next(self._rest, None)
+
+    @property
+    def looked(self) -> bool:
+        """Whether the node has looked how far the reader had come, and `look_soon` shall have it look again."""
+        return False
+
+    def look_soon(self) -> None:
+        """The reader has moved on: call it in the loop."""
+
     def _finish(self, reason: str | None) -> None:
         """What was handed out before is done, now that its reader asks for more; with a reason, it has failed."""
         raise NotImplementedError

@@ -189,7 +189,7 @@ class NodeQueues:
                 log.warning("%d jobs of %r are not done, and lost as this node closes", jobs, queue)
                 self._driver.emit(JobsUnfinished(queue, jobs))
         for pull in pulls.values():
-            pull.unheard(CLOSED)
+            pull.unkept.give_up(CLOSED)
         for writer, _ in self._durable.values():
             writer.close()
 

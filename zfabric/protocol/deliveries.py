@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from operator import length_hint
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from zfabric.wire.queue_records import Jobs
 
-__all__ = ["Delivery", "Followed", "PullSource"]
+__all__ = ["Delivery", "Followed", "PullSource", "Unkept"]
 
 
 class Delivery:
@@ -48,21 +49,41 @@ class Delivery:
 
 
 class Followed:
-    """Jobs of one lease that their reader takes out of a list one by one, and nobody counts until somebody asks."""
+    """Jobs of one lease that their reader takes one by one, and nobody counts until somebody asks.
 
-    __slots__ = ("base", "delivery", "jobs", "rest")
+    The reader takes them at one end, and what is given back goes at the other: each of both in one step, so that a
+    reader may be another thread.
+    """
+
+    __slots__ = ("base", "delivery", "end", "jobs", "rest")
 
     def __init__(self, delivery: Delivery, jobs: list[Any]) -> None:
         self.delivery = delivery
-        self.jobs = jobs
-        self.rest: Iterator[Any] = iter(jobs)
+        self.jobs = deque(jobs)
+        self.rest = _each(self.jobs)
         self.base = delivery.started
         "Position of the first of them."
+        self.end = self.base + len(jobs)
+        "The one after the last that the reader may get."
 
     @property
     def begun(self) -> int:
         """Positions before this one were taken."""
-        return self.base + len(self.jobs) - length_hint(self.rest)
+        return self.end - len(self.jobs)
+
+    def cut(self, start: int) -> int:
+        """The reader shall get none from there on; returns where that is, if it was faster."""
+        with suppress(IndexError):
+            while self.end > start:
+                self.jobs.pop()
+                self.end -= 1
+        return self.end
+
+
+def _each(jobs: deque[Any]) -> Iterator[Any]:
+    with suppress(IndexError):
+        while True:
+            yield jobs.popleft()
 
 
 class PullSource:
@@ -80,3 +101,35 @@ class PullSource:
         "It has jobs for us and no credit."
         self.deliveries: dict[int, Delivery] = {}
         self.renew_at = renew_at
+
+
+class Unkept:
+    """Who waits until a store has noted that a durable job is done: told `""` then, or the reason why not."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[bytes, int, int], Callable[[str], None]] = {}
+        "By (store, lease, position)."
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def wait(self, delivery: Delivery, position: int, told: Callable[[str], None]) -> None:
+        """Call `told` in the end."""
+        self._waiting[delivery.source.peer_id, delivery.jobs.lease, position] = told
+
+    def end(self, peer_id: bytes, ranges: list[tuple[int, int, int]], reason: str = "") -> None:
+        """A store has noted that these are done; with a reason, it has not."""
+        for lease, start, stop in ranges if self._waiting else ():
+            if stop - start == 1:
+                keys = [(peer_id, lease, start)]
+            else:
+                keys = [key for key in self._waiting if key[:2] == (peer_id, lease) and start <= key[2] < stop]
+            for key in keys:
+                told = self._waiting.pop(key, None)
+                if told is not None:
+                    told(reason)
+
+    def give_up(self, reason: str, peer_id: bytes | None = None) -> None:
+        """Acks that wait for this store, or for any, get no answer."""
+        for key in [key for key in self._waiting if peer_id in (None, key[0])]:
+            self._waiting.pop(key)(reason)

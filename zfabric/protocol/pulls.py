@@ -12,7 +12,7 @@ from math import inf
 from typing import Any
 
 from zfabric.config import Config
-from zfabric.protocol.deliveries import Delivery, Followed, PullSource
+from zfabric.protocol.deliveries import Delivery, Followed, PullSource, Unkept
 from zfabric.wire import queue_records
 from zfabric.wire.queue_records import (
     Credit,
@@ -29,8 +29,8 @@ from zfabric.wire.queue_records import (
 __all__ = ["CLOSED", "TOO_LATE", "Pull"]
 
 TOO_LATE = "its lease had ended: somebody else has the job, or gets it"
-LEFT = "the store left before it answered: the job may come again"
 CLOSED = "the node closed before the store answered: the job may come again"
+LEFT = "the store left before it answered: the job may come again"
 
 DONE_PER_RECORD_MAX = 5000
 CREDIT_MIN = 2
@@ -91,10 +91,11 @@ class Pull:
         self._waiting: deque[Delivery] = deque()
         self._dirty: dict[int, Delivery] = {}
         self._check_at = inf
+        self._tell_at = inf
+        "When what is done is told, though it could wait for more."
         self._followed: Followed | None = None
         self._now = 0.0
-        self._unkept: dict[tuple[bytes, int, int], Callable[[str], None]] = {}
-        "Durable jobs that are done: (store, lease, position) -> who waits until the store has noted it."
+        self.unkept = Unkept()
 
     def __repr__(self) -> str:
         return f"<Pull {self.queue}/{self.number} held={self.held} credit={self._credit} sources={len(self.sources)}>"
@@ -102,12 +103,12 @@ class Pull:
     @property
     def unanswered(self) -> bool:
         """Whether acks wait for a store."""
-        return bool(self._unkept)
+        return bool(self.unkept)
 
     @property
     def finished(self) -> bool:
         """Whether it is closed, and nobody will say or hear anything of its jobs any more."""
-        return self.closed and not self.held and not self._unkept
+        return self.closed and not self.held and not self.unkept
 
     @property
     def credit(self) -> int:
@@ -140,12 +141,13 @@ class Pull:
         self.catch_up()
         self._granted -= source.granted
         self.changed = True
-        self.unheard(LEFT, peer_id)
+        self.unkept.give_up(LEFT, peer_id)
         lost = 0
         for delivery in source.deliveries.values():
             lost += delivery.left
             delivery.alive = False
-            self._cut(delivery, delivery.started)
+            if self._followed is not None and self.followed is delivery:
+                self._followed.cut(delivery.started)
             self._forget(delivery)
         self._waiting = deque(delivery for delivery in self._waiting if delivery.alive)
         return lost
@@ -197,17 +199,12 @@ class Pull:
                 jobs -= some
 
     def _give_back(self, delivery: Delivery, start: int) -> None:
-        stop = delivery.stop
+        stop, followed = delivery.stop, self._followed
+        if followed is not None and followed.delivery is delivery:
+            start = followed.cut(start)
         if start < stop:
             delivery.stop = start
-            self._cut(delivery, start)
             self.undone(delivery, start, stop, "returned")
-
-    def _cut(self, delivery: Delivery, start: int) -> None:
-        """The reader shall get none of these."""
-        followed = self._followed
-        if followed is not None and followed.delivery is delivery:
-            del followed.jobs[start - followed.base :]
 
     # -- jobs ----------------------------------------------------------------------------------
 
@@ -255,9 +252,9 @@ class Pull:
         return followed.rest
 
     @property
-    def followed(self) -> bool:
-        """Whether a reader takes jobs one by one."""
-        return self._followed is not None
+    def followed(self) -> Delivery | None:
+        """The lease whose jobs a reader takes one by one."""
+        return None if self._followed is None else self._followed.delivery
 
     def catch_up(self) -> None:
         """See how far the reader has come."""
@@ -277,11 +274,13 @@ class Pull:
 
     def settle_followed(self, reason: str | None = None) -> None:
         """The reader is done with what it took; with a reason, the last of it failed. It takes no more in this way."""
-        self.catch_up()
-        followed, self._followed = self._followed, None
-        if followed is None:
+        if self._followed is None:
             return
-        delivery = followed.delivery
+        self.catch_up()
+        delivery = self._followed.delivery
+        self._followed.cut(delivery.started)
+        self.catch_up()
+        self._followed = None
         last = delivery.started - 1
         if last in delivery.hands and reason is None:
             self.done(delivery, last, last + 1)
@@ -315,6 +314,19 @@ class Pull:
             self._dirty[id(delivery)] = delivery
         return True
 
+    def tell_by(self, delivery: Delivery, now: float) -> float:
+        """When a job that is done, of that lease, must be told of: now, unless there is more to do here meanwhile."""
+        if delivery.jobs.durable or not self._has_plenty:
+            self._tell_at = now
+        elif self._tell_at == inf:
+            self._tell_at = now + self._config.ack_delay_s
+        return self._tell_at
+
+    @property
+    def _has_plenty(self) -> bool:
+        """Whether handlers will not soon have to wait for jobs."""
+        return self.held * 2 > self._credit and self.head() is not None
+
     def undone(
         self,
         delivery: Delivery,
@@ -347,27 +359,10 @@ class Pull:
             del delivery.source.deliveries[delivery.jobs.lease]
         return True
 
-    def when_kept(self, delivery: Delivery, position: int, told: Callable[[str], None]) -> None:
-        """Call `told("")` when the store has noted that a job is done, or `told(reason)` if it does not."""
-        self._unkept[delivery.source.peer_id, delivery.jobs.lease, position] = told
-
     def kept(self, peer_id: bytes, ranges: list[tuple[int, int, int]], reason: str = "") -> None:
         """A store has noted that these are done; with a reason, it has not."""
-        for lease, start, stop in ranges if self._unkept else ():
-            if stop - start == 1:
-                keys = [(peer_id, lease, start)]
-            else:
-                keys = [key for key in self._unkept if key[:2] == (peer_id, lease) and start <= key[2] < stop]
-            for key in keys:
-                told = self._unkept.pop(key, None)
-                if told is not None:
-                    told(reason)
+        self.unkept.end(peer_id, ranges, reason)
         self.changed = self.changed or self.finished
-
-    def unheard(self, reason: str, peer_id: bytes | None = None) -> None:
-        """Acks that wait for this store, or for any, get no answer."""
-        for key in [key for key in self._unkept if peer_id in (None, key[0])]:
-            self._unkept.pop(key)(reason)
 
     def renew(self, delivery: Delivery, start: int, now: float) -> None:
         """The handler of a job that is in hand lives."""
@@ -405,7 +400,7 @@ class Pull:
     def timer(self) -> float:
         """When `handle_timer` has something to do."""
         renewals = (source.renew_at for source in self.sources.values() if source.deliveries)
-        return min(min(renewals, default=inf), self._check_at)
+        return min(min(renewals, default=inf), self._check_at, self._tell_at)
 
     def handle_timer(self, now: float) -> None:
         """Renew leases; give up handlers that show no sign of life."""
@@ -418,6 +413,8 @@ class Pull:
                     self._tell(source.peer_id, Renew(self.number))
         if self._check_at <= now:
             self._check_hands(now)
+        if self._tell_at <= now:
+            self.changed = True
 
     def _check_hands(self, now: float) -> None:
         oldest, hung = inf, False
@@ -442,6 +439,15 @@ class Pull:
         self._now = now
         self.catch_up()
         self.changed = False
+        if self._tell_at <= now or self._tell_at == inf or self.closed or self.stuck or not self._has_plenty:
+            self._tell_done()
+        if self.sources and not (self.stuck or self.closed):
+            if self.readers and self._adaptive and self._starved and self.held >= self._credit and self.head() is None:
+                self._grow()  # it is all in hand, and not enough: it will be settled together
+            self._grant()
+
+    def _tell_done(self) -> None:
+        self._tell_at = inf
         dirty, self._dirty = self._dirty, {}
         done: dict[bytes, list[tuple[int, int, int]]] = {}
         for delivery in dirty.values():
@@ -451,10 +457,6 @@ class Pull:
         for peer_id, ranges in done.items():
             for first in range(0, len(ranges), DONE_PER_RECORD_MAX):
                 self._tell(peer_id, JobsDone(self.number, ranges[first : first + DONE_PER_RECORD_MAX]))
-        if self.sources and not (self.stuck or self.closed):
-            if self.readers and self._adaptive and self._starved and self.held >= self._credit and self.head() is None:
-                self._grow()  # it is all in hand, and not enough: it will be settled together
-            self._grant()
 
     def _grow(self) -> None:
         self._starved = False

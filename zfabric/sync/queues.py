@@ -144,7 +144,14 @@ class Puller:
         if not acquire_within(self._turn, timeout):
             raise TimeoutError(f"another thread waits for jobs of {self.queue!r}")
         try:
-            return self._thread.run(self._puller.receive, timeout)
+            self._thread.check()
+            job = self._puller.take_here()
+            if job is None:
+                return self._thread.run(self._puller.receive, timeout)
+            if self._puller.looked:
+                with suppress(NodeClosed):
+                    self._thread.post(self._puller.look_soon)
+            return job
         finally:
             self._turn.release()
 

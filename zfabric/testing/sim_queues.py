@@ -215,6 +215,7 @@ class SimPuller:
                 if job is not None:
                     job.finished_by = {*job.finished_by, lease}
                 pull.done(delivery, position, position + 1)
+                pull.tell_by(delivery, now)
             elif fate == "reject":
                 assert job is not None
                 job.rejected = True
