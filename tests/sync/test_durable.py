@@ -176,3 +176,24 @@ def test_groups_are_operated(fabric: str, node: Node) -> None:
     assert node.groups.get("billing").pattern == "orders"
     assert [(stored.topic, stored.next) for stored in node.stores.topics()] == [("orders", 10)]
     assert [(stored.first, stored.next) for stored in node.stores.purge("orders")] == [(10, 10)]
+
+
+def test_a_durable_queue(node: Node) -> None:
+    """Jobs are stored when `push` returns, and done for good when `ack` does; a rejected one is a dead letter."""
+    jobs = node.pusher("jobs", durable=True)
+    jobs.wait_for(stores=1, timeout=TIMEOUT_S)
+    jobs.push("first", priority=9)
+    jobs.push_many(range(10))
+    jobs.flush()
+    with node.puller("jobs", ack="manual") as todo:
+        got = [todo.receive(timeout=TIMEOUT_S) for _ in range(11)]
+        todo.reject(got[0], "broken")
+        for job in got[1:]:
+            todo.ack(job)
+    with node.puller("jobs") as todo, pytest.raises(TimeoutError):
+        todo.receive(timeout=0.3)
+    with node.puller("$dead.jobs") as letters:
+        letter = letters.receive(timeout=TIMEOUT_S)
+
+    assert [job.value for job in got] == ["first", *range(10)]
+    assert (letter.value, (letter.headers or {})["dead.reason"]) == ("first", "broken")
