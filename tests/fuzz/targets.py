@@ -6,10 +6,13 @@ frames, or feeds them in pieces, where a parser takes several.
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from tests.capture.files import batch as capture_batch
@@ -30,7 +33,7 @@ from zfabric.discovery._txt import MalformedRecord, decode, instance_name
 from zfabric.security import enrolment
 from zfabric.security.acl import Permissions, covers
 from zfabric.security.enrolment import Invitation
-from zfabric.security.identities import accept
+from zfabric.security.identities import Identities, accept, create
 from zfabric.security.keys import FabricKey
 from zfabric.wire.batch import parse_batch
 from zfabric.wire.bundle import parse_bundle
@@ -167,7 +170,9 @@ def selector(data: bytes) -> None:
     found.matches({"a": 1, "b": "x", "c": None, "d": 1.5, "e": True}, key="k")
 
 
-_CAPTURE = Path(tempfile.gettempdir()) / "zfabric-fuzz.zfcap"
+_SCRATCH = Path(tempfile.mkdtemp(prefix="zfabric-fuzz-"))
+atexit.register(shutil.rmtree, _SCRATCH, ignore_errors=True)
+_CAPTURE = _SCRATCH / "run.zfr"
 
 
 def capture(data: bytes) -> None:
@@ -179,6 +184,27 @@ def capture(data: bytes) -> None:
                 found.messages()
     except CaptureError:
         return
+
+
+def identities(data: bytes) -> None:
+    """The files of identities: a member's, and the roles."""
+    for name in ("trusted/bob.toml", "roles.toml"):
+        path = _house() / name
+        path.write_bytes(data)
+        try:
+            known = Identities(path.parents[name.count("/")], "plant")
+            known.may("bob", "publish", "plant.temp")
+            known.filters("bob", b"plant.")
+        except InvalidKey:
+            pass
+        path.unlink()
+
+
+@cache
+def _house() -> Path:
+    directory = _SCRATCH / "house"
+    create(directory, "plant", "ada")
+    return directory
 
 
 def _vectors(*names: str) -> Iterator[bytes]:
@@ -202,6 +228,8 @@ def _captures() -> Iterator[bytes]:
 
 
 _KEY = b"zfk1:plant:" + FabricKey("plant", bytes(32)).text.rpartition(":")[2].encode()
+_TRUSTED = b'public = ["rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"]\nsigning = []\nroles = ["member"]\n'
+_ROLES = b'[sensor]\npublish = ["plant.*.temp"]\nsubscribe = []\n[worker]\npull = ["jobs.#"]\n'
 TARGETS = {
     "frame": Target(frame, tuple(_vectors())),
     "batch": Target(batch, tuple(_vectors("batch", "empty", "crc")) or tuple(_vectors())),
@@ -211,5 +239,6 @@ TARGETS = {
     "txt": Target(txt, (b"\x03v=1\x23id=000102030405060708090a0b0c0d0e0f\x07f=plant\x18e0=tcp://192.168.1.5:7400",)),
     "key": Target(key, (_KEY, _KEY.replace(b"zfk1", b"zfi1"))),
     "selector": Target(selector, (b"a = 1 AND b LIKE 'x%' OR NOT c IS NULL", b"d BETWEEN 1 AND 2", b"e IN ('x', 'y')")),
+    "identities": Target(identities, (_TRUSTED, _TRUSTED.replace(b"member", b"nobody"), _ROLES)),
     "capture": Target(capture, tuple(_captures())),
 }

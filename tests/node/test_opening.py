@@ -12,6 +12,13 @@ from zfabric.discovery.interfaces import Scope
 from zfabric.node.environment import Machine
 
 
+async def test_libzmq_with_known_holes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything listens, with the cure."""
+    monkeypatch.setattr("zmq.zmq_version_info", lambda: (4, 3, 4))
+    with pytest.raises(OSError, match="install pyzmq"):
+        await Node("old", config=Config(mdns=False, registry=False)).open()
+
+
 async def test_an_unknown_interface_lists_the_known_ones() -> None:
     """The error names what there is."""
     node = Node(interface="no-such-interface0", insecure=True, config=Config(mdns=False))
