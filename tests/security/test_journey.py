@@ -26,6 +26,7 @@ class Host:
     def __init__(self, namespace: Namespace, home: Path) -> None:
         self.namespace = namespace
         (home / "run").mkdir(parents=True, mode=0o700)
+        self.keys = home / "config" / "zfabric" / "keys"
         self.environment = environment(
             XDG_CONFIG_HOME=str(home / "config"), ZFABRIC_RUNTIME_DIR=str(home / "run"), ZFABRIC_MDNS="1"
         )
@@ -90,7 +91,10 @@ def exchange(sender: Host, receiver: Host, options: str) -> None:
 
 
 def test_a_host_that_was_invited(hosts: tuple[Host, Host, Host], tmp_path: Path) -> None:
-    """`keys new` and `keys invite` here, the line there: messages pass, the wire shows nothing, the line is spent."""
+    """`keys new` and `keys invite` here, the line there: messages pass, the wire shows nothing, the line is spent.
+
+    They go on passing when that host rotates its key, and it is told why when it was revoked.
+    """
     one, two, thief = hosts
     assert one.type("zfabric keys new plant ada")[0] == 0
     inviting = one.start("zfabric keys invite plant bob")
@@ -107,6 +111,20 @@ def test_a_host_that_was_invited(hosts: tuple[Host, Host, Host], tmp_path: Path)
     exchange(one, two, "--fabric plant --interface lan")
     code, _, err = thief.type(line)
     assert (code, "was used" in err) == (69, True)
+
+    for finish in ("", " --finish"):
+        assert two.type(f"zfabric keys rotate plant{finish}")[0] == 0
+        shutil.copy(two.keys / "plant.d/trusted/bob.toml", one.keys / "plant.d/trusted/bob.toml")
+        exchange(one, two, "--fabric plant --interface lan")
+
+    listening = one.start("zfabric sub plant.secret --fabric plant --interface lan")
+    assert listening.stderr is not None
+    assert "listening" in listening.stderr.readline()
+    assert one.type("zfabric keys revoke plant bob")[0] == 0
+    code, _, err = two.type("zfabric nodes --fabric plant --interface lan --timeout 3")
+    assert (code, "does not trust this node's key" in err) == (77, True)
+    listening.send_signal(signal.SIGINT)
+    assert listening.communicate(timeout=TIMEOUT_S)[0] == ""
 
 
 def test_two_hosts_joined_by_a_key(hosts: tuple[Host, Host, Host], tmp_path: Path) -> None:
