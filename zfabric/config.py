@@ -161,7 +161,7 @@ class Config:
     "Jobs, requests and replies for one peer that it has not acknowledged; beyond it their senders wait."
     channel_retry_s: float = 1.0
     "Pause before what a peer has not acknowledged is sent again; doubles each time."
-    frames_per_turn_max: int = 256
+    frames_per_turn_max: int = 64
     "Frames read from one socket before other tasks of the event loop get their turn."
 
     # -- discovery -----------------------------------------------------------------------------
