@@ -230,6 +230,13 @@ async def test_an_empty_store_takes_the_place_of_another(fabric: MemoryFabric, m
     assert (told.topic, told.first, told.last, told.count, told.elsewhere) == ("orders", 0, 99, 100, False)
 
 
+async def test_waiting_in_vain_for_a_store_names_the_cure(fabric: MemoryFabric) -> None:
+    """And how many there are."""
+    orders = (await fabric.open("shop")).publisher("orders", durable=True)
+    with pytest.raises(TimeoutError, match=r"orders: .* 0 of 1 stores after 0.05 s: .*zfabric store run"):
+        await orders.wait_for(stores=1, timeout=0.05)
+
+
 async def test_a_store_that_comes_late_is_known_for_what_it_lacks(
     fabric: MemoryFabric, make_store: MakeStore, tmp_path: Path
 ) -> None:

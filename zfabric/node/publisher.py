@@ -93,7 +93,12 @@ class Publisher(Closing):
         if subscribers is None:
             subscribers = 1 if stores is None else 0
         wanted = subscribers, stores or 0
-        await self._driver.wait_until(lambda: self.subscribers >= wanted[0] and self.stores >= wanted[1], timeout)
+        try:
+            await self._driver.wait_until(lambda: self.subscribers >= wanted[0] and self.stores >= wanted[1], timeout)
+        except TimeoutError:
+            found = f"{self.subscribers} of {wanted[0]} subscriptions, {self.stores} of {wanted[1]} stores"
+            cure = "`zfabric nodes` shows who is there, `zfabric store run DIR` starts a store"
+            raise TimeoutError(f"{self.topic}: {found} after {timeout:g} s: {cure}") from None
 
     # -- publishing ----------------------------------------------------------------------------
 
