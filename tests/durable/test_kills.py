@@ -21,8 +21,11 @@ from zfabric.store import StoredBatch, open_log
 from zfabric.wire.batch import parse_batch
 from zfabric.wire.codec import Codec
 
+pytestmark = pytest.mark.timeout(600)
+
 KILLS = 16
-TIMEOUT = 30.0
+TIMEOUT = 90.0
+"Programs are started while others keep the machine busy."
 LINE_BYTES = 9
 "Of a publisher's history."
 ROOT = Path(__file__).parents[2]

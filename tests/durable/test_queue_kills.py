@@ -19,6 +19,8 @@ from zfabric.wire.codec import Codec
 
 __all__ = ["crew"]
 
+pytestmark = pytest.mark.timeout(600)
+
 Job = tuple[str, int]
 "A pusher's life and its number."
 LINE_BYTES = 30
