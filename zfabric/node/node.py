@@ -125,10 +125,9 @@ class Node(QueueMethods, ServiceMethods):
         driver.rights = rights
         for extend in self._extensions:  # what is more than a node hears of peers from the first one on
             extend(driver)
-        host = socket.gethostname()
         token = environment.random_bytes(16)
         offer, longest = core.lending.offer, config.frame_bytes_max
-        identity = Identity(token, self.fabric, self.name, host, os.getpid(), (), (), longest, offer)
+        identity = Identity(token, self.fabric, self.name, socket.gethostname(), os.getpid(), (), (), longest, offer)
         driver.open(identity, credentials, driver.rights.located(self._seeds))
         self.id = node_id.hex()
         self._driver = driver
@@ -163,6 +162,7 @@ class Node(QueueMethods, ServiceMethods):
         deadline = driver.loop.time() + timeout
         for watch in self._watches:
             watch.cancel()
+        driver.flush()  # what was published to the node's own subscriptions is in the node already
         for subscription in list(self._subscriptions):
             subscription.end()
         queues.stop_pulling()
