@@ -356,7 +356,7 @@ def test_stores_are_named_everywhere_alike() -> None:
 
 
 async def test_a_store_that_answered_nothing_binds_nobody(fabric: MemoryFabric, make_store: MakeStore) -> None:
-    """A reader that asked a store which was dead already, and came back with another log, reads that one."""
+    """Who asked a store that was dead already, and came back with another log, reads that one; in a group, too."""
     config = Config(heartbeat_interval_s=0.1, peer_timeout_s=0.5)
     store = await make_store(config=config)
     shop = await fabric.open("shop", config=config)
@@ -366,8 +366,10 @@ async def test_a_store_that_answered_nothing_binds_nobody(fabric: MemoryFabric, 
     reader = await fabric.open("reader", config=config)
     await until(lambda: any(peer.stores for peer in reader.peers), TIMEOUT)
     fabric.crash(store.node)
-    subscription = reader.subscribe("orders", start="earliest")
+    alone = reader.subscribe("orders", start="earliest")
+    member = reader.subscribe("orders", start="earliest", group="billing")
     await make_store(config=config, name="second")
     await orders.publish_many(range(10, 20))
 
-    assert [(await subscription.receive(TIMEOUT)).value for _ in range(10)] == list(range(10, 20))
+    for subscription in (alone, member):
+        assert [(await subscription.receive(TIMEOUT)).value for _ in range(10)] == list(range(10, 20))

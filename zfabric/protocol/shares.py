@@ -125,6 +125,8 @@ class Share:
         self.store: PeerRecord | None = None
         self.log = b""
         "The log where its group is, once it has joined."
+        self.asked = b""
+        "The log whose store was asked last."
 
     def _reset(self) -> None:
         self.epoch = 0
@@ -288,13 +290,19 @@ class Shares:
     def stores_changed(self, now: float) -> None:
         """A store came or went: shares whose store is another one now begin anew there."""
         for share in list(self._shares.values()):
-            found = self._find_store(share.request.pattern, share.log)
+            found = self._home(share)
             if found is not None and found[1] is share.store:
                 continue
             share.store = None
             if share.epoch or share.joining:
                 share.reset("the store was lost before it answered")
             self._try_join(share, now)
+
+    def _home(self, share: Share) -> tuple[bytes, PeerRecord] | None:
+        """Where its group is; one that never answered binds nobody once it is gone."""
+        pattern = share.request.pattern
+        found = self._find_store(pattern, share.log or share.asked)
+        return self._find_store(pattern, b"") if found is None and not share.log else found
 
     # -- peers ---------------------------------------------------------------------------------
 
@@ -314,10 +322,10 @@ class Shares:
     def _try_join(self, share: Share, now: float) -> None:
         if share.final or share.joining or share.epoch:
             return
-        found = self._find_store(share.request.pattern, share.log)
+        found = self._home(share)
         if found is None:
             return
-        share.log, share.store = found
+        share.asked, share.store = found
         share.joining = True
         share.retry_at = inf
         self._tell(share, share.request, now)
@@ -333,6 +341,7 @@ class Shares:
         if share is not None and share.joining:
             share.joining = False
             share.epoch = joined.epoch
+            share.log = share.asked
 
     def _on_assigned(self, peer: PeerRecord, assigned: Assigned, now: float) -> None:
         share = self._find(peer, assigned.share, assigned.epoch)
