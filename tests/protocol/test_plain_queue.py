@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 from zfabric.config import Config
+from zfabric.protocol.effects import Effects
 from zfabric.protocol.jobs import QueuePolicy
 from zfabric.protocol.plainqueue import PlainQueue
+from zfabric.protocol.plainqueues import PlainQueues
 from zfabric.protocol.plainsink import TAKEN_AT_ONCE, PlainSink
 from zfabric.wire.batch import Batch, BatchWriter
 from zfabric.wire.plain_records import TAKEN_MAX, PlainEnd, PlainPull, PlainRecord, PlainTaken
@@ -52,11 +57,11 @@ def test_a_batch_is_lost_once_all_pullers_are_beyond_it() -> None:
 def test_what_a_lost_puller_had_is_lost_when_the_others_are_beyond_it() -> None:
     """Or at once, when there are no others."""
     queue = queue_of(4, A, B)
-    queue.leave(A, 1.0)
+    queue.leave(A)
     assert figures(queue) == (0, 0, 4)
     queue.taken(B, [(1, 2)], 2, 1.0)
     assert figures(queue) == (1, 1, 2)
-    queue.leave(B, 1.0)
+    queue.leave(B)
     assert figures(queue) == (1, 3, 0)
 
 
@@ -64,7 +69,7 @@ def test_a_puller_that_comes_later_is_not_waited_for() -> None:
     """It cannot have what was sent before it came."""
     queue = queue_of(1, A)
     queue.join(B, "somewhere")
-    queue.leave(A, 1.0)
+    queue.leave(A)
     assert figures(queue) == (0, 1, 0)
     send(queue, 1)
     assert figures(queue) == (0, 1, 1)
@@ -84,6 +89,7 @@ def test_silent_pullers_are_asked_once_how_far_they_are() -> None:
     queue.taken(B, [], 2, due)
     assert figures(queue) == (1, 1, 0)
     send(queue, 1)
+    assert queue.timer() == SETTLE_S, "what alone is sent, and lost, must be asked for as well"
     assert queue.to_mark(queue.timer()) == [(A, 3), (B, 3)], "nobody has told of anything since it was sent"
 
 
@@ -178,6 +184,33 @@ def test_a_mark_is_not_answered_while_the_socket_is_not_read() -> None:
     assert reader.said() == [], "what waits in the socket needs a moment"
     reader.sink.handle_timer(6.5 * SETTLE_S)
     assert reader.said() == [PlainTaken(1, [], 50)]
+
+
+def test_a_mark_waits_for_silence() -> None:
+    """What was read as it came may be followed by more."""
+    reader = Reader()
+    reader.sink.marked(PUSHER, 50, 0.0)
+    reader.receive(20, SETTLE_S / 2)
+    reader.sink.take(SETTLE_S / 2)
+    reader.sink.done(SETTLE_S / 2)
+    reader.sink.handle_timer(SETTLE_S)
+    assert reader.said() == [PlainTaken(1, [(20, 30)], 30)]
+    reader.sink.handle_timer(SETTLE_S * 1.5)
+    assert reader.said() == [PlainTaken(1, [], 50)]
+
+
+def test_a_batch_of_another_queue_is_refused() -> None:
+    """Though its pusher may push to this one."""
+    refused: list[str] = []
+    queues = PlainQueues(
+        Config(), Effects(b"m" * 16), {}, lambda *_: None, lambda _, reason: refused.append(reason), lambda *_: None
+    )
+    sink = queues.pull(queues.next_number(), "q", ("tcp://x:1",), lambda: None)
+    sink.offered(PUSHER)
+    batch = Batch("other", PUSHER, 0, 0, 10, 0, b"", None, (), 100)
+    queues.received(sink.number, cast("Any", SimpleNamespace(id=PUSHER)), batch, 0.0)
+    assert "other" in refused[0]
+    assert sink.take(0.0) is None
 
 
 def test_many_batches_are_told_of_at_once() -> None:

@@ -340,7 +340,7 @@ class World:
 
     def _left(self, node: Node, peer: Node) -> None:
         if node.alive and node.joined.pop(peer.id, None) is not None:
-            node.plain.peer_left(cast("Any", Peer(peer)), self.now)
+            node.plain.peer_left(cast("Any", Peer(peer)))
             node.pump()
 
     def _fault(self) -> None:

@@ -97,7 +97,7 @@ def sessions_are_not_told_apart(patch: pytest.MonkeyPatch) -> None:
 
 def lost_nodes_stay_pullers(patch: pytest.MonkeyPatch) -> None:
     """And are waited for."""
-    patch.setattr(PlainQueues, "peer_left", lambda queues, peer, now: None)
+    patch.setattr(PlainQueues, "peer_left", lambda queues, peer: None)
 
 
 def connections_stay(patch: pytest.MonkeyPatch) -> None:

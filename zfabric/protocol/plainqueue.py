@@ -177,12 +177,11 @@ class PlainQueue:
         else:
             known.endpoint = endpoint
 
-    def leave(self, key: WorkerKey, now: float) -> Target | None:
+    def leave(self, key: WorkerKey) -> Target | None:
         """A puller is gone, with all that was on the way to it."""
         target = self.targets.pop(key, None)
         if target is not None:
             self._judge()
-            self._mark_later(now)
         return target
 
     def taken(self, key: WorkerKey, ranges: Sequence[tuple[int, int]], before: int, now: float) -> None:

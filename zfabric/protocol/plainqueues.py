@@ -106,18 +106,18 @@ class PlainQueues:
         for first in range(0, len(queues), OFFERS_MAX):
             self._tell(peer.id, PlainOffers(queues[first : first + OFFERS_MAX]))
 
-    def peer_left(self, peer: PeerRecord, now: float) -> None:
+    def peer_left(self, peer: PeerRecord) -> None:
         """What is on the way to its pullers is lost."""
         self.offers.pop(peer.id, None)
         for key in [key for key in self._workers if key[0] == peer.id]:
-            self._leave(key, now)
+            self._leave(key)
         for puller in self.sinks.values():
             puller.lost(peer.id)
 
-    def _leave(self, key: tuple[bytes, int], now: float) -> None:
+    def _leave(self, key: tuple[bytes, int]) -> None:
         queue = self._workers.pop(key, None)
         self._unreached.pop(key, None)
-        target = None if queue is None else queue.leave(key, now)
+        target = None if queue is None else queue.leave(key)
         if queue is not None and target is not None:
             self._effects.do(DisconnectPush(queue.queue, target.endpoint))
 
@@ -148,14 +148,14 @@ class PlainQueues:
 
     # -- what pullers say ----------------------------------------------------------------------
 
-    def _on_pull(self, peer_id: bytes, record: PlainPull, now: float) -> None:
+    def _on_pull(self, peer_id: bytes, record: PlainPull, _now: float) -> None:
         queue, key = self.queues.get(record.queue), (peer_id, record.puller)
         if queue is None or len(self._workers) >= self._config.workers_max:
             self._refuse(peer_id, f"pulls from {record.queue!r}, which is not offered, or is over Config.workers_max")
             return
         target = queue.targets.get(key)
         if target is None:
-            self._leave(key, now)
+            self._leave(key)
             self._workers[key] = queue
         elif target.endpoint in record.endpoints and key not in self._unreached:
             return  # it has new addresses beside the one that works
@@ -171,8 +171,8 @@ class PlainQueues:
                 self._workers[key].join(key, endpoint)
                 self._effects.do(ConnectPush(record.queue, endpoint))
 
-    def _on_end(self, peer_id: bytes, record: PlainEnd, now: float) -> None:
-        self._leave((peer_id, record.puller), now)
+    def _on_end(self, peer_id: bytes, record: PlainEnd, _now: float) -> None:
+        self._leave((peer_id, record.puller))
 
     def _on_taken(self, peer_id: bytes, record: PlainTaken, now: float) -> None:
         key = peer_id, record.puller

@@ -128,11 +128,9 @@ class PlainSink:
         """The reader is through with what it took."""
         if self._in_hand is None:
             return
-        peer_id, origin, batch = self._in_hand
+        _, origin, batch = self._in_hand  # the pusher of an origin that is no longer ours has given it up
         self._in_hand = None
         origin.here -= 1
-        if self.origins.get(peer_id) is not origin:
-            return  # the pusher has given it up
         origin.before = max(origin.before, batch.end)
         if not origin.taken:
             origin.tell_at = now + self._config.ack_delay_s

@@ -182,7 +182,7 @@ class Queues:
     def peer_left(self, peer: PeerRecord, now: float) -> None:
         """Its leases are free; what it leased to us is nobody's any more."""
         self._now = now
-        self.plain.peer_left(peer, now)
+        self.plain.peer_left(peer)
         del self._peers[peer.id], self.offers[peer.id]
         self.unanswered.discard(peer.id)
         for key in [key for key in self._workers if key[0] == peer.id]:
