@@ -198,3 +198,31 @@ async def test_the_task_that_got_a_reply_may_end_everything(make_node: MakeNode,
 
     assert left.reason == "goodbye"
     assert await asyncio.to_thread(process.wait, TIMEOUT) == 3
+
+
+async def test_a_request_that_is_begun_while_the_node_closes_ends_with_it(make_node: MakeNode) -> None:
+    """A handler that is still at work may ask; what gets no reply until the end is told."""
+    client, provider = await make_node("client"), await make_node("provider")
+    at_work, go_on = asyncio.Event(), asyncio.Event()
+
+    @provider.service("silent")
+    async def silent() -> None:
+        await asyncio.Event().wait()
+
+    @client.on("t")
+    async def handle(message: Message) -> None:
+        at_work.set()
+        await go_on.wait()
+
+    await client.wait_for_service("silent", timeout=TIMEOUT)
+    await client.publisher("t").publish(1)
+    await asyncio.wait_for(at_work.wait(), TIMEOUT)
+    closing = asyncio.create_task(client.close(0.5))
+    await asyncio.sleep(0)
+    request = asyncio.create_task(client.request("silent", timeout=60))
+    await asyncio.sleep(0)
+    go_on.set()
+
+    await closing
+    with pytest.raises(NodeClosed):
+        await asyncio.wait_for(request, TIMEOUT)

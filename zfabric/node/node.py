@@ -158,22 +158,22 @@ class Node(QueueMethods, ServiceMethods):
         driver, handlers, queues = self._driver, self._handlers, self._queues
         if driver is None or handlers is None or queues is None or driver.open_state != "open":
             return
-        timeout = self._config.close_timeout_s if timeout is None else timeout
-        deadline = driver.loop.time() + timeout
+        deadline = driver.loop.time() + (self._config.close_timeout_s if timeout is None else timeout)
         for watch in self._watches:
             watch.cancel()
         driver.flush()  # what was published to the node's own subscriptions is in the node already
         for subscription in list(self._subscriptions):
             subscription.end()
         queues.stop_pulling()
-        if self._services is not None and self._requests is not None:
-            await self._services.close(timeout / 2)
-            self._requests.close()
+        if self._services is not None:
+            await self._services.close((deadline - driver.loop.time()) / 2)
         await handlers.close((deadline - driver.loop.time()) / 2)
         queues.give_up()
         await self._confirm_all(driver, (deadline - driver.loop.time()) / 2)
         await queues.finish((deadline - driver.loop.time()) / 2)
         await driver.close(max(0.05, deadline - driver.loop.time()))
+        if self._requests is not None:
+            self._requests.close()  # not before: handlers that are at work may ask
         for topic in self._topics.values():
             topic.close()
         for subscription in list(self._subscriptions):
