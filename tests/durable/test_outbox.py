@@ -164,6 +164,7 @@ async def test_a_file_that_cannot_be_written_stops_the_publisher(
     await orders.publish(1)
     file = node._topics["orders"]._file
     assert file is not None
+    await until(lambda: file._forgotten == 1)  # later than the turn that confirmed it: in that one nobody is overlooked
     file._connection.execute("DROP TABLE batches")
 
     with pytest.raises(NotStored, match="cannot be written"):

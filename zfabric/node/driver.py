@@ -264,6 +264,7 @@ class Driver(JobSockets):
         if file.failure and keeping is not None:
             keeping.broken = file.failure
             outbox.judge()
+            self._check_kept(outbox, "stored")
 
     # -- what the transport calls --------------------------------------------------------------
 
@@ -459,8 +460,7 @@ class Driver(JobSockets):
         """Tell those who wait for a store that none stores."""
         keeping = outbox.keeping
         if level == "stored" and keeping is not None and keeping.stops:
-            waiting = self._confirming[outbox, level]
-            while waiting:
+            while waiting := self._confirming.get((outbox, level)):
                 _, _, waiter = waiting.pop()
                 if not waiter.done():
                     waiter.set_exception(NotStored(keeping.reason, outbox.topic))
