@@ -23,6 +23,7 @@ __all__ = [
     "JobsLost",
     "JobsOrphaned",
     "JobsUnfinished",
+    "LogMissing",
     "PeerJoined",
     "PeerLeft",
     "PeerRefused",
@@ -131,8 +132,8 @@ class Gap(Event, frozen=True):
     cause: str
     """At-most-once: `overflow` (a queue on the way was full, or the link broke) or `buffer` (this subscription's own
     bound). Reliable: `expired` (the publisher keeps it no longer), `evicted`, `closed` or `epoch` (the publisher
-    ended or began anew), `too-large` (over this node's Config.frame_bytes_max) or `unanswered`. Either: `signature`
-    (see SignatureRefused)."""
+    ended or began anew), `too-large` (over this node's Config.frame_bytes_max), `unanswered` or `store` (see
+    LogMissing). Either: `signature` (see SignatureRefused)."""
 
     @property
     def count(self) -> int:
@@ -174,6 +175,24 @@ class StoreLacks(Event, frozen=True):
     def count(self) -> int:
         """How many messages it lacks."""
         return self.last - self.first + 1
+
+
+class LogMissing(Event, frozen=True):
+    """The store whose log a subscription here reads left, and did not come back with that log within Config.grace_s.
+
+    It stays away, or was wiped. Said again when a subscription that waited goes on.
+    """
+
+    topic: str
+    "Or the pattern."
+    group: str
+    "Empty for a subscription of its own."
+    store: str
+    "Whose log, as in `Position.store`."
+    waits: bool
+    """False: the subscription goes on with the log of another store; a Gap (`store`) says what that one lacks. True: it
+    waits, for any store, or (a group, or one with positions for its `start`) for that log: if that was wiped, close it
+    and subscribe again."""
 
 
 class Evicted(Event, frozen=True):

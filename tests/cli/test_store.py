@@ -142,3 +142,42 @@ async def test_a_store_that_was_wiped_and_one_that_comes_late(
         with open_log(str(tmp_path / directory)) as log:
             info = log.info("orders")
             assert info is not None and info.next == kept
+
+
+async def test_a_wiped_store_in_the_middle_of_reading_is_told(cli: Commands, tmp_path: Path) -> None:
+    """A reader in its history goes on with the new log, after a Gap for what was lost; a group member waits."""
+    first = await cli.start("store", "run", str(tmp_path / "data"))
+    await first.note("keeping")
+    config = zfabric.Config(mdns=False, grace_s=0.5, peer_timeout_s=1.0, heartbeat_interval_s=0.2)
+    async with zfabric.Node("friend", config=config) as node:
+        events = node.events()
+        orders = node.publisher("orders", durable=True, confirm="stored", without_store="buffer")
+        await orders.wait_for(stores=1, timeout=20)
+        for begin in range(0, 1000, 10):
+            await orders.publish_many([(number, "x" * 2000) for number in range(begin, begin + 10)])
+        reader = node.subscribe("orders", start="earliest", buffer_bytes=50_000)
+        member = node.subscribe("orders", group="billing", start="earliest")
+        seen = [(await reader.receive(timeout=20)).value[0]]
+        await member.wait_for(timeout=20)
+        await first.stop(signal.SIGKILL)
+        shutil.rmtree(tmp_path / "data")
+        wiped = await cli.start("store", "run", str(tmp_path / "data"))
+        await wiped.note("keeping")
+        await asyncio.wait_for(orders.publish_many([(number, "") for number in range(1000, 1010)]), 20)
+        while seen[-1] != 1009:
+            seen.append((await reader.receive(timeout=20)).value[0])
+        await wiped.stop(signal.SIGTERM)
+        told: list[zfabric.LogMissing] = []
+        lost: list[int] = []
+        async with asyncio.timeout(20):
+            async for event in events:
+                if isinstance(event, zfabric.LogMissing):
+                    told.append(event)
+                elif isinstance(event, zfabric.Gap) and event.cause == "store":
+                    lost.extend(range(event.first, event.last + 1))
+                if lost and {(event.group, event.waits) for event in told} >= {("", False), ("billing", True)}:
+                    break
+
+    assert {event.topic for event in told} == {"orders"} and len({event.store for event in told}) == 1
+    assert len(told) == 2 or ("", True) in {(event.group, event.waits) for event in told}  # the restart took longer
+    assert sorted(seen + lost) == list(range(1010)) and seen == sorted(seen)

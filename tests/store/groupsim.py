@@ -218,6 +218,9 @@ class Member:
         """Nothing may be lost here."""
         raise Broken(f"lost: {record}")
 
+    def missing(self) -> None:
+        """The store is down for long."""
+
     def ended(self, reason: str) -> None:
         """Another member took its name."""
         self.alive = False

@@ -18,6 +18,7 @@ from zfabric.events import (
     IncompatibleDelivery,
     JobDead,
     JobsLost,
+    LogMissing,
     PeerJoined,
     PeerLeft,
     PeerRefused,
@@ -36,6 +37,7 @@ _CAUSES = {
     "buffer": "this command was too slow",
     "link": "the connection broke",
     "signature": "not signed as it must be",
+    "store": "the store that had them is gone, and another has not",
 }
 
 
@@ -102,6 +104,9 @@ class Warnings:
                 output.warn(f"job {event.id} is dead after {count(event.attempts, 'attempt')}: {event.reason}")
             case JobsLost():
                 output.warn(f"{count(event.count, 'job')} of {event.queue} lost on the way")
+            case LogMissing():
+                then = "waiting for it" if event.waits else "going on with another store"
+                output.warn(f"the store of {event.topic} left, or was wiped: {then}")
             case PeerRefused():
                 output.warn(f"no connection with {event.address}: {event.detail or event.reason}")
             case DuplicateId() | ProtocolError():

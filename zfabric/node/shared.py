@@ -10,7 +10,7 @@ from typing import Any
 
 from zfabric.config import Config
 from zfabric.errors import GroupRefused, LocalProtocolError
-from zfabric.events import Gap, Rejected
+from zfabric.events import Gap, LogMissing, Rejected
 from zfabric.model import Message, Source
 from zfabric.node.driver import Driver
 from zfabric.node.subscription import Subscription
@@ -300,6 +300,10 @@ class SharedSubscription(Subscription):
         gap = Gap(Source("", "store"), record.stream, record.offset, record.next - 1, cause=record.reason)
         self._driver.core.streams.count_lost(gap)
         self._driver.schedule_pump()
+
+    def missing(self) -> None:
+        """The group's log is away, or was wiped."""
+        self._driver.emit(LogMissing(self.pattern, self.group, self._share.log.hex(), waits=True))
 
     def transacted(self, error: str) -> None:
         """The transaction on its way was stored, or not."""

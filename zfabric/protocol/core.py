@@ -135,7 +135,7 @@ class Core:
         self.shares = Shares(config, self._loopback, self._parse, self.not_protocol, self.stores.home)
         self._loopback.register(self.shares)
         self.stores.watch(self.shares.stores_changed)
-        self.histories = Histories(config, self.peers, self.streams, self.stores)
+        self.histories = Histories(config, self._effects, self.peers, self.streams, self.stores)
         self._dispatch = self._handlers()
         self._now = 0.0
         self.protocol_errors = 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 from math import inf
 
 from zfabric.config import Config
-from zfabric.events import Gap
+from zfabric.events import Event, Gap
 from zfabric.model import Source
+from zfabric.protocol.effects import Effects
 from zfabric.protocol.history import History
 from zfabric.protocol.lanes import Lane
 from zfabric.protocol.peers import PeerTable
@@ -21,8 +22,9 @@ __all__ = ["Histories"]
 class Histories:
     """Reads logs for the lanes that want to begin in the past."""
 
-    def __init__(self, config: Config, peers: PeerTable, streams: Streams, stores: Stores) -> None:
+    def __init__(self, config: Config, effects: Effects, peers: PeerTable, streams: Streams, stores: Stores) -> None:
         self._config = config
+        self._effects = effects
         self._peers = peers
         self._streams = streams
         self._stores = stores
@@ -45,7 +47,7 @@ class Histories:
             self._stores,
             lane.pattern.text,
             lane.sink,
-            _Reports(lane, self._peers, self._streams),
+            _Reports(lane, self._effects, self._peers, self._streams),
             self._config,
             start=start,
             offsets=offsets,
@@ -77,10 +79,11 @@ class Histories:
 
 
 class _Reports:
-    """Implements `history.Reports`."""
+    """Implements `reports.Reports`."""
 
-    def __init__(self, lane: Lane, peers: PeerTable, streams: Streams) -> None:
+    def __init__(self, lane: Lane, effects: Effects, peers: PeerTable, streams: Streams) -> None:
         self._lane = lane
+        self._effects = effects
         self._peers = peers
         self._streams = streams
         self._sources: dict[bytes, Source] = {}
@@ -93,6 +96,9 @@ class _Reports:
 
     def count_lost(self, gap: Gap) -> None:
         self._streams.count_lost(gap)
+
+    def emit(self, event: Event) -> None:
+        self._effects.emit(event)
 
     def source(self, producer: bytes) -> Source:
         peer = self._peers.known.get(producer)

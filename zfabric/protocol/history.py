@@ -18,41 +18,25 @@ from __future__ import annotations
 from collections import deque
 from enum import Enum, auto
 from math import inf
-from typing import Protocol
 
 import msgspec
 
 from zfabric.config import Config
-from zfabric.events import Gap
+from zfabric.events import Gap, LogMissing
 from zfabric.model import Source
 from zfabric.protocol.lanes import Sink
+from zfabric.protocol.reports import Reports
 from zfabric.protocol.stores import KnownStore, Stores
 from zfabric.wire.batch import Batch
 from zfabric.wire.records import Start
 from zfabric.wire.store_records import StreamTold
 
-__all__ = ["History", "Joint", "Reports"]
+__all__ = ["History", "Joint"]
 
 ENTRIES_MAX = 10_000
 "Batches that the index told of and that did not come live: more are read from the log at once."
 _INDEX_BYTES = 1024 * 1024
 "Credit of an index."
-
-
-class Reports(Protocol):
-    """Who hears what becomes of batches."""
-
-    def delivered(self, batch: Batch) -> None:
-        """The subscription has it."""
-
-    def processed(self, batch: Batch, now: float) -> None:
-        """A live batch needs no delivery."""
-
-    def count_lost(self, gap: Gap) -> None:
-        """Messages will not come."""
-
-    def source(self, producer: bytes) -> Source:
-        """A producer, as users see it."""
 
 
 class Phase(Enum):
@@ -90,6 +74,9 @@ class Joint:
         self._store: KnownStore | None = None
         self.store_id: bytes | None = None
         "Of the log that `offset` is about."
+        self.moves = self._moved = False
+        "Whether it may go on with another log, and did."
+        self._missing_at = inf
 
     def __repr__(self) -> str:
         return f"<Joint {self.topic} {self.phase.name} offset={self.offset} held={self.held_bytes}>"
@@ -106,8 +93,20 @@ class Joint:
         if self._store is None:
             self._store = self._history.store_of(self.topic)
             if self._store is not None:
+                if self.store_id not in (None, self._store.id):
+                    self._begin_anew()
                 self.store_id = self._store.id
+                self.moves, self._missing_at = False, inf
                 self._read(bodies=self.phase is not Phase.LIVE)
+
+    def _begin_anew(self) -> None:
+        """Another log has offsets of its own: all of it is looked at, and what was delivered is left out."""
+        assert self.store_id is not None
+        self._history.missing(self.store_id, waits=False)
+        self.offset = self._began_at = None
+        self._moved = True
+        if self._kind != "last-per-key" or self.phase is Phase.LIVE:
+            self._kind, self._value = "earliest", 0
 
     def _read(self, *, bodies: bool) -> None:
         """Begin, or go on, in one way or the other."""
@@ -132,6 +131,9 @@ class Joint:
         self._store = None
         if self.offset == self._began_at:
             self.store_id = None  # nothing of that log was handed over, so any will do
+        if self.store_id is not None:
+            self._missing_at = now + self._history.patience_s
+            self._history.timed[self] = None
         if self.phase is Phase.REPLAYING:
             self.phase = Phase.WAITING
 
@@ -142,6 +144,8 @@ class Joint:
         stored = batch.stored
         assert stored is not None
         self.offset = stored.offset + batch.count
+        if self._moved:
+            self._cross(batch, now)
         fresh = self._fresh(batch)
         if fresh is None:
             self._history.consumed(batch)
@@ -158,6 +162,15 @@ class Joint:
         if batch.epoch == epoch and batch.base < expected:
             return msgspec.structs.replace(batch, skip=max(batch.skip, expected - batch.base))
         return batch
+
+    def _cross(self, batch: Batch, now: float) -> None:
+        """Go over what the former log had, and neither this one nor what is held has."""
+        producer, epoch, base = batch.producer, batch.epoch, batch.base
+        known, expected = self._next.get(producer, (epoch, -1))
+        if known == epoch and base > expected:
+            held = [each.base for each, _ in self._held if (each.producer, each.epoch) == (producer, epoch)]
+            for before in (*(start for start in held if start < base), base):
+                self._give_up(producer, epoch, before, "store", now)
 
     def _deliver(self, batch: Batch, source: Source) -> None:
         producer = batch.producer
@@ -276,10 +289,15 @@ class Joint:
     def timer(self) -> float:
         """When `handle_timer` has something to do."""
         missing = min((due for due, _, _ in self._missing.values()), default=inf)
-        return min(self._late_at, self._stuck_at, missing)
+        return min(self._late_at, self._stuck_at, self._missing_at, missing)
 
     def handle_timer(self, now: float) -> None:
         """What did not come live in time is read from the log; what is nowhere is lost."""
+        if now >= self._missing_at:
+            self.moves, self._missing_at = True, inf
+            self.attach()
+            if self._store is None and self.store_id is not None:
+                self._history.missing(self.store_id, waits=True)
         if now >= self._late_at:
             self._late_at = now + self._history.settle_s
             if self._store is not None and not self._history.sink.full:
@@ -342,6 +360,7 @@ class History:
         self._watched: dict[bytes, tuple[KnownStore, int]] = {}
         self._spent: dict[int, int] = {}
         self._told = False
+        self._said: LogMissing | None = None
         self.timed: dict[Joint, None] = {}
         "Those that have a deadline."
         stores.watch(self._stores_changed)
@@ -350,12 +369,22 @@ class History:
         return f"<History {self.topic} {len(self._joints)} topics>"
 
     def store_of(self, topic: str) -> KnownStore | None:
-        """The store that this subscription reads a topic from: always the same one, because offsets are its log's."""
+        """The store that this subscription reads a topic from: the same one if it can be, as offsets are its log's."""
         joint = self._joints.get(topic)
         store_id = self._store_id if joint is None or joint.store_id is None else joint.store_id
-        return self.stores.keeping(topic) if store_id is None else self.stores.named(store_id)
+        store = None if store_id is None else self.stores.named(store_id)
+        free = store_id is None or (self._store_id is None and joint is not None and joint.moves)
+        return self.stores.keeping(topic) if store is None and free else store
+
+    def missing(self, log: bytes, *, waits: bool) -> None:
+        """A log is not there: said once for all topics."""
+        event = LogMissing(self.topic, "", log.hex(), waits=waits)
+        if event != self._said:
+            self._said = event
+            self.reports.emit(event)
 
     def _stores_changed(self, now: float) -> None:
+        self._said = None
         there = {store.peer.id: store for store in self.stores.all() if self._store_id in (None, store.id)}
         self._watched = {peer_id: item for peer_id, item in self._watched.items() if there.get(peer_id) is item[0]}
         for peer_id, store in there.items():

@@ -57,6 +57,9 @@ class Holder(Protocol):
     def skipped(self, record: Skipped) -> None:
         """Messages are gone for good."""
 
+    def missing(self) -> None:
+        """The store of the group's log is away for longer than Config.grace_s."""
+
     def transacted(self, error: str) -> None:
         """The transaction was stored if `error` is empty, else it is void, or its fate is unknown."""
 
@@ -121,6 +124,7 @@ class Share:
         self._changed = changed
         self._reset()
         self.retry_at = inf
+        self.missing_at = inf
         self.final = ""
         self.store: PeerRecord | None = None
         self.log = b""
@@ -291,6 +295,10 @@ class Shares:
         """A store came or went: shares whose store is another one now begin anew there."""
         for share in list(self._shares.values()):
             found = self._home(share)
+            if found is not None:
+                share.missing_at = inf
+            elif share.log and share.store is not None:
+                share.missing_at = now + self._config.grace_s
             if found is not None and found[1] is share.store:
                 continue
             share.store = None
@@ -449,11 +457,15 @@ class Shares:
 
     def timer(self) -> float:
         """When `handle_timer` has something to do."""
-        return min((min(share.retry_at, share.commit_at) for share in self._shares.values()), default=inf)
+        dues = (min(share.retry_at, share.commit_at, share.missing_at) for share in self._shares.values())
+        return min(dues, default=inf)
 
     def handle_timer(self, now: float) -> None:
-        """Commit what is due; join where the store could not take us."""
+        """Commit what is due; join where the store could not take us; tell of stores that stay away."""
         for share in self._shares.values():
+            if share.missing_at <= now:
+                share.missing_at = inf
+                share.holder.missing()
             if share.commit_at <= now:
                 self.commit(share, now)
             if share.retry_at <= now:
