@@ -11,7 +11,7 @@ import pytest
 
 from tests.durable.conftest import MakeStore
 from tests.waiting import wait_until_async as until
-from zfabric import Config, Gap, Message, Node, Position, Publisher, Subscription
+from zfabric import Config, Gap, LogMissing, Message, Node, Position, Publisher, Subscription
 from zfabric.protocol.history import Joint, Phase
 from zfabric.store import Store
 from zfabric.testing import MemoryFabric
@@ -373,3 +373,40 @@ async def test_a_store_that_answered_nothing_binds_nobody(fabric: MemoryFabric, 
 
     for subscription in (alone, member):
         assert [(await subscription.receive(TIMEOUT)).value for _ in range(10)] == list(range(10, 20))
+
+
+async def test_another_log_is_read_without_doubles(fabric: MemoryFabric, make_store: MakeStore) -> None:
+    """By a reader that was live when its store was wiped; one that began at a position says that it waits."""
+    store = await make_store()
+    orders = (await fabric.open("shop")).publisher("orders", durable=True, confirm="stored")
+    await orders.wait_for(stores=1, timeout=TIMEOUT)
+    await orders.publish_many(range(10))
+    node = await fabric.open("reader", config=Config(grace_s=0.1, heartbeat_interval_s=0.1, peer_timeout_s=0.5))
+    events = node.events()
+    live = node.subscribe("orders", start="earliest")
+    messages = [await live.receive(TIMEOUT) for _ in range(10)]
+    position = messages[4].position
+    assert position is not None
+    resumed = node.subscribe("orders", start=position)
+    assert [(await resumed.receive(TIMEOUT)).value for _ in range(5)] == list(range(5, 10))
+    fabric.crash(store.node)
+    await make_store(name="second")
+    await orders.publish_many(range(10, 20))
+    messages += [await live.receive(TIMEOUT) for _ in range(10)]
+    told: list[LogMissing] = []
+    gaps: list[Gap] = []
+    async with asyncio.timeout(TIMEOUT):
+        async for event in events:
+            if isinstance(event, LogMissing):
+                told.append(event)
+            elif isinstance(event, Gap):
+                gaps.append(event)
+            if {event.waits for event in told} == {True, False}:
+                break
+    await orders.publish_many(range(20, 30))
+    messages += [await live.receive(TIMEOUT) for _ in range(10)]
+
+    assert [message.value for message in messages] == list(range(30))
+    assert {(event.topic, event.group, event.store) for event in told} == {("orders", "", position.store)}
+    assert not resumed.pending
+    assert not gaps
