@@ -1,10 +1,11 @@
 """A store, publisher or reader in a process of its own, which writes all that it does to a history file.
 
-    python -m tests.durable.program store|publish|read|push|work FABRIC HISTORY ARGUMENT
+    python -m tests.durable.program store|publish|read|share|push|work FABRIC HISTORY ARGUMENT
 
 ARGUMENT is the store's directory, or the publisher's name and outbox file, joined by a colon. SIGTERM ends it in order.
-Workers note the time: one clock for all processes of a machine.
-$TEST_HANDICAP names a mechanism that is switched off.
+Members of a group and workers note the time: one clock for all processes of a machine.
+$TEST_HANDICAP names a mechanism that is switched off. $TEST_VIA is the address of a proxy to connect through; the
+history begins with the endpoints that the proxy has to serve.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic_ns
 from typing import Any
 
-from zfabric import Config, Node, NotStored
+from tests.faults.options import Options
+from tests.faults.program import FaultyMachine
+from zfabric import Config, Node, NotStored, TransactionFailed
 from zfabric.protocol.peers import PeerRecord
 from zfabric.store import Append, Store, rules
 from zfabric.store.keeper import Keeper
@@ -31,9 +35,11 @@ from zfabric.store.service import StoreService
 from zfabric.wire.batch import Batch
 from zfabric.wire.store_records import Write, Written
 
-__all__ = ["CONFIG", "TOPIC"]
+__all__ = ["CONFIG", "ENDPOINTS", "TOPIC"]
 
 TOPIC = "orders"
+ENDPOINTS = "endpoints"
+"First word of the first line behind a proxy."
 CONFIG = Config(
     mdns=False,
     heartbeat_interval_s=0.2,
@@ -126,9 +132,24 @@ HANDICAPS = {
 "Mechanisms that are switched off, to see that the test notices."
 
 
+@asynccontextmanager
+async def joined(name: str, fabric: str, history: History, directory: str = "") -> AsyncIterator[Node]:
+    """A node, or the store in this directory; behind the proxy, if there is one."""
+    via = os.environ.get("TEST_VIA", "")
+    config = replace(CONFIG, ipc=not via)
+    node = Node(name, fabric=fabric, insecure=bool(via), config=config)
+    if via:
+        node._environment = FaultyMachine(Options(role="", name=name, via=via, checksums=True))
+    async with Store(directory, node=node, config=config) if directory else node:
+        if via:
+            assert node._driver is not None
+            history.write(" ".join([ENDPOINTS, *node.endpoints, *node._driver._transport.outlet_endpoints]))
+        yield node
+
+
 async def store(fabric: str, history: History, directory: str, stop: asyncio.Event) -> None:
     """Keep everything."""
-    async with Store(directory, fabric=fabric, config=CONFIG):
+    async with joined("store", fabric, history, directory):
         history.write("ready")
         await stop.wait()
 
@@ -147,7 +168,7 @@ async def publish(fabric: str, history: History, argument: str, stop: asyncio.Ev
                 history.write(f"ok {number}")
             await asyncio.sleep(PAUSE_S)
 
-    async with Node(name, fabric=fabric, config=CONFIG) as node:
+    async with joined(name, fabric, history) as node:
         orders = node.publisher(TOPIC, durable=True, confirm="stored", outbox=path, without_store="buffer")
         await orders.wait_for(stores=1)
         history.write("ready")
@@ -157,13 +178,28 @@ async def publish(fabric: str, history: History, argument: str, stop: asyncio.Ev
 
 async def read(fabric: str, history: History, _: str, stop: asyncio.Event) -> None:
     """Read everything from the beginning, and note it."""
-    async with Node("reader", fabric=fabric, config=CONFIG) as node:
+    async with joined("reader", fabric, history) as node:
         subscription = node.subscribe(TOPIC, start="earliest")
         history.write("ready")
         waiting = asyncio.create_task(stop.wait())
         waiting.add_done_callback(lambda _: asyncio.ensure_future(subscription.close()))
         async for batch in subscription.batches():
             history.write(*(f"{m.source.id} {m.seq} {m.value[0]} {m.value[1]}" for m in batch))
+
+
+async def share(fabric: str, history: History, _: str, stop: asyncio.Event) -> None:
+    """Be a member of a group, and note when each message was begun and when the store had the group's position."""
+    async with joined("member", fabric, history) as node:
+        subscription = node.subscribe(TOPIC, group="group", start="earliest", delivery="exactly-once")
+        history.write("ready")
+        waiting = asyncio.create_task(stop.wait())
+        waiting.add_done_callback(lambda _: asyncio.ensure_future(subscription.close()))
+        async for batch in subscription.batches():
+            history.write(*(f"begin {m.source.id} {m.seq} {monotonic_ns()}" for m in batch))
+            with suppress(TransactionFailed):
+                async with subscription.transaction():
+                    pass
+                history.write(*(f"done {m.source.id} {m.seq} {monotonic_ns()}" for m in batch))
 
 
 async def push(fabric: str, history: History, _: str, stop: asyncio.Event) -> None:
@@ -179,7 +215,7 @@ async def push(fabric: str, history: History, _: str, stop: asyncio.Event) -> No
                 history.write(f"ok {number}")
             await asyncio.sleep(PAUSE_S)
 
-    async with Node(history.name, fabric=fabric, config=CONFIG) as node:
+    async with joined(history.name, fabric, history) as node:
         jobs = node.pusher(TOPIC, durable=True, without_store="buffer")
         await jobs.wait_for(stores=1)
         history.write("ready")
@@ -191,7 +227,7 @@ async def push(fabric: str, history: History, _: str, stop: asyncio.Event) -> No
 
 async def work(fabric: str, history: History, _: str, stop: asyncio.Event) -> None:
     """Do jobs, and note when each was begun and when the store had its ack; every tenth fails at first."""
-    async with Node("worker", fabric=fabric, config=CONFIG) as node:
+    async with joined("worker", fabric, history) as node:
         puller = node.puller(TOPIC, ack="manual")
 
         async def lane() -> None:
@@ -217,7 +253,7 @@ async def main() -> None:
     HANDICAPS[HANDICAP]()
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    roles = {"store": store, "publish": publish, "read": read, "push": push, "work": work}
+    roles = {"store": store, "publish": publish, "read": read, "share": share, "push": push, "work": work}
     await roles[role](fabric, History(path), argument, stop)
 
 

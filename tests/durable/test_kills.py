@@ -47,7 +47,7 @@ class Process:
         path = self._crew.path / f"{self.name}-{len(self.histories)}.txt"
         self.histories.append(path)
         command = [sys.executable, "-m", "tests.durable.program", self._role, self._crew.fabric, str(path)]
-        environment = {**os.environ, "TEST_HANDICAP": self._crew.handicap}
+        environment = {**os.environ, "TEST_HANDICAP": self._crew.handicap, "TEST_VIA": self._crew.via}
         self.process = subprocess.Popen([*command, self._argument], cwd=ROOT, env=environment)
 
     def ready(self) -> None:
@@ -91,6 +91,8 @@ class Crew:
         self.fabric = f"test-{secrets.token_hex(8)}"
         self.processes: list[Process] = []
         self.handicap = ""
+        self.via = ""
+        "The address of a proxy that all connect through."
 
     def start(self, role: str, name: str, argument: str = "") -> Process:
         """Start one."""

@@ -1,12 +1,14 @@
 """All faults at once, for as long as you like, and the two long measurements.
 
     python -m tests.faults.kitchen_sink --minutes 60 --seed 1
+    python -m tests.faults.kitchen_sink --minutes 60 --stores
     python -m tests.faults.kitchen_sink --measure stuck
     python -m tests.faults.kitchen_sink --measure ten-million
 
 A run has rounds of half a minute. Each begins with fresh processes (two publishers, three subscribers, everything
-between them through the proxy), rotates random faults with quiet times, heals, and is judged by the oracle. A
-failure prints the line that repeats its faults; how processes interleave is up to the machine.
+between them through the proxy; with `--stores` a store, what it keeps, and a group and workers who share that), rotates
+random faults with quiet times, heals, and is judged by the oracle. A failure prints the line that repeats its faults;
+how processes interleave is up to the machine.
 """
 
 from __future__ import annotations
@@ -18,38 +20,37 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from tests.faults.children import Child, Crew, crew, hold, memory_kb, open_files
+from tests.durable import test_kills as durable
+from tests.durable.test_kills import Process
+from tests.faults.children import Child, Crew, crew, hold
 from tests.faults.oracle import Stream
-from tests.faults.proxy import Line, Proxy
+from tests.faults.proxy import Proxy
+from tests.faults.rotation import Rotation
+from tests.faults.store_rotation import StoreRound
 from tests.waiting import wait_until
 
 ROUND_S = 25.0
 DRAIN_S = 40.0
-MEMORY_KB_MAX = 400_000
-FILES_MAX = 150
 
 
-class Round:
-    """One set of processes and what is done to them."""
+class Round(Rotation[Child]):
+    """Publishers and subscribers."""
 
     def __init__(self, team: Crew, proxy: Proxy, seed: str) -> None:
-        self.random = random.Random(seed)
+        super().__init__(proxy, seed)
         self.team = team
-        self.proxy = proxy
-        self.lines: dict[Child, list[Line]] = {}
         self.killed: set[tuple[str, int]] = set()
-        self.done: Counter[str] = Counter()
         self.publishers = [self._serve(self._publisher(name)) for name in ("pub-a", "pub-b")]
         self.seeds = [publisher.endpoints[0] for publisher in self.publishers]
         self.subscribers = [self._serve(self._subscriber(f"sub-{number}")) for number in range(3)]
-        self.faults: list[Callable[[], None]] = [
-            self.reset, self.blackhole, self.delay, self.flip, self.drop_frames, self.repeat_frames,
-            self.stop, self.hang, self.kill_subscriber, self.kill_publisher,
-        ]  # fmt: skip
+        self.faults += [self.drop_frames, self.hang, self.kill_subscriber, self.kill_publisher]
+        for publisher in self.publishers:
+            publisher.until("began", 30)
 
     def _publisher(self, name: str) -> Child:
         return self.team.publisher(
@@ -68,32 +69,6 @@ class Round:
     def children(self) -> list[Child]:
         """Those that live."""
         return [*self.publishers, *self.subscribers]
-
-    def some_lines(self) -> list[Line]:
-        """A few connections: one endpoint, one node or everything."""
-        lines = [line for child in self.children for line in self.lines[child]]
-        choice = self.random.random()
-        if choice < 0.4:
-            return [self.random.choice(lines)]
-        return self.lines[self.random.choice(self.children)] if choice < 0.8 else lines
-
-    def run(self, seconds: float) -> None:
-        """Rotate faults, a quarter of the time none."""
-        end = time.monotonic() + seconds
-        for publisher in self.publishers:
-            publisher.until("began", 30)
-        while time.monotonic() < end:
-            if self.random.random() < 0.25:
-                hold(self.random.uniform(0.5, 2.0), "quiet")
-                self.done["quiet"] += 1
-                continue
-            fault = self.random.choice(self.faults)
-            fault()
-            self.done[fault.__name__] += 1
-            for child in self.children:
-                assert child.process.poll() is None, f"{child} ended: {child.errors.read_text()[-2000:]}"
-                assert memory_kb(child.pid) < MEMORY_KB_MAX, f"{child} has {memory_kb(child.pid)} kB"
-                assert open_files(child.pid) < FILES_MAX, f"{child} has {open_files(child.pid)} files open"
 
     def finish(self) -> str:
         """Everything works again: all must arrive in time. Returns a summary, raises AssertionError."""
@@ -119,53 +94,11 @@ class Round:
 
     # -- faults --------------------------------------------------------------------------------
 
-    def _while(self, lines: list[Line], **settings: object) -> None:
-        for line in lines:
-            for name, value in settings.items():
-                setattr(line, name, value)
-        hold(self.random.uniform(0.3, 2.5), ", ".join(settings))
-        normal = Line(("", 0), 0)
-        for line in lines:
-            for name in settings:
-                setattr(line, name, getattr(normal, name))
-
-    def reset(self) -> None:
-        """RST."""
-        for _ in range(self.random.randrange(1, 5)):
-            self.proxy.reset(*self.some_lines())
-            hold(self.random.uniform(0.0, 0.4), "between resets")
-
-    def blackhole(self) -> None:
-        """Half-open links."""
-        self._while(self.some_lines(), blackhole=True)
-
-    def delay(self) -> None:
-        """Latency and jitter."""
-        self._while(self.some_lines(), delay_s=self.random.uniform(0, 0.2), jitter_s=self.random.uniform(0, 0.2))
-
-    def flip(self) -> None:
-        """Damaged bytes; then the connections begin anew, as their frames make no sense any more."""
-        lines = self.some_lines()
-        self._while(lines, flip_every=self.random.choice([500, 5_000, 50_000]))
-        self.proxy.reset(*lines)
-
     def drop_frames(self) -> None:
         """Batches vanish."""
         part, chance = self.random.uniform(0, 0.3), random.Random(self.random.random())
         outlets = [self.lines[child][1] for child in self.publishers]  # TCP loses no single control frame
-        self._while(outlets, frames=lambda _, body: [] if chance.random() < part else [body])
-
-    def repeat_frames(self) -> None:
-        """Frames come twice."""
-        part, chance = self.random.uniform(0, 0.5), random.Random(self.random.random())
-        self._while(self.some_lines(), frames=lambda _, body: [body] * (1 + (chance.random() < part)))
-
-    def stop(self) -> None:
-        """SIGSTOP."""
-        child = self.random.choice(self.children)
-        child.signal(signal.SIGSTOP)
-        hold(self.random.uniform(0.2, 3.0), "SIGSTOP")
-        child.signal(signal.SIGCONT)
+        self.hold_with(outlets, frames=lambda _, body: [] if chance.random() < part else [body])
 
     def hang(self) -> None:
         """A blocked event loop."""
@@ -196,23 +129,43 @@ class Round:
         self.seeds = [publisher.endpoints[0] for publisher in self.publishers]
 
 
-def rotate(minutes: float, seed: int, first: int) -> None:
+@contextmanager
+def topic_round(folder: Path, proxy: Proxy, seed: str) -> Iterator[Rotation[Child]]:
+    """Processes that end with the block."""
+    with crew(folder, folder) as team:
+        yield Round(team, proxy, seed)
+
+
+@contextmanager
+def store_round(folder: Path, proxy: Proxy, seed: str) -> Iterator[Rotation[Process]]:
+    """Processes that end with the block."""
+    team = durable.Crew(folder)
+    try:
+        yield StoreRound(team, proxy, seed)
+    finally:
+        team.kill()
+
+
+def rotate(minutes: float, seed: int, first: int, *, stores: bool) -> None:
     """Round after round."""
     end, number = time.monotonic() + minutes * 60, first
+    begin = store_round if stores else topic_round
     while number == first or time.monotonic() < end:
         name = f"{seed}.{number}"
-        with tempfile.TemporaryDirectory(prefix="zf") as folder, crew(Path(folder), Path(folder)) as team:  # noqa: SIM117 - the proxy ends first
-            with Proxy(seed=seed + number) as proxy:
-                one = Round(team, proxy, name)
-                try:
+        done: Counter[str] = Counter()
+        with tempfile.TemporaryDirectory(prefix="zf") as folder:
+            try:
+                with Proxy(seed=seed + number) as proxy, begin(Path(folder), proxy, name) as one:
+                    done = one.done
                     one.run(ROUND_S)
                     print(f"round {name}: {one.finish()}", flush=True)
-                except BaseException:
-                    kept = Path(folder).rename(f"{folder}-failed")
-                    Path(folder).mkdir()
-                    print(f"round {name} failed after {dict(one.done)}; histories in {kept}", file=sys.stderr)
-                    print(f"again: python -m tests.faults.kitchen_sink --seed {seed} --first {number}", file=sys.stderr)
-                    raise
+            except BaseException:
+                kept = Path(folder).rename(f"{folder}-failed")
+                Path(folder).mkdir()
+                print(f"round {name} failed after {dict(done)}; histories in {kept}", file=sys.stderr)
+                again = f"--seed {seed} --first {number}{' --stores' * stores}"
+                print(f"again: python -m tests.faults.kitchen_sink {again}", file=sys.stderr)
+                raise
         number += 1
 
 
@@ -222,6 +175,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     parser.add_argument("--first", type=int, default=0, help="number of the first round")
+    parser.add_argument("--stores", action="store_true", help="a durable topic with a group, and a durable queue")
     parser.add_argument("--measure", choices=("stuck", "ten-million"))
     parser.add_argument("--messages", type=int, default=10_000_000)
     parser.add_argument("--seconds", type=float, default=60.0)
@@ -235,7 +189,7 @@ def main() -> None:
 
         ten_million(options.messages, options.seed)
     else:
-        rotate(options.minutes, options.seed, options.first)
+        rotate(options.minutes, options.seed, options.first, stores=options.stores)
 
 
 def _have_all(lives: list[Child], key: Stream, count: int) -> bool:
