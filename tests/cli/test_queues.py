@@ -119,6 +119,7 @@ async def test_dead_letters_are_done_again_or_dropped(cli: Commands, node: zfabr
     mended = {"one"}
     failed = await cli.run("dead", "requeue", "jobs", "--timeout", "20")
     mended = {"one", "two"}
+    await wait_until_async(lambda: node.statistics().queues["$dead.jobs"].in_flight == 0)
     again = await cli.run("dead", "requeue", "jobs")
 
     assert (failed.code, again.code) == (1, 0), failed.err + again.err

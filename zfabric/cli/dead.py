@@ -136,12 +136,16 @@ async def _collect(options: Options, node: Node, queue: str) -> tuple[Puller, li
     """All dead letters of a queue, in hand."""
     puller = node.puller(DEAD_PREFIX + queue, ack="manual", handler_timeout_s=HELD_S)
     await settle(node, quiet_s=0.25, least_s=least_look_s(options), most_s=options.timeout or LOOK_S)
+    states = await node.queues(LOOK_S)
+    expected = sum(state.statistics.depth for state in states if state.queue == puller.queue)
     jobs: list[Job] = []
     while True:
         try:
-            jobs.append(await puller.receive(QUIET_S))
+            jobs.append(await puller.receive(LOOK_S if len(jobs) < expected else QUIET_S))
         except TimeoutError:
             break
+    if not jobs and expected:
+        raise Stop(Exit.TIMED_OUT, f"{count(expected, 'dead letter')} of {queue!r} in other hands: try again later")
     if not jobs:
         raise Stop(Exit.NOBODY, f"there are no dead letters of {queue!r}")
     return puller, jobs
