@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from tests.node.support import TIMEOUT, MakeNode
-from zfabric.transport.base import Buffer
+from zfabric.transport.base import Buffer, Route
 
 
 class Turns:
@@ -67,3 +67,40 @@ async def test_a_message_that_is_not_dealt_with_comes_again_at_once(make_node: M
     await (await subscription.receive(timeout=TIMEOUT)).nack(delay=0.01)
 
     assert (await subscription.receive(timeout=TIMEOUT)).value == "again"
+
+
+async def test_a_reader_s_request_leaves_at_once(make_node: MakeNode) -> None:
+    """Also where it goes on in a call in which the core has nothing else to do."""
+    ends, asking = await make_node("ends"), await make_node("asking")
+    publisher, subscription = ends.publisher("t"), asking.subscribe("t")
+
+    @ends.service("echo")
+    async def echo(value: str) -> str:
+        return value
+
+    await publisher.wait_for(subscribers=1, timeout=TIMEOUT)
+    await asking.wait_for_service("echo", timeout=TIMEOUT)
+    assert asking._driver is not None
+    transport = asking._driver._transport
+    send = transport.send
+    read: list[int] = []
+    sent: list[int] = []
+
+    async def ask() -> str:
+        message = await anext(subscription)
+        read.append(turn.count)
+        return str(await asking.request("echo", message.value, timeout=TIMEOUT))
+
+    def sending(route: Route, frame: bytes) -> bool:
+        sent.append(turn.count)
+        return send(route, frame)
+
+    turn = Turns()
+    transport.send = sending  # type: ignore[method-assign]
+    asker = asyncio.create_task(ask())
+    await asyncio.sleep(0)
+    publisher.publish_nowait("ping")
+    assert await asyncio.wait_for(asker, TIMEOUT) == "ping"
+    turn.stop()
+
+    assert read[0] in sent

@@ -27,7 +27,7 @@ from zfabric.node.eager import EagerFuture
 from zfabric.node.eventhub import EventHub
 from zfabric.node.jobsockets import JobSockets
 from zfabric.node.kept import Kept
-from zfabric.node.rights import Rights
+from zfabric.node.rights import Rights, mismatch
 from zfabric.protocol.bundling import BUNDLED_MIN
 from zfabric.protocol.core import Core
 from zfabric.protocol.effects import (
@@ -78,8 +78,7 @@ class Driver(JobSockets):
         self._dirty: list[Outbox] = []
         self._waiters: dict[asyncio.Future[None], None] = {}
         self._alarm = Alarm(core.timer, self._on_alarm)
-        self._pump_soon = False
-        self._pump_at_end = False
+        self._pump_soon = self._pump_at_end = False
         self._deferred = Deferred(self.pump)
         self._holding: set[Sink] = set()
         self._confirming: dict[tuple[Outbox, str], list[tuple[int, int, asyncio.Future[None]]]] = {}
@@ -143,7 +142,7 @@ class Driver(JobSockets):
             self.core.found(announcement.node_id, [f"{each}{suffix}" for each in announcement.endpoints], now)
         else:
             address = next(iter(announcement.endpoints), announcement.node_id.hex())
-            self.core.not_authenticated(address, _mismatch(key, credentials), now)
+            self.core.not_authenticated(address, mismatch(key, credentials), now)
         self.schedule_pump()
 
     def trust_changed(self) -> None:
@@ -219,15 +218,14 @@ class Driver(JobSockets):
         dirty, self._dirty = self._dirty, []
         if len(dirty) >= BUNDLED_MIN and self.open_state == "open":
             dirty = self._send_bundles(dirty)
-        for outbox in dirty:
-            self._send(outbox)
-        self._alarm.by(self.loop, self.core.streams.timer())
+        self._send_all(dirty)
 
     def _send_bundles(self, outboxes: list[Outbox]) -> list[Outbox]:
         """Send what can travel together. Returns the other outboxes."""
-        if self._pump_soon:
-            self.pump()  # who listens may be about to change
-        bundles, alone = self.core.bundle(outboxes, int(self.utc() * 1e9), self.loop.time())
+        now = self.loop.time()
+        if self._pump_soon or self._pump_at_end:
+            self._carry_out(now)  # who listens may be about to change
+        bundles, alone = self.core.bundle(outboxes, int(self.utc() * 1e9), now)
         for bundle in bundles:
             self.batches_sent += 1
             self.bytes_sent += len(bundle)
@@ -236,14 +234,22 @@ class Driver(JobSockets):
 
     def send(self, outbox: Outbox) -> None:
         """Seal and send the open batch of one outbox, if there is one."""
-        self._send(outbox)
-        self._alarm.by(self.loop, self.core.streams.timer())
+        self._send_all([outbox])
+
+    def _send_all(self, outboxes: list[Outbox]) -> None:
+        """Unless this node's own subscriptions get something, streams alone may have something to say later."""
+        for outbox in outboxes:
+            self._send(outbox)
+        if any(outbox.local for outbox in outboxes):
+            self.schedule_pump()
+        else:
+            self._alarm.by(self.loop, self.core.streams.timer())
 
     def _send(self, outbox: Outbox) -> None:
         if not outbox.writer.count or self.open_state != "open":
             return
         now = self.loop.time()
-        if self._pump_soon or self._deferred.running:
+        if self._pump_soon or self._pump_at_end:
             self._carry_out(now)  # who listens may be about to change
         count = outbox.writer.count
         frames = self.core.seal(outbox, int(self.utc() * 1e9), now)
@@ -255,7 +261,6 @@ class Driver(JobSockets):
             self._transport.publish(self.core.lending.lend(outbox, frames, now) if len(frames) > 1 else frames)
         if outbox.local:
             self.core.loop_back(outbox, frames, self._source, now)
-            self.schedule_pump()
 
     def _keep(self, outbox: Outbox, count: int, frames: Sequence[Buffer]) -> None:
         """Write a batch to the publisher's own file before it leaves."""
@@ -355,12 +360,16 @@ class Driver(JobSockets):
 
     def pump(self) -> None:
         """Carry out the core's actions until there are none."""
-        self._pump_soon = self._pump_at_end = False
-        if self.open_state != "open" or self._deferred.running:
+        if self._deferred.running:
+            self._pump_at_end = True  # of these calls
+            return
+        self._pump_soon = False
+        if self.open_state != "open":
             return
         if self._confirming:
             self._confirm()
         self._make_calls()
+        self._pump_at_end = False
         self._carry_out(self.loop.time())
         self._alarm.set(self.loop)
         for outbox, file in self.files.items():
@@ -376,8 +385,7 @@ class Driver(JobSockets):
         """Let users' code run, and send at once what it publishes: it may be waiting for that."""
         if self._deferred.waiting:
             self._deferred.run(self.loop)
-            if self._dirty:
-                self.flush()
+            self.flush()
 
     def _carry_out(self, now: float) -> None:
         while actions := self.core.actions(now):
@@ -490,11 +498,3 @@ class Driver(JobSockets):
                     await waiter
                 finally:
                     self._waiters.pop(waiter, None)
-
-
-def _mismatch(theirs: str, credentials: Credentials | None) -> str:
-    if credentials is None:
-        return f"it announces a key, {theirs}, and this node has none"
-    if credentials.distinguishes:
-        return f"it announces {f'a key that is not trusted here, {theirs}' if theirs else 'no key'}"
-    return f"it announces {f'another key, {theirs}' if theirs else 'no key'}; this node's is {credentials.fingerprint}"

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from zfabric.errors import InvalidKey, LocalProtocolError, NotAuthorized
 from zfabric.security.identities import Identities
 from zfabric.security.keys import FabricKey, fingerprint
+from zfabric.transport.base import Credentials
 from zfabric.wire.batch import Sign
 from zfabric.wire.topics import Pattern
 
-__all__ = ["Rights"]
+__all__ = ["Rights", "mismatch"]
 
 log = logging.getLogger("zfabric")
 
@@ -84,3 +85,12 @@ class Rights:
             else:
                 if news:
                     changed()
+
+
+def mismatch(theirs: str, credentials: Credentials | None) -> str:
+    """Why a node that announces such a key cannot be talked to."""
+    if credentials is None:
+        return f"it announces a key, {theirs}, and this node has none"
+    if credentials.distinguishes:
+        return f"it announces {f'a key that is not trusted here, {theirs}' if theirs else 'no key'}"
+    return f"it announces {f'another key, {theirs}' if theirs else 'no key'}; this node's is {credentials.fingerprint}"
