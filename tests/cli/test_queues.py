@@ -198,3 +198,24 @@ async def test_durable_jobs_outlive_the_command_and_the_store(cli: Commands, tmp
     depths = {record["queue"]: record["depth"] for record in shown.records if record["node"] == "archive"}
     assert depths == {"jobs": 2, "$dead.jobs": 0}
     assert sorted(record["value"] for record in pulled.records) == [1, 2]
+
+
+async def test_dead_letters_in_other_hands_are_told(cli: Commands, node: zfabric.Node) -> None:
+    """One of two is held by another puller: the rest is dropped, and it is said that one is left."""
+    pusher = node.pusher("jobs", max_attempts=1)
+
+    @node.worker("jobs")
+    async def work(job: zfabric.Job) -> None:
+        raise ValueError("never")
+
+    await pusher.push_many([1, 2])
+    await asyncio.wait_for(pusher.flush(), 10)
+    holder = node.puller("$dead.jobs", ack="manual", credit=1)
+    held = await holder.receive(10)
+
+    purged = await cli.run("dead", "purge", "jobs")
+
+    assert purged.code == 0
+    assert "1 dead letter of 'jobs' in other hands" in purged.err
+    assert "1 dead letter of 'jobs' dropped" in purged.err
+    await held.ack()

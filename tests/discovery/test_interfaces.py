@@ -159,6 +159,7 @@ class Network:
 
     def __init__(self, *addresses: str) -> None:
         self.addresses = addresses
+        self.interfaces = frozenset({2})
         self.told: list[tuple[str, ...]] = []
         self.watch = AddressWatch(self.resolve("lan"), CONFIG, self.changed, resolver=self.resolve)
 
@@ -166,7 +167,7 @@ class Network:
         """What `resolve` would say."""
         if not self.addresses:
             raise InterfaceNotFound(spec, ())
-        return Scope(spec, self.addresses, False)
+        return Scope(spec, self.addresses, False, self.interfaces)
 
     def changed(self, scope: Scope) -> None:
         """Remember what was told."""
@@ -225,6 +226,17 @@ def test_a_network_that_was_away_and_came_back_is_told() -> None:
     assert network.watch.check(11.0) == 5.0
     assert network.told == [("10.0.0.1",)]
     assert network.watch.check(16.0) == 5.0
+    assert network.told == [("10.0.0.1",)]
+
+
+def test_a_network_that_was_away_between_two_looks_is_told() -> None:
+    """Address and name are the same, but the interface is another one."""
+    network = Network("10.0.0.1")
+    network.interfaces = frozenset({3})
+
+    assert network.watch.check(0.0) == 1.0
+    assert network.watch.check(1.0) == 5.0
+    assert network.watch.check(6.0) == 5.0
     assert network.told == [("10.0.0.1",)]
 
 

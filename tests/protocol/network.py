@@ -87,6 +87,8 @@ class Party:
         self.subscribers: dict[bytes, set[str]] = defaultdict(set)
         self.alive = True
         self.stalled = False
+        self.unwritable: set[Route] = set()
+        "Connections whose other end has closed them: nothing can be sent, and what it sent before still arrives."
         self._timer_at = inf
         self.core = Core(node_id, config, lambda endpoint: endpoint.startswith(("net:", "ipc:")), random.Random(name))
         token = world.rng.randbytes(16)
@@ -376,7 +378,7 @@ class World:
             self.captured.append((route, frame))
             return True
         connection = source.dialled.get(route) if isinstance(route, int) else source.accepted.get(route)
-        if connection is None:
+        if connection is None or route in source.unwritable:
             return False
         if isinstance(route, int):
             if connection.listener is None:

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.protocol.network import LATENCY_S, Party, World, meet
+from tests.protocol.network import LATENCY_S, Party, World, all_meet, meet
 from zfabric.config import Config
-from zfabric.events import AckRefused, JobsOrphaned, ProtocolError
+from zfabric.events import AckRefused, JobsOrphaned, PeerLeft, ProtocolError
 from zfabric.protocol.deliveries import Delivery
 from zfabric.protocol.dispatcher import Dispatcher
 from zfabric.protocol.jobs import QueuePolicy
@@ -169,6 +169,34 @@ def test_a_lost_node_s_jobs_go_to_another_at_once_and_its_acks_are_refused() -> 
 
     assert dispatcher.counters.done == 1
     assert other.done == ["job"]
+
+
+def test_last_words_count_though_nothing_can_be_sent_back_any_more() -> None:
+    """A worker that dialled us acks and closes; libzmq refuses what we send to it, and only then gives us its words."""
+    world = World()
+    a, b = (world.party(name, config=SHORT) for name in "ab")
+    b.find(a)
+    world.run_until(lambda: all_meet((a, b)), 10)
+    dispatcher, worker = queue(a), Worker(b)
+    worker.runs = False
+    world.run(1)
+    push(a, "job")
+    world.run(0.1)
+    taken = worker.take()
+    assert taken is not None
+    worker.pull.done(*taken)
+    worker.pull.close()
+    (route,) = a.core.peers.known[b.core.me].routes
+    a.unwritable.add(route)
+    push(a, "another")
+    assert a.core.peers.known[b.core.me].routes == []
+    b.pump()
+    b.goodbye()
+    world.run(0.05)
+
+    assert (dispatcher.counters.done, dispatcher.depth) == (1, 1)
+    assert [event.reason for event in a.seen(PeerLeft)] == ["goodbye"]
+    assert not b.seen(AckRefused)
 
 
 def test_an_ack_after_the_session_ended_is_reported_here() -> None:

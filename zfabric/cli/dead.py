@@ -43,7 +43,7 @@ def list_them(options: Options, queue: str) -> int:
 
     async def show(output: Output) -> int:
         async with open_node(options, "dead") as node:
-            puller, jobs = await _collect(options, node, queue)
+            puller, jobs = await _collect(options, output, node, queue)
             await puller.close()
         for job in jobs:
             reason = (job.headers or {}).get("dead.reason", "")
@@ -65,7 +65,7 @@ def requeue(options: Options, queue: str, durable: bool) -> int:
 
     async def push(output: Output) -> int:
         async with open_node(options, "dead") as node:
-            puller, jobs = await _collect(options, node, queue)
+            puller, jobs = await _collect(options, output, node, queue)
             if durable:
                 await _store_again(node, queue, jobs, options.timeout or REQUEUE_S)
                 done, again = jobs, 0
@@ -119,7 +119,7 @@ def purge(options: Options, queue: str) -> int:
 
     async def drop(output: Output) -> int:
         async with open_node(options, "dead") as node:
-            puller, jobs = await _collect(options, node, queue)
+            puller, jobs = await _collect(options, output, node, queue)
             await _settle(puller, jobs)
         output.note(f"{count(len(jobs), 'dead letter')} of {queue!r} dropped")
         return Exit.OK
@@ -132,7 +132,7 @@ def _own(job: Job) -> dict[str, Any] | None:
     return {name: value for name, value in (job.headers or {}).items() if not name.startswith("dead.")} or None
 
 
-async def _collect(options: Options, node: Node, queue: str) -> tuple[Puller, list[Job]]:
+async def _collect(options: Options, output: Output, node: Node, queue: str) -> tuple[Puller, list[Job]]:
     """All dead letters of a queue, in hand."""
     puller = node.puller(DEAD_PREFIX + queue, ack="manual", handler_timeout_s=HELD_S)
     await settle(node, quiet_s=0.25, least_s=least_look_s(options), most_s=options.timeout or LOOK_S)
@@ -144,10 +144,15 @@ async def _collect(options: Options, node: Node, queue: str) -> tuple[Puller, li
             jobs.append(await puller.receive(LOOK_S if len(jobs) < expected else QUIET_S))
         except TimeoutError:
             break
-    if not jobs and expected:
-        raise Stop(Exit.TIMED_OUT, f"{count(expected, 'dead letter')} of {queue!r} in other hands: try again later")
+    elsewhere = f"{count(expected - len(jobs), 'dead letter')} of {queue!r} in other hands: try again later"
     if not jobs:
-        raise Stop(Exit.NOBODY, f"there are no dead letters of {queue!r}")
+        raise (
+            Stop(Exit.TIMED_OUT, elsewhere)
+            if expected
+            else Stop(Exit.NOBODY, f"there are no dead letters of {queue!r}")
+        )
+    if len(jobs) < expected:
+        output.note(elsewhere)
     return puller, jobs
 
 

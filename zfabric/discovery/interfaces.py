@@ -55,6 +55,8 @@ class Scope:
     "Best first; link-local IPv6 addresses carry their zone, `fe80::1%eth0`."
     loopback: bool
     "Nothing outside this machine can reach any of the addresses."
+    interfaces: frozenset[int] = frozenset()
+    "The system's numbers of their interfaces: one that was taken out and put back has another."
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,8 @@ def resolve(interface: str) -> Scope:
         addresses = _addresses_of(interface, interfaces)
     if not addresses:
         raise InterfaceNotFound(interface, ("loopback", "lan", *(i.name for i in interfaces if i.addresses)))
-    return Scope(interface, addresses, all(is_loopback(address) for address in addresses))
+    used = frozenset(i.index for i in interfaces if not set(addresses).isdisjoint(i.addresses))
+    return Scope(interface, addresses, all(is_loopback(address) for address in addresses), used)
 
 
 def multicast_interfaces(addresses: Iterable[str]) -> list[str | int]:
@@ -224,6 +227,10 @@ def _unusable_ipv6() -> set[tuple[str, int]]:
     return unusable
 
 
+def _still_there(before: Scope, now: Scope) -> bool:
+    return set(before.addresses) <= set(now.addresses) and before.interfaces <= now.interfaces
+
+
 class AddressWatch:
     """Tells when the addresses behind a scope changed and stayed the same for a while.
 
@@ -256,7 +263,7 @@ class AddressWatch:
             scope: Scope | None = self._resolve(self.scope.spec)
         except (InterfaceNotFound, OSError):
             scope = None
-        self._was_away |= scope is None or not set(self.scope.addresses) <= set(scope.addresses)
+        self._was_away |= scope is None or not _still_there(self.scope, scope)
         if scope != self._seen:
             self._seen, self._seen_since = scope, now
         if scope is None or (scope == self.scope and not self._was_away):

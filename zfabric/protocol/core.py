@@ -291,7 +291,7 @@ class Core:
 
     def route_lost(self, route: Route, now: float) -> None:
         """The transport could not send on a route."""
-        self.peers.route_lost(route, now)
+        self.peers.not_sent(route, now)
 
     def not_protocol(self, address: str, error: RemoteProtocolError) -> None:
         """Count and report something that is not the protocol."""

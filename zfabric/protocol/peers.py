@@ -46,6 +46,7 @@ class PeerRecord:
         "since",
         "source",
         "state",
+        "unwritable",
         "user",
     )
 
@@ -56,6 +57,8 @@ class PeerRecord:
         self.source = Source(peer_id.hex(), identity.name)
         self.state = PeerState.ABSENT
         self.routes: list[Route] = []
+        self.unwritable: Route | None = None
+        "The last connection that took nothing more: what the peer had sent by it, its last words too, may still come."
         self.endpoint: str | None = None
         self.since = self.last_heard = self.last_sent = now
         self.leaves_at = inf
@@ -239,8 +242,8 @@ class PeerTable:
         peer = self.known.get(sender)
         if peer is None or route not in peer.routes:
             if not isinstance(route, int):  # on those that we dialled and hung up nobody need greet again
-                self._effects.tell(route, Unknown())
-            return None
+                self._effects.tell_once(route, Unknown())
+            return peer if peer is not None and route == peer.unwritable else None
         peer.last_heard = now
         if peer.routes[0] != route and not isinstance(peer.routes[0], int):
             peer.routes.remove(route)
@@ -266,7 +269,7 @@ class PeerTable:
         It counts as there for `patience_s` more, because its last batches come by another connection.
         """
         peer = self.known.get(sender)
-        if peer is None or route not in peer.routes:
+        if peer is None or (route not in peer.routes and route != peer.unwritable):
             return
         self._shun(sender)
         self.dialler.forget_peer(sender)
@@ -284,8 +287,15 @@ class PeerTable:
         self.dialler.forget_peer(peer.id)
         self._happened(peer, Input.REVOKED, now)
 
+    def not_sent(self, route: Route, now: float) -> None:
+        """A connection took nothing more: the other end has closed it, or its queue is full."""
+        peer = self._by_route.get(route)
+        self.route_lost(route, now)
+        if peer is not None and not isinstance(route, int):
+            peer.unwritable = route
+
     def route_lost(self, route: Route, now: float) -> None:
-        """A connection is gone, or its queue is full."""
+        """A connection is not used any more."""
         if isinstance(route, int) and self.dialler.pending(route):
             self.dialler.refused(route, final=False)
         peer = self._by_route.pop(route, None)
