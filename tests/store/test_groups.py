@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.store.groupsim import CONFIG, Broken, GroupWorld
+from tests.store.groupmembers import CONFIG, Broken
+from tests.store.groupsim import GroupWorld
 from zfabric.errors import PositionFenced
 from zfabric.store import Commit, Key
 from zfabric.store.cursors import Cursor, partitions_of
