@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.contract.jobs import Pair, flush
 from tests.contract.support import TIMEOUT, MakeNode, next_event
 from tests.waiting import wait_until_async
 from zfabric import (
@@ -19,14 +20,12 @@ from zfabric import (
     JobsUnfinished,
     LimitExceeded,
     LocalProtocolError,
-    Node,
     Puller,
     Pusher,
     Topic,
     WindowFull,
 )
 
-Pair = tuple[Node, Node]
 PLAIN: dict[str, Any] = {"delivery": "at-most-once"}
 
 
@@ -36,12 +35,6 @@ async def ends(pair: Pair, pullers: int = 1, **options: Any) -> tuple[Pusher, li
     readers = [pair[1].puller("jobs", **PLAIN, **options) for _ in range(pullers)]
     await pusher.wait_for(pullers, timeout=TIMEOUT)
     return pusher, readers
-
-
-async def flush(pusher: Pusher) -> None:
-    """Wait until all is done or lost."""
-    async with asyncio.timeout(TIMEOUT):
-        await pusher.flush()
 
 
 async def read(puller: Puller, into: list[Any]) -> None:
