@@ -12,11 +12,15 @@ from typing import Any
 import pytest
 import zmq
 
+from tests.waiting import wait_until_async
 from zfabric import Config
 from zfabric.transport.base import Buffer, Route
 from zfabric.transport.sockets import ZmqTransport
 
 LOOPBACK = ("127.0.0.1",)
+BOTH = pytest.mark.parametrize("ipc", [False, True], ids=["tcp", "ipc"])
+"The test runs over both."
+
 Sockets = Callable[..., "zmq.Socket[bytes]"]
 
 
@@ -148,3 +152,11 @@ def drain(socket: zmq.Socket[bytes]) -> list[list[bytes]]:
     while socket.poll(0):
         got.append(socket.recv_multipart())
     return got
+
+
+async def reached(near: Line, route: int, far: Line) -> bytes:
+    """Send on a dialled route until it arrives; returns the far end's name for it."""
+    assert near.send(route, b"to %d" % route)
+    found = await wait_until_async(lambda: [r for r, frame in far.got.control if frame == b"to %d" % route])
+    assert isinstance(found[0], bytes)
+    return found[0]
