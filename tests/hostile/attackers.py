@@ -246,3 +246,6 @@ class Impostor:
     def close(self) -> None:
         """Hang up."""
         self.context.destroy(linger=0)
+
+
+MakeImpostor = Callable[..., Impostor]

@@ -13,9 +13,10 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.hostile.attackers import Impostor
+from tests.hostile.attackers import Impostor, MakeImpostor
 from tests.waiting import wait_until_async
 from zfabric import Config, Event, Node, ProtocolError, Statistics, new_key
+from zfabric.node.driver import Driver
 from zfabric.node.eventhub import EventStream
 from zfabric.security.keys import FabricKey
 from zfabric.testing import RealFabric
@@ -128,6 +129,26 @@ async def next_event(events: EventStream, kind: type[Any], accept: Callable[[Any
     raise AssertionError(f"no such {kind.__name__}, only {seen}")
 
 
+def driver_of(arena: Arena) -> Driver:
+    """The victim's engine room."""
+    driver = arena.victim._driver
+    assert driver is not None
+    return driver
+
+
+def count_dials(arena: Arena) -> list[str]:
+    """The addresses that the victim dials from now on."""
+    transport, dialled = driver_of(arena)._transport, []
+    dial = transport.dial
+
+    def counting(route: int, endpoint: str) -> bool:
+        dialled.append(endpoint)
+        return dial(route, endpoint)
+
+    transport.dial = counting  # type: ignore[method-assign]
+    return dialled
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Whatever an impostor does it does as a stranger in a plain fabric, and as a member of an encrypted one."""
     if "impostor" in metafunc.fixturenames:
@@ -168,7 +189,7 @@ async def arena(limits: dict[str, Any], keyed: bool) -> AsyncIterator[Arena]:
 
 
 @pytest.fixture
-def impostor(arena: Arena, runtime_dir: Path) -> Iterator[Callable[..., Impostor]]:
+def impostor(arena: Arena, runtime_dir: Path) -> Iterator[MakeImpostor]:
     """Makes impostors of the arena's fabric, with an ipc outlet of their own if asked for."""
     made: list[Impostor] = []
 

@@ -6,21 +6,19 @@ import asyncio
 import os
 import random
 import struct
-from collections.abc import Callable
 from typing import Any
 
 import msgpack
 import pytest
 import zmq
 
-from tests.hostile.attackers import Impostor, port
+from tests.hostile.attackers import Impostor, MakeImpostor, port
 from tests.hostile.conftest import Arena, next_event
 from tests.waiting import wait_until_async
 from zfabric import DecodeError, Gap, Message, PeerLeft, Subscription
 from zfabric.wire.batch import BatchWriter
 from zfabric.wire.records import Data, Goodbye, Interest, Missing, PatternRequest, Positions, TopicOffer
 
-MakeImpostor = Callable[..., Impostor]
 ONE = msgpack.packb(1)
 
 

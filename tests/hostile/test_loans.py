@@ -12,7 +12,7 @@ import msgpack
 import msgspec
 import pytest
 
-from tests.hostile.attackers import Impostor, port
+from tests.hostile.attackers import Impostor, MakeImpostor, port
 from tests.hostile.conftest import Arena
 from tests.hostile.test_data import ONE, heard_filter
 from tests.waiting import wait_until_async
@@ -21,7 +21,6 @@ from zfabric.wire.loans import Block, Loan, MemoryOffer, encode_loan, proof_of
 from zfabric.wire.records import Data, Mapped, Returned
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sealed files are Linux'")
-MakeImpostor = Callable[..., Impostor]
 NAME = "zfabric-00000000000000ff"
 SECRET = b"s" * 16
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
