@@ -29,6 +29,7 @@ __all__ = [
     "PeerRefused",
     "ProtocolError",
     "Rejected",
+    "ScheduleLost",
     "StoreLacks",
     "SubscriberJoined",
     "SubscriberLeft",
@@ -158,9 +159,11 @@ class Undelivered(Event, frozen=True):
 
 
 class StoreLacks(Event, frozen=True):
-    """A store keeps a topic of this node now, and lacks messages `first` to `last` (inclusive) that another confirmed.
+    """A store keeps a topic of this node now, and may lack messages `first` to `last` that another confirmed.
 
-    It is new, was wiped, or came late. Said once for each log, while this node publishes the topic.
+    Both included. The store is new, was wiped or restored from a backup, or came late. Said once for each log, while
+    this node publishes the topic; or pushes to the durable queue of that name: then these are jobs, and those that were
+    not done are lost.
     """
 
     peer: Source
@@ -284,6 +287,18 @@ class JobsUnfinished(Event, frozen=True):
 
     queue: str
     count: int
+
+
+class ScheduleLost(Event, frozen=True):
+    """A schedule that this node declared makes no jobs: its store did not come back with that log in Config.grace_s.
+
+    If it was wiped, declare the schedule again.
+    """
+
+    name: str
+    queue: str
+    store: str
+    "Whose log, as in `Position.store`."
 
 
 class Unroutable(Event, frozen=True):

@@ -86,15 +86,27 @@ def test_an_unknown_producer_begins_at_0(log: Log) -> None:
 
 def test_an_unknown_producer_may_begin_where_it_is(log: Log) -> None:
     """When it says so: then nothing that was before can come, and what follows must follow."""
-    begun = msgspec.structs.replace(append("a", 7, 3), begins=True)
+    one(log, append("a", 0, 3, epoch=0))
+    begun = msgspec.structs.replace(append("a", 7, 3), gone=0)
 
-    assert [appended.offset for appended in one(log, begun)] == [0]
+    assert [appended.offset for appended in one(log, begun)] == [3]
     assert one(log, begun)[0].duplicate
-    for base in (5, 11):
+    for base, gone in ((5, 0), (12, 11), (12, None)):
         with pytest.raises(OutOfSequence) as refused:
-            one(log, msgspec.structs.replace(append("a", base, 8), begins=True))
+            one(log, msgspec.structs.replace(append("a", base, 8), gone=gone))
         assert refused.value.expected == 10
-    assert one(log, append("a", 10, 1))[0].offset == 3
+    assert one(log, append("a", 10, 1))[0].offset == 6
+
+
+def test_a_known_producer_may_go_on_behind_what_is_gone(log: Log) -> None:
+    """A log that was put back, or away for long, goes on; but not while something before the hole may still come."""
+    one(log, append("a", 0, 5))
+    later = append("a", 9, 1)
+    with pytest.raises(OutOfSequence):
+        one(log, msgspec.structs.replace(later, gone=7))
+
+    assert one(log, msgspec.structs.replace(later, gone=5))[0].offset == 5
+    assert log.marks("a")[P1].next == 10
 
 
 def test_a_newer_epoch_fences_the_older(log: Log) -> None:

@@ -97,7 +97,7 @@ def test_marks_are_bounded(reopen: Reopen) -> None:
 
     assert set(log.marks("a")) == {P1, P2}
     with pytest.raises(OutOfSequence):  # it may be one that was forgotten
-        one(log, msgspec.structs.replace(append("a", 7, producer=b"3" * 16), begins=True))
+        one(log, msgspec.structs.replace(append("a", 7, producer=b"3" * 16), gone=0))
 
 
 def test_the_write_ahead_log_is_folded(reopen: Reopen, tmp_path: Path) -> None:

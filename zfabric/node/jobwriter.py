@@ -12,6 +12,7 @@ from functools import partial
 
 from zfabric.config import Config
 from zfabric.errors import NodeClosed, NotStored
+from zfabric.events import StoreLacks
 from zfabric.node.driver import Driver
 from zfabric.protocol.jobs import QueuePolicy
 from zfabric.protocol.keeping import Keeping
@@ -61,6 +62,8 @@ class JobWriter:
         self._stream = stream_of(queue)
         self._store: KnownStore | None = None
         self._log = b""
+        self._stored_before = 0
+        "Jobs that were stored when that log began to get them."
         self._given_up = False
         "The store of that log is not waited for any more."
         self._epoch = 1
@@ -150,6 +153,7 @@ class JobWriter:
         for sent in self._waiting:
             sent.sent = sent.done
         if found.id != self._log and self._log:
+            self._tell_of(found)
             self._begin_anew(self._epoch + 1)
         self._log, self._given_up = found.id, False
         self.keeping.attached(found.peer.id, 0, self._driver.loop.time())
@@ -157,6 +161,13 @@ class JobWriter:
         if wanted != _keep(self.queue, QueuePolicy()):  # who does not care changes nothing
             self._driver.core.channels.tell(found.peer, wanted, 64)
         self._send()
+
+    def _tell_of(self, found: KnownStore) -> None:
+        """Another log gets the jobs now, and that of the last ones is not in sight."""
+        first, self._stored_before = self._stored_before, self.stored
+        if first < self.stored and self._stores.named(self._log) is None:
+            event = StoreLacks(found.peer.source, self.queue, first, self.stored - 1, elsewhere=False)
+            self._driver.emit(event)
 
     def _alone(self) -> None:
         """The store has not come back in time: what it has not confirmed goes to another, if there is one."""

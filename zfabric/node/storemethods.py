@@ -10,6 +10,7 @@ import msgspec
 from zfabric.config import Config
 from zfabric.errors import EncodeFailed, StoreLost
 from zfabric.model import Schedule, Topic
+from zfabric.node.declared import Declared
 from zfabric.node.driver import Driver
 from zfabric.node.groups import Groups
 from zfabric.node.storeclient import TIMEOUT_S, StoreClient, ask_patiently, newest
@@ -37,6 +38,7 @@ class StoreMethods:
     """The methods of a node that are about stores."""
 
     _config: Config
+    _declared: Declared | None = None
 
     def _opened(self) -> Driver:
         raise NotImplementedError
@@ -104,6 +106,9 @@ class StoreMethods:
             if store is None:
                 raise StoreLost(queue)
             await client.write(store, positions=[position])
+            if self._declared is None:
+                self._declared = Declared(driver, self._config)
+            self._declared.put(name, queue, store.id)
 
         await ask_patiently(driver, declare, timeout, f"no store that keeps {queue!r}")
 
@@ -114,6 +119,8 @@ class StoreMethods:
         """
         driver = self._opened()
         stores = driver.core.stores
+        if self._declared is not None:
+            self._declared.remove(name)
 
         async def remove(client: StoreClient) -> bool:
             await client.wait_for(lambda: next(iter(stores.all()), None))

@@ -1,6 +1,7 @@
 """The directory of a store: its lock, its format, its witness, its reserve, and the names in it.
 
-FORMAT         says that this is a store, of which version, and which one (its id)
+FORMAT         says that this is a store, of which version, and which one: the id that its checksums begin with, and its
+               own, if it is a copy: what a copy goes on with is another log
 lock           held by the process that has it open
 log-*.db       batches as they came; the one with the highest number is the *head*, which is written to
 pack-*.db      what is left of older files after they were thinned out
@@ -25,7 +26,7 @@ from zfabric.errors import StoreDamaged, StoreLocked, StoreNotFound
 
 __all__ = ["Directory", "fsync_directory"]
 
-_FORMAT_LINE = re.compile(r"zfabric store (\d+) ([0-9a-f]{32})\n")
+_FORMAT_LINE = re.compile(r"zfabric store (\d+) ([0-9a-f]{32})(?: ([0-9a-f]{32}))?\n")
 _FORMAT_VERSION = 1
 _WITNESS = struct.Struct(">QQI")
 _FILE_NAME = re.compile(r"(log|pack)-(\d{8,})\.db")
@@ -59,8 +60,11 @@ def write_durably(path: Path, content: bytes) -> None:
 class Directory:
     """An open, locked store directory."""
 
-    def __init__(self, path: Path, *, create: bool, reserve_bytes: int, as_id: bytes | None = None) -> None:
-        """A new one gets the id `as_id`, if that is given. Raises StoreNotFound, StoreLocked, StoreDamaged, OSError."""
+    def __init__(self, path: Path, *, create: bool, reserve_bytes: int, copy_of: bytes = b"") -> None:
+        """`copy_of`: the `origin` of the log whose files a new one gets.
+
+        Raises StoreNotFound, StoreLocked, StoreDamaged, OSError.
+        """
         self.path = path
         if not (path / "FORMAT").exists():
             self._check_may_create(create)
@@ -69,7 +73,8 @@ class Directory:
         self._lock = _lock(path)
         try:
             self.is_new = not (path / "FORMAT").exists()
-            self.id = (as_id or os.urandom(16)) if self.is_new else self._read_format()
+            own = os.urandom(16)
+            self.origin, self.id = (copy_of or own, own) if self.is_new else self._read_format()
             if self.is_new:
                 self._begin()
             self._witness = os.open(path / "witness", os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
@@ -89,7 +94,8 @@ class Directory:
 
     def _begin(self) -> None:
         """Until the format has its name there is no store, and whoever finds this may begin again."""
-        write_durably(self.path / _UNFINISHED, f"zfabric store {_FORMAT_VERSION} {self.id.hex()}\n".encode())
+        ids = " ".join(each.hex() for each in dict.fromkeys((self.origin, self.id)))
+        write_durably(self.path / _UNFINISHED, f"zfabric store {_FORMAT_VERSION} {ids}\n".encode())
         for name in self.files():
             self.remove(name)
 
@@ -99,13 +105,13 @@ class Directory:
         fsync_directory(self.path)
         self.is_new = False
 
-    def _read_format(self) -> bytes:
+    def _read_format(self) -> tuple[bytes, bytes]:
         found = _FORMAT_LINE.fullmatch((self.path / "FORMAT").read_text(encoding="ascii", errors="replace"))
         if found is None:
             raise StoreDamaged(str(self.path / "FORMAT"), "not the format of a store")
         if int(found[1]) != _FORMAT_VERSION:
             raise StoreDamaged(str(self.path), f"a store of format {found[1]}; this zfabric knows {_FORMAT_VERSION}")
-        return bytes.fromhex(found[2])
+        return bytes.fromhex(found[2]), bytes.fromhex(found[3] or found[2])
 
     def close(self) -> None:
         """Let go of it."""

@@ -20,7 +20,7 @@ from zfabric.wire.bundle import Bundle
 __all__ = ["Keeper", "append_of"]
 
 ORIGINS_MAX = 10_000
-"Streams whose first batch is remembered; one that is forgotten begins again, which changes nothing once it is stored."
+"Streams whose last batch is remembered; one that is forgotten begins again, which changes nothing once it is stored."
 RETRY_S = 0.5
 "Pause before what was not stored is tried again."
 
@@ -89,8 +89,8 @@ class Keeper:
         self._again: deque[tuple[Batch, Append]] = deque()
         "What was refused and may be stored later, in the order in which it came."
         self._refused: dict[tuple[bytes, int], str] = {}
-        self._begun: dict[tuple[bytes, int], None] = {}
-        "Streams, (producer, epoch), of which there was a batch."
+        self._ends: dict[tuple[bytes, int], int] = {}
+        "Streams, (producer, epoch), and the number after the last one that came; who was silent longest comes first."
         self._retry: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -99,14 +99,17 @@ class Keeper:
 
     def deliver(self, batch: Batch, _source: Source) -> None:
         """Take a batch."""
+        origin = batch.producer, batch.epoch
+        before = self._ends.pop(origin, 0)
+        self._ends[origin] = batch.end
+        if len(self._ends) > ORIGINS_MAX:
+            del self._ends[next(iter(self._ends))]
         if not self._check(batch):
             self._told(batch.producer, self._topic, batch.epoch, f"a message was refused: {batch.refused}")
             return  # not acknowledged: its publisher finds no other store in this one
         append = append_of(batch)
-        origin = batch.producer, batch.epoch
-        if origin not in self._begun:
-            self._begin(origin)
-            append = msgspec.structs.replace(append, begins=True)
+        if before < batch.base:  # it came in order, so its publisher has nothing in between any more
+            append = msgspec.structs.replace(append, gone=before)
         if self._again:
             self._again.append((batch, append))
         else:
@@ -116,12 +119,6 @@ class Keeper:
 
     def deliver_bundle(self, _bundle: Bundle, _source: Source) -> None:
         """What is durable never travels in a bundle."""
-
-    def _begin(self, origin: tuple[bytes, int]) -> None:
-        """The first batch of a stream: its publisher has nothing before it any more, in case the log knows nothing."""
-        self._begun[origin] = None
-        if len(self._begun) > ORIGINS_MAX:
-            del self._begun[next(iter(self._begun))]
 
     def _submit(self, batch: Batch, append: Append) -> None:
         try:

@@ -12,10 +12,13 @@ comes next, changed in the transaction of the append itself:
     |-----------------------------------------------|-------------------------------------------------|
     | starts at the mark, in its epoch              | appended                                        |
     | ends at or before the mark, in its epoch      | confirmed as a duplicate: it is there already   |
-    | anything else in that epoch (overlap, gap)    | refused: `OutOfSequence`, with what was expected|
+    | overlaps the mark, in its epoch               | refused: `OutOfSequence`, with what was expected|
+    | starts behind the mark, in its epoch          | refused likewise, unless it says that all that  |
+    |                                               | was between is `gone`                           |
     | of an unknown producer or a newer epoch, at 0 | appended; the older epoch is fenced             |
-    | of an unknown producer or a newer epoch, later| refused: `OutOfSequence(expected=0)`, unless it |
-    |                                               | `begins` there and no marks were ever forgotten |
+    | of an unknown producer or a newer epoch, later| refused: `OutOfSequence(expected=0)`, unless all|
+    |                                               | before is `gone` and no marks were ever         |
+    |                                               | forgotten                                       |
     | of an older epoch                             | refused: `ProducerFenced`                       |
 
 *Positions* are named values of the user of the log (cursors of groups, states of jobs), written with the same
@@ -90,8 +93,8 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
     "Kept with the batch, opaque to the log: 0 to 2**31 - 1."
     keys: Sequence[Key] = ()
     "Keys of those messages that have one, in the order of their index."
-    begins: bool = False
-    "It is the first that its producer still has, so what was before it cannot come any more."
+    gone: int | None = None
+    "What its producer numbered from here up to `base` cannot come any more."
     stored_ns: int = 0
     "When it was stored first, where a log is copied, in order within a stream; 0 is now."
 

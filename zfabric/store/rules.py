@@ -65,7 +65,7 @@ class Judge:
         for append in commit.appends:
             origin = append.producer, append.stream
             mark = marks.get(origin) or self.marks.get(origin) or self._mark(*origin)
-            if not _is_new(self._honest(append), mark):
+            if not _is_new(self._honest(append, mark), mark):
                 outcome.append(Appended(None, append.count))
                 continue
             marks[origin] = Mark(append.epoch, append.base + append.count)
@@ -78,9 +78,12 @@ class Judge:
         self.new_streams |= new_streams
         return tuple(outcome)
 
-    def _honest(self, append: Append) -> Append:
+    def _honest(self, append: Append, mark: Mark | None) -> Append:
         """A batch that claims to be its producer's first, unless its producer may be known and forgotten."""
-        return msgspec.structs.replace(append, begins=False) if append.begins and self._forgot() else append
+        known = mark is not None and mark.epoch == append.epoch
+        return (
+            append if append.gone is None or known or not self._forgot() else msgspec.structs.replace(append, gone=None)
+        )
 
     def _next_of(self, stream: str, nexts: dict[str, int], new_streams: set[str]) -> int:
         """The next offset of a stream, in the light of a commit under way. Raises NotStored for what can be none."""
@@ -106,7 +109,7 @@ def _is_new(append: Append, mark: Mark | None) -> bool:
     """Whether a batch is the next one of its producer; False when it is there already. Raises NotStored."""
     if append.count < 1 or append.base < 0 or append.epoch < 0 or len(append.producer) != PRODUCER_BYTES:
         raise NotStored(f"not a batch: {append.count} messages from {append.base}", append.stream)
-    expected = append.base if append.begins else 0
+    expected = 0
     if mark is not None:
         if append.epoch < mark.epoch:
             raise ProducerFenced(append.stream, append.producer, append.epoch, mark.epoch)
@@ -114,7 +117,8 @@ def _is_new(append: Append, mark: Mark | None) -> bool:
             if append.base + append.count <= mark.next:
                 return False
             expected = mark.next
-    if append.base != expected:
+    gone = append.gone is not None and append.gone <= expected < append.base
+    if append.base != expected and not gone:
         raise OutOfSequence(append.stream, append.producer, append.epoch, append.base, expected)
     return True
 

@@ -92,7 +92,7 @@ class SqliteLog(TendedLog):
         self._pool = SegmentPool(self._config.store_open_files_max)
         self._directory = Directory(path, create=create, reserve_bytes=self._config.store_reserve_bytes)
         try:
-            self._seed = crc32(self._directory.id)
+            self._seed = crc32(self._directory.origin)
             self._open(accept_loss)
         except BaseException:
             self._directory.close()

@@ -130,10 +130,12 @@ class TendedLog(ReadableLog):
     def backup(self, target: Path) -> None:
         """Copy the log into an empty or new directory, as it is at one moment, while it is written to.
 
-        Files are neither sealed nor removed meanwhile. Raises StoreNotFound when something is in the directory.
+        The copy has an id of its own: from there on it is another log. Files are neither sealed nor removed meanwhile.
+        Raises StoreNotFound when something is in the directory.
         """
         with self._layout:
-            copy = Directory(target, create=True, reserve_bytes=self._config.store_reserve_bytes, as_id=self.id)
+            origin = self._directory.origin
+            copy = Directory(target, create=True, reserve_bytes=self._config.store_reserve_bytes, copy_of=origin)
             try:
                 if not copy.is_new:
                     raise StoreNotFound(str(target), "a backup needs a directory of its own; this is a store")
