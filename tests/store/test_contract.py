@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import msgspec
 import pytest
@@ -151,6 +152,29 @@ def test_what_is_no_topic_or_no_batch_is_refused(log: Log) -> None:
     assert [isinstance(outcome, NotStored) for outcome in outcomes] == [True, True, False]
     with pytest.raises(TopicError):
         log.retain("a b", Retention())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"base": -1},
+        {"epoch": 2**62 + 1},
+        {"published_ns": 2**63},
+        {"published_ns": -1},
+        {"stored_ns": 2**63},
+        {"flags": 2**31},
+        {"producer": b"short"},
+    ],
+    ids=str,
+)
+def test_numbers_that_no_engine_can_keep_are_refused(log: Log, wrong: dict[str, Any]) -> None:
+    """Whatever a batch says, only its own commit is refused, and the log goes on."""
+    forged = msgspec.structs.replace(append("a", 0), **wrong)
+
+    outcomes = log.commit([Commit([forged]), Commit([append("a", 0)])])
+
+    assert [isinstance(outcome, NotStored) for outcome in outcomes] == [True, False]
+    assert messages(log, "a") == [0]
 
 
 # -- positions -------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from zfabric.wire.batch import Batch, BatchWriter, Buffer, parse_batch
 from zfabric.wire.loans import Loan, encode_loan
 
 LIMITS = {"messages_max": 1000, "buffers_max": 3, "topic_bytes_max": 50}
+EPOCH_AND_BASE = b"\xce" + (1).to_bytes(4) + b"\xcf" + bytes(8)
 GOLDEN = [[bytes(frame) for frame in build()] for build in make.BATCHES.values()]
 
 values = st.recursive(
@@ -107,6 +108,8 @@ def test_a_checksum_finds_every_flipped_bit() -> None:
         ([write(1) + b"\x91" * 100_000], "malformed"),
         ([write(1).replace(b"\xcc\x01\xc4", b"\xcc\x02\xc4")], "version 2"),
         ([write(1, base=2**62 + 1)], "malformed"),
+        ([write(1).replace(b"\xcf" + (5).to_bytes(8), b"\xcf" + (2**63).to_bytes(8))], r"malformed.*\$\[5\]"),
+        ([write(1).replace(EPOCH_AND_BASE, b"\xcf" + b"\xff" * 8 + b"\xce" + bytes(4))], r"malformed.*\$\[2\]"),
         ([BatchWriter("t", bytes(16), 1).seal(0, 0)[0]], "malformed"),
     ],
 )

@@ -16,6 +16,9 @@ from zfabric.wire.topics import check_topic
 __all__ = ["Judge", "may_go", "ranges_of", "superseded"]
 
 PRODUCER_BYTES = 16
+NUMBER_MAX = 2**62
+"Of epochs, sequence numbers and times: every engine can keep it, and the sum of two."
+FLAGS_MAX = 2**31 - 1
 
 
 class Judge:
@@ -107,8 +110,11 @@ class Judge:
 
 def _is_new(append: Append, mark: Mark | None) -> bool:
     """Whether a batch is the next one of its producer; False when it is there already. Raises NotStored."""
-    if append.count < 1 or append.base < 0 or append.epoch < 0 or len(append.producer) != PRODUCER_BYTES:
-        raise NotStored(f"not a batch: {append.count} messages from {append.base}", append.stream)
+    numbers = append.base, append.epoch, append.count - 1, append.published_ns, append.stored_ns
+    if min(numbers) < 0 or max(numbers) > NUMBER_MAX or not 0 <= append.flags <= FLAGS_MAX:
+        raise NotStored("not a batch: a number in it is out of range", append.stream)
+    if len(append.producer) != PRODUCER_BYTES:
+        raise NotStored(f"not a batch: its producer has {len(append.producer)} bytes", append.stream)
     expected = 0
     if mark is not None:
         if append.epoch < mark.epoch:

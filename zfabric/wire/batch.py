@@ -19,6 +19,7 @@ from zlib import crc32
 import msgspec
 
 from zfabric.errors import EncodeFailed, RemoteProtocolError
+from zfabric.wire.fields import Count
 from zfabric.wire.loans import Loan, decode_loan
 from zfabric.wire.signatures import SIGNATURE_BYTES, digest
 
@@ -76,11 +77,11 @@ class Header(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     version: int
     producer: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
-    epoch: Annotated[int, msgspec.Meta(ge=0)]
-    base: Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+    epoch: Count
+    base: Count
     count: Annotated[int, msgspec.Meta(ge=1)]
-    published_ns: Annotated[int, msgspec.Meta(ge=0)]
-    flags: Annotated[int, msgspec.Meta(ge=0)]
+    published_ns: Count
+    flags: Annotated[int, msgspec.Meta(ge=0, le=255)]
     body_bytes: Annotated[int, msgspec.Meta(ge=1)]
     crc: Annotated[int, msgspec.Meta(ge=0)]
 
