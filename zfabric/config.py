@@ -251,6 +251,8 @@ class Config:
     "Streams in one store."
     store_open_files_max: int = 16
     "Sealed files that are open for readers at one time."
+    store_record_bytes_max: int = 256 * 1024 * 1024
+    "Any record of an export that is imported, at most: a forged file cannot buy more memory."
 
     # -- durable queues ------------------------------------------------------------------------
     store_jobs_max: int = 1_000_000

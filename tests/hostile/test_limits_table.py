@@ -113,6 +113,7 @@ REACHED = {
     "capture_flush_s": "capture/test_recorder.py::test_a_killed_recorder_loses_little",
     "capture_block_bytes_max": "capture/test_files.py::test_blocks_have_a_limit",
     # the store and its groups
+    "store_record_bytes_max": "store/test_transfer.py::test_records_of_an_export_have_a_limit",
     "store_segment_bytes": "store/test_files.py::test_a_full_file_is_sealed_and_removed_when_nobody_needs_it",
     "store_group_bytes": "store/test_writer.py::test_a_group_is_bounded",
     "store_queue_bytes": "store/test_writer.py::test_the_queue_is_bounded",

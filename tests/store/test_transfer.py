@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import io
 import random
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from tests.store.conftest import Time
 from tests.store.crashes import CONFIG
 from tests.store.support import P1, P2, append, keyed, messages, one, read_all, stored
 from tests.store.test_damage import filled, flip, sealed
+from zfabric import Config
 from zfabric.errors import RemoteProtocolError, StoreNotFound
 from zfabric.store import Commit, Gap, Log, Mark, Position, PositionUpdate, Retention
 from zfabric.store.memory import MemoryLog
 from zfabric.store.sqlite import SqliteLog
-from zfabric.store.transfer import read_records, records, restore_records, verify, write_records
+from zfabric.store.transfer import (
+    BatchRecord,
+    Begin,
+    EndRecord,
+    PositionRecord,
+    Record,
+    StreamRecord,
+    read_records,
+    records,
+    restore_records,
+    verify,
+    write_records,
+)
 
 
 def copied(log: Log, as_json: bool) -> MemoryLog:
@@ -92,6 +108,79 @@ def test_what_is_no_export_is_refused(log: Log) -> None:
         restore_records(list(records(log))[:-1], MemoryLog())
     with pytest.raises(StoreNotFound):
         restore_records(records(log), log)
+
+
+def test_a_log_that_begins_within_a_batch_keeps_its_offsets(log: Log) -> None:
+    """Trimming leaves whole batches: the copy begins where the original does, and no message moves."""
+    for base in range(0, 9, 3):
+        one(log, append("a", base, 3))
+    log.trim("a", 4)
+
+    copy = copied(log, as_json=False)
+
+    assert read_all(copy, "a", 4) == read_all(log, "a", 4)
+    assert [(i.first, i.next) for i in copy.streams()] == [(i.first, i.next) for i in log.streams()] == [(4, 9)]
+
+
+def exported(*found: Record | dict[str, Any], as_json: bool = False) -> io.BytesIO:
+    """A file that begins as an export does, and goes on with these."""
+    file = io.BytesIO()
+    write_records([Begin(), *found], file, as_json=as_json)  # type: ignore[list-item]
+    file.seek(0)
+    return file
+
+
+STREAM = StreamRecord("a", 0, Retention())
+BATCH = BatchRecord(5, 1, P1, 1, 0, 1, 1, 0, (b"frame",))
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["msgpack", "json"])
+def test_records_of_an_export_have_a_limit(as_json: bool) -> None:
+    """What is longer than Config.store_record_bytes_max is refused before all of it is in memory."""
+    config = Config(store_record_bytes_max=500_000)
+    fits, long = (msgspec.structs.replace(BATCH, frames=(bytes(size),)) for size in (300_000, 500_000))
+
+    found = read_records(exported(fits, fits, long, as_json=as_json), as_json=as_json, config=config)
+
+    assert [next(found), next(found), next(found)] == [Begin(), fits, fits]
+    with pytest.raises(RemoteProtocolError, match=r"longer than Config\.store_record_bytes_max = 500000"):
+        next(found)
+
+
+@pytest.mark.parametrize("claim", [b"\xc6\xff\xff\xff\xff", b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff"])
+def test_sizes_that_an_export_claims_buy_no_memory(claim: bytes) -> None:
+    """Memory is taken for what a file has, not for what it says to have."""
+    forged = io.BytesIO(exported().getvalue() + claim + bytes(10_000_000))
+    tracemalloc.start()
+    try:
+        with pytest.raises(RemoteProtocolError):
+            list(read_records(forged, as_json=False, config=Config(store_record_bytes_max=100_000)))
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        [BATCH],
+        [EndRecord(5, {})],
+        [STREAM],
+        [STREAM, STREAM],
+        [STREAM, BATCH, BATCH],
+        [STREAM, BATCH, EndRecord(5, {})],
+        [STREAM, msgspec.structs.replace(BATCH, offset=-1)],
+        [STREAM, EndRecord(0, {"no producer": (1, 1)})],
+        [PositionRecord("p", b"", 2**63)],
+        [{"kind": "stream", "name": "a", "first": 0, "retention": {"age_s": float("nan")}}],
+        [STREAM, msgspec.structs.asdict(BATCH) | {"kind": "batch", "keys": [(1, b"k", False)]}],
+    ],
+    ids=str,
+)
+def test_an_export_without_order_is_refused(found: list[Record]) -> None:
+    """Batches stand in their stream and in order, keys have a message, and numbers are in their range."""
+    with pytest.raises(RemoteProtocolError):
+        restore_records(read_records(exported(*found), as_json=False), MemoryLog())
 
 
 def test_verification_reads_everything(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ positions, retention and times are kept. What was missing is a `gap` in the stre
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO, TypeAlias
+from typing import Annotated, BinaryIO, TypeAlias
 
 import msgpack
 import msgspec
 
+from zfabric.config import Config
 from zfabric.errors import NotStored, RemoteProtocolError, StoreNotFound
 from zfabric.store.log import (
     Append,
@@ -25,10 +26,12 @@ from zfabric.store.log import (
     Retention,
     StoredBatch,
 )
+from zfabric.wire.fields import Count
 
 __all__ = ["Findings", "read_records", "records", "restore_records", "verify", "write_records"]
 
 _READ_BYTES = 1024 * 1024
+_PIECE_BYTES = 64 * 1024
 _GROUP_BYTES = 4 * 1024 * 1024
 _VERSION = 1
 
@@ -43,15 +46,21 @@ class StreamRecord(msgspec.Struct, tag="stream", tag_field="kind", frozen=True):
     """A stream begins; its batches follow."""
 
     name: str
-    first: int
+    first: Count
     retention: Retention
+
+    def __post_init__(self) -> None:
+        kept = self.retention
+        bounds = kept.age_s, kept.bytes, kept.messages, kept.tombstone_s
+        if not all(bound is None or 0 <= bound <= 2**62 for bound in bounds):
+            raise ValueError(f"no retention: {kept}")
 
 
 class BatchRecord(msgspec.Struct, tag="batch", tag_field="kind", frozen=True):
     """A batch of the stream."""
 
-    offset: int
-    count: int
+    offset: Count
+    count: Annotated[int, msgspec.Meta(ge=1, le=2**32)]
     producer: bytes
     epoch: int
     base: int
@@ -60,6 +69,10 @@ class BatchRecord(msgspec.Struct, tag="batch", tag_field="kind", frozen=True):
     flags: int
     frames: tuple[bytes, ...]
     keys: tuple[Key, ...] = ()
+
+    def __post_init__(self) -> None:
+        if any(not 0 <= key.index < self.count for key in self.keys):
+            raise ValueError("a key of a message that is not there")
 
 
 class GapRecord(msgspec.Struct, tag="gap", tag_field="kind", frozen=True):
@@ -73,8 +86,8 @@ class GapRecord(msgspec.Struct, tag="gap", tag_field="kind", frozen=True):
 class EndRecord(msgspec.Struct, tag="end", tag_field="kind", frozen=True):
     """The stream ends, with the offset that comes next and its marks."""
 
-    next: int
-    marks: dict[str, tuple[int, int]]
+    next: Count
+    marks: dict[Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")], tuple[Count, Count]]
     "Producer, in hexadecimal, to epoch and sequence number."
 
 
@@ -83,7 +96,7 @@ class PositionRecord(msgspec.Struct, tag="position", tag_field="kind", frozen=Tr
 
     name: str
     value: bytes | None
-    epoch: int
+    epoch: Count
 
 
 Record: TypeAlias = Begin | StreamRecord | BatchRecord | GapRecord | EndRecord | PositionRecord
@@ -130,41 +143,94 @@ def write_records(found: Iterable[Record], file: BinaryIO, *, as_json: bool) -> 
 # -- in --------------------------------------------------------------------------------------------
 
 
-def read_records(file: BinaryIO, *, as_json: bool) -> Iterator[Record]:
-    """The records of a file. Raises RemoteProtocolError for anything else, also for a file that ends too early."""
-    values: Iterable[Any] = file if as_json else msgpack.Unpacker(file, max_buffer_size=2**31 - 1)
-    decode = msgspec.json.Decoder(Record).decode if as_json else None
+def read_records(file: BinaryIO, *, as_json: bool, config: Config | None = None) -> Iterator[Record]:
+    """The records of a file. Raises RemoteProtocolError for anything else, also for a file that ends too early.
+
+    One record is in memory at a time, of `Config.store_record_bytes_max` at most.
+    """
+    bytes_max = (config or Config()).store_record_bytes_max
+    decode = msgspec.json.Decoder(Record).decode if as_json else msgspec.msgpack.Decoder(Record).decode
     first: Record | None = None
     try:
-        for value in values:
-            record: Record = decode(value) if decode is not None else msgspec.convert(value, Record)
+        for raw in _lines(file, bytes_max) if as_json else _values(file, bytes_max):
+            record = decode(raw)
             if first is None:
                 first = record
                 if record != Begin():
                     raise RemoteProtocolError("not an export of a log, or one of a later version")
             yield record
-    except (msgspec.MsgspecError, msgpack.UnpackException, ValueError) as error:
-        raise RemoteProtocolError(f"not an export of a log: {error}") from error
+    except (msgspec.MsgspecError, msgpack.UnpackException, ValueError, RecursionError) as error:
+        raise RemoteProtocolError(f"not an export of a log: {error!r}") from error
     if first is None:
         raise RemoteProtocolError("not an export of a log: it is empty")
+
+
+def _lines(file: BinaryIO, bytes_max: int) -> Iterator[bytes]:
+    while line := file.readline(bytes_max + 1):
+        _check_size(len(line), bytes_max)
+        yield line
+
+
+def _values(file: BinaryIO, bytes_max: int) -> Iterator[bytes]:
+    """MessagePack values, still encoded: what they claim to hold is looked at when all of it is there."""
+    tee = _Tee(file, bytes_max)
+    unpacker = msgpack.Unpacker(tee, read_size=_PIECE_BYTES, max_buffer_size=bytes_max + 2 * _PIECE_BYTES)
+    taken = 0
+    while True:
+        try:
+            unpacker.skip()
+        except msgpack.OutOfData:
+            if tee.kept:
+                raise RemoteProtocolError("not an export of a log: it ends in the middle of a record") from None
+            return
+        size, taken = unpacker.tell() - taken, unpacker.tell()
+        _check_size(size, bytes_max)
+        yield bytes(tee.kept[:size])
+        del tee.kept[:size]
+
+
+class _Tee:
+    """A file that keeps what was read of it, until somebody takes that away."""
+
+    def __init__(self, file: BinaryIO, bytes_max: int) -> None:
+        self._file = file
+        self._bytes_max = bytes_max
+        self.kept = bytearray()
+
+    def read(self, nbytes: int) -> bytes:
+        """As of any file."""
+        _check_size(len(self.kept), self._bytes_max)
+        data = self._file.read(nbytes)
+        self.kept += data
+        return data
+
+
+def _check_size(nbytes: int, bytes_max: int) -> None:
+    if nbytes > bytes_max:
+        raise RemoteProtocolError(f"a record is longer than Config.store_record_bytes_max = {bytes_max}")
 
 
 def restore_records(found: Iterable[Record], log: Log) -> int:
     """Write an export into a log that has none of its streams yet; returns how many batches.
 
-    Raises StoreNotFound when it has one of them, RemoteProtocolError when the export has no end, NotStored.
+    Raises StoreNotFound when it has one of them, RemoteProtocolError when the export has no end or no order, and what
+    the log raises, TopicError and NotStored among it.
     """
     waiting: list[Commit] = []
     total = nbytes = 0
-    stream, at = "", 0
+    stream: str | None = None
+    first = at = 0
     for record in found:
         if isinstance(record, StreamRecord):
-            stream, at = record.name, record.first
+            if stream is not None:
+                raise RemoteProtocolError(f"the export has no end of {stream!r}")
+            stream, first, at = record.name, record.first, 0
             if log.info(stream) is not None:
                 raise StoreNotFound(stream, "this stream is in the log already; import into an empty one")
             log.retain(stream, record.retention)
-            log.skip(stream, at)
         elif isinstance(record, BatchRecord):
+            if stream is None or record.offset < at:
+                raise RemoteProtocolError(f"the export has a batch at offset {record.offset} where none can be")
             if record.offset > at or nbytes > _GROUP_BYTES:
                 _store(log, waiting)
                 waiting, nbytes = [], 0
@@ -174,13 +240,17 @@ def restore_records(found: Iterable[Record], log: Log) -> int:
             at = record.offset + record.count
             total += 1
         elif isinstance(record, EndRecord):
+            if stream is None or record.next < at:
+                raise RemoteProtocolError(f"the export has an end at offset {record.next} where none can be")
             marks = [MarkUpdate(stream, bytes.fromhex(key), Mark(*mark)) for key, mark in record.marks.items()]
             _store(log, [*waiting, Commit(marks=marks)])
             waiting, nbytes = [], 0
             log.skip(stream, record.next)
+            log.trim(stream, first)  # which may be within the first batch
+            stream = None
         elif isinstance(record, PositionRecord):
             _store(log, [Commit(positions=[PositionUpdate(record.name, record.value, record.epoch)])])
-    if waiting:
+    if stream is not None:
         raise RemoteProtocolError(f"the export ends in the middle of {stream!r}; what is there was imported")
     return total
 
