@@ -7,6 +7,7 @@ frames, or feeds them in pieces, where a parser takes several.
 from __future__ import annotations
 
 import atexit
+import io
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,6 +16,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import msgpack
+import msgspec
+
 from tests.capture.files import batch as capture_batch
 from tests.capture.files import write
 from zfabric import (
@@ -22,11 +26,15 @@ from zfabric import (
     Config,
     DecodeFailed,
     InvalidKey,
+    LimitExceeded,
+    NotStored,
     RemoteProtocolError,
     SelectorError,
     Source,
+    StoreNotFound,
     TopicError,
 )
+from zfabric.capture.format import KIND_CHUNK, KIND_HEADER, KIND_INDEX, Header, encode_block, encode_end, open_block
 from zfabric.capture.reader import CaptureReader
 from zfabric.discovery._endpoints import ipc_path, parse_tcp
 from zfabric.discovery._txt import MalformedRecord, decode, instance_name
@@ -35,6 +43,9 @@ from zfabric.security.acl import Permissions, covers
 from zfabric.security.enrolment import Invitation
 from zfabric.security.identities import Identities, accept, create
 from zfabric.security.keys import FabricKey
+from zfabric.store import Append, Commit, Key, PositionUpdate, Retention
+from zfabric.store.memory import MemoryLog
+from zfabric.store.transfer import read_records, records, restore_records, write_records
 from zfabric.wire.batch import parse_batch
 from zfabric.wire.bundle import parse_bundle
 from zfabric.wire.codec import Codec
@@ -170,41 +181,91 @@ def selector(data: bytes) -> None:
     found.matches({"a": 1, "b": "x", "c": None, "d": 1.5, "e": True}, key="k")
 
 
-_SCRATCH = Path(tempfile.mkdtemp(prefix="zfabric-fuzz-"))
+_MEMORY = Path("/dev/shm")
+_SCRATCH = Path(tempfile.mkdtemp(prefix="zfabric-fuzz-", dir=_MEMORY if _MEMORY.is_dir() else None))
 atexit.register(shutil.rmtree, _SCRATCH, ignore_errors=True)
 _CAPTURE = _SCRATCH / "run.zfr"
+_HEADER = encode_block(KIND_HEADER, Header(run="0" * 32))
 
 
 def capture(data: bytes) -> None:
-    """Capture files: whatever is in them is read, or counted as a problem."""
+    """Capture files: whatever is in them is read, or counted as a problem.
+
+    As the first byte says it is a chunk or an index in a file whose checksums are right, or all of a file.
+    """
+    if data[:1] == b"c":
+        data = _HEADER + encode_block(KIND_CHUNK, msgspec.Raw(data[1:]))
+    elif data[:1] == b"i":
+        data = _HEADER + encode_block(KIND_INDEX, msgspec.Raw(data[1:])) + encode_end(len(_HEADER))
     _CAPTURE.write_bytes(data)
     try:
-        for found in CaptureReader(_CAPTURE).batches():
+        reader = CaptureReader(_CAPTURE)
+        for found in reader.batches():
             with suppress(DecodeFailed):
                 found.messages()
+        reader.check()
+        reader.summary()
     except CaptureError:
         return
 
 
 def identities(data: bytes) -> None:
-    """The files of identities: a member's, and the roles."""
-    for name in ("trusted/bob.toml", "roles.toml"):
-        path = _house() / name
-        path.write_bytes(data)
-        try:
-            known = Identities(path.parents[name.count("/")], "plant")
-            known.may("bob", "publish", "plant.temp")
-            known.filters("bob", b"plant.")
-        except InvalidKey:
-            pass
-        path.unlink()
+    """The files of identities, read again as a running node does: a member's, or the roles, as the first byte says."""
+    known = _house()
+    path = known.directory / ("roles.toml" if data[:1] == b"r" else "trusted/bob.toml")
+    path.write_bytes(data[1:])
+    try:
+        known._read()
+        for name in known.trusted:
+            known.may(name, "publish", "plant.temp")
+            known.filters(name, b"plant.")
+    except InvalidKey:
+        pass
+    path.unlink()
 
 
 @cache
-def _house() -> Path:
+def _house() -> Identities:
     directory = _SCRATCH / "house"
     create(directory, "plant", "ada")
-    return directory
+    return Identities(directory, "plant")
+
+
+def export(data: bytes) -> None:
+    """Exports of a log, as MessagePack and as JSON lines: whatever can be imported is a log that works."""
+    with MemoryLog(LIMITS) as log:
+        try:
+            restore_records(read_records(io.BytesIO(data), as_json=data[:1] == b"{"), log)
+        except (RemoteProtocolError, StoreNotFound, NotStored, TopicError, LimitExceeded):
+            pass
+        for info in log.streams():
+            log.compact(info.name)
+        log.enforce()
+        assert write_records(records(log), io.BytesIO(), as_json=True)
+
+
+def _exports() -> Iterator[bytes]:
+    with MemoryLog() as log:
+        keys = [Key(0, b"k"), Key(2, b"l", tombstone=True)]
+        for base, stream in enumerate("aab"):
+            held = Append(
+                stream=stream,
+                producer=NODE,
+                epoch=1,
+                base=3 * (base % 2),
+                count=3,
+                published_ns=1,
+                frames=[b"x"],
+                keys=keys,
+            )
+            log.commit([Commit([held])])
+        log.retain("a", Retention(messages=4, compact=True))
+        log.trim("a", 1)
+        log.commit([Commit(positions=[PositionUpdate("p", b"value", 3), PositionUpdate("q", None)])])
+        for as_json in (False, True):
+            file = io.BytesIO()
+            write_records(records(log), file, as_json=as_json)
+            yield file.getvalue()
 
 
 def _vectors(*names: str) -> Iterator[bytes]:
@@ -215,7 +276,7 @@ def _vectors(*names: str) -> Iterator[bytes]:
 
 def _captures() -> Iterator[bytes]:
     with tempfile.TemporaryDirectory() as directory:
-        for closed in (True, False):
+        for closed in (False, True):
             path = Path(directory) / f"{closed}.zfcap"
             frames = [(VECTORS / "batch-signed.bin").read_bytes()]
             sealed = parse_batch(frames, messages_max=1000, buffers_max=8, topic_bytes_max=255)
@@ -225,11 +286,16 @@ def _captures() -> Iterator[bytes]:
             signed.count, signed.frames = sealed.count, frames
             write(path, capture_batch(1, "x", {"a": None}), capture_batch(2.5, base=3, at=1.0), signed, closed=closed)
             yield path.read_bytes()
+        for values in msgpack.Unpacker(io.BytesIO(path.read_bytes())):
+            kind, payload = open_block(values, LIMITS.capture_block_bytes_max)
+            if kind in _BLOCKS:
+                yield _BLOCKS[kind] + payload
 
 
+_BLOCKS = {KIND_CHUNK: b"c", KIND_INDEX: b"i"}
 _KEY = b"zfk1:plant:" + FabricKey("plant", bytes(32)).text.rpartition(":")[2].encode()
-_TRUSTED = b'public = ["rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"]\nsigning = []\nroles = ["member"]\n'
-_ROLES = b'[sensor]\npublish = ["plant.*.temp"]\nsubscribe = []\n[worker]\npull = ["jobs.#"]\n'
+_TRUSTED = b'tpublic = ["rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"]\nsigning = []\nroles = ["member"]\n'
+_ROLES = b'r[sensor]\npublish = ["plant.*.temp"]\nsubscribe = []\n[worker]\npull = ["jobs.#"]\n'
 TARGETS = {
     "frame": Target(frame, tuple(_vectors())),
     "batch": Target(batch, tuple(_vectors("batch", "empty", "crc")) or tuple(_vectors())),
@@ -240,5 +306,6 @@ TARGETS = {
     "key": Target(key, (_KEY, _KEY.replace(b"zfk1", b"zfi1"))),
     "selector": Target(selector, (b"a = 1 AND b LIKE 'x%' OR NOT c IS NULL", b"d BETWEEN 1 AND 2", b"e IN ('x', 'y')")),
     "identities": Target(identities, (_TRUSTED, _TRUSTED.replace(b"member", b"nobody"), _ROLES)),
+    "export": Target(export, tuple(_exports())),
     "capture": Target(capture, tuple(_captures())),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from zfabric import (
     ProtocolError,
     RequestTimeout,
 )
-from zfabric.security.identities import revoke, rotate
+from zfabric.security.identities import Identities, admit, create, revoke, rotate
 from zfabric.wire.bundle import address, tagged
 
 
@@ -324,6 +325,17 @@ async def test_a_broken_directory_changes_nothing(town: Town, opened: Opened) ->
     with pytest.raises(InvalidKey, match=r"roles\.toml"):
         await town.open("mayor")
     assert [event async for event in ended(mayor) if isinstance(event, ProtocolError)] == []
+
+
+@pytest.mark.parametrize("key", ["short", "\xe9" * 40, "#" * 40, "rq:rM>}U?@ns4E1%L7kR.o@n%FcmmsL/@{H8]yf7"])
+def test_what_is_no_public_key_is_refused(tmp_path: Path, key: str) -> None:
+    """Forty characters of Z85 that are too large a number are no key, either."""
+    create(tmp_path, "plant", "ada")
+    (tmp_path / "trusted" / "bob.toml").write_text(f'public = ["{key}"]\n', "utf-8")
+    with pytest.raises(InvalidKey, match="40 characters of Z85"):
+        Identities(tmp_path, "plant")
+    with pytest.raises(InvalidKey, match="40 characters of Z85"):
+        admit(tmp_path, "carol", key, key, ("member",))
 
 
 def ended(node: Node) -> Any:

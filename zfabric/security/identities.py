@@ -16,6 +16,7 @@ import hmac
 import re
 import secrets
 import stat
+import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -267,7 +268,7 @@ def _is_list_of_texts(value: object) -> bool:
 def _is_key(text: bytes) -> bool:
     try:
         return len(text) == 40 and len(z85.decode(text)) == 32
-    except (KeyError, ValueError, zlib.error):
+    except (KeyError, struct.error):
         return False
 
 
