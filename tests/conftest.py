@@ -41,7 +41,8 @@ ALONE = {"faults"}
 
 LONG = (
     "simulation/test_simulator.py",
-    "test_benchmarks.py",
+    "benchmarks/test_workloads.py",
+    "benchmarks/test_report.py",
     "simulation/test_oracle.py",
     "simulation/test_jobs.py",
     "durable/test_kills.py",

@@ -1,19 +1,15 @@
-"""The benchmarks run, tiny: they do not rot, lose nothing and say what they should. Speed is not tested here."""
+"""What was measured, as tables and a report: nothing that is missing or failed goes unnamed."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import io
-import json
-import os
-import pkgutil
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,154 +18,10 @@ import pytest
 from benchmarks import machine, peers, plan, report, tables, workloads
 from benchmarks.__main__ import cells_of, chosen, main, parser_of
 from benchmarks.growth import growths
-from benchmarks.harness import TIME_IS_OVER, measure, run_cell
-from benchmarks.model import Cell, Entry, Link, Missing, Part, Results, Row, Run, Sample
+from benchmarks.harness import TIME_IS_OVER
+from benchmarks.model import Cell, Entry, Missing, Part, Results, Row, Run, Sample
 from benchmarks.targets import TARGETS, Pick, Target, judge
-
-ROOT = Path(__file__).parent.parent
-
-Lines = list[dict[str, Any]]
-
-
-def run_tiny(*arguments: str, **environment: str) -> Lines:
-    """Run the command and return its JSON lines."""
-    command = [sys.executable, "-m", "benchmarks", *arguments, "--tiny", "--json"]
-    try:
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-            timeout=150,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        pytest.fail(f"did not finish; it said: {(error.stderr or b'').decode()}")
-
-    assert done.returncode == 0, done.stdout + done.stderr
-
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def rows_of(lines: Lines) -> Lines:
-    """The rows among the lines."""
-    return [line for line in lines if line["type"] == "row"]
-
-
-def entries_of(workload: str) -> list[Entry]:
-    """What the peer files offer for a workload."""
-    return [entry for entry in peers.load()[0] if workload in entry.workloads]
-
-
-OWN = ("fabric", "pyzmq P", "pyzmq R", "Python alone", "disk")
-"Words in the names of the peers that are always installed; none is a whole name, which would mean that peer alone."
-
-TINY = {
-    "throughput": ["--transport", "ipc", "--payload", "bytes,struct"],
-    "fanout": ["--subscribers", "2"],
-    "topics": ["--topics", "100"],
-    "latency": ["--load", "50"],
-    "requests": ["--in-flight", "1,20"],
-    "queue": ["--workers", "2"],
-    "fairness": [],
-    "durable": [],
-    "confirm": [],
-    "replay": [],
-    "storelog": [],
-    "frames": ["--size", "1000000"],
-    "cost": [],
-    "startup": [],
-    "discovery": [],
-}
-"Options that keep each workload short."
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("workload", TINY)
-def test_workload_runs(workload: str) -> None:
-    """Every workload measures every peer that is always installed; nothing is lost and nothing fails."""
-    own = [entry for entry in entries_of(workload) if any(word in entry.peer for word in OWN)]
-    expected = {entry.peer for entry in own if workload != "throughput" or entry.payload in {"bytes", "struct"}}
-    lines = run_tiny(workload, "--peers", ",".join(OWN), *TINY[workload])
-    rows = rows_of(lines)
-
-    assert expected == {row["peer"] for row in rows}
-    for row in rows:
-        assert (row["lost"], row["failures"]) == (0, []), row["peer"]
-        assert row["median"] is not None
-        assert row["low"] == row["median"] == row["high"] == row["samples"][0]
-    first = lines[0]
-    assert first["type"] == "machine"
-    assert first["cores"] == os.cpu_count()
-    assert {"zfabric", "pyzmq", "libzmq", "msgspec"} <= set(first["versions"])
-    assert first["command"].startswith(f"python -m benchmarks {workload}")
-
-
-def test_help_names_every_workload(capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever stands in their summaries."""
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    shown = capsys.readouterr().out
-
-    assert [workload.name for workload in workloads.load() if f"    {workload.name} " not in shown] == []
-
-
-def test_no_workload_is_left_out() -> None:
-    """The list above names every workload."""
-    assert set(TINY) == {workload.name for workload in workloads.load()}
-
-
-FOREIGN = sorted(
-    module.name
-    for module in pkgutil.iter_modules(peers.__path__)
-    if not module.name.startswith("zfabric") and module.name not in {"python_alone", "disk"}
-)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("module", FOREIGN)
-def test_peer_runs(module: str) -> None:
-    """A peer that is installed carries a few messages in its first workload; one that is not is skipped by name."""
-    missing = {each.peer: each.why for each in peers.load()[1]}
-    if module in missing:
-        pytest.skip(f"{module}: {missing[module]}")
-    entry = importlib.import_module(f"benchmarks.peers.{module}").ENTRIES[0]
-    requests = "client" in entry.roles
-    run = Run(messages=100, warmup=10, payload=entry.payload)
-    cell = Cell(entry=entry, run=run, processes=("server", "client") if requests else ("receiver", "sender"))
-
-    sample = run_cell(cell)
-
-    assert sample.failure == ""
-    if not requests:
-        assert sample.outcomes["receiver"]["received"] == 100
-
-
-@pytest.mark.slow
-def test_documented_peer_runs(tmp_path: Path) -> None:
-    """The peer that the documentation shows is a whole one: it runs in two workloads from a user's own folder."""
-    guide = (ROOT / "benchmarks" / "README.md").read_text()
-    (code,) = re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
-    (tmp_path / "pipes.py").write_text(code)
-
-    for workload in ("throughput", "latency"):
-        options = ["--peers", "multiprocessing", *(["--payload", "bytes"] if workload == "throughput" else [])]
-        rows = rows_of(run_tiny(workload, *options, BENCHMARKS_PEERS=str(tmp_path)))
-
-        assert {row["peer"] for row in rows} == {"multiprocessing"}
-        assert all(row["median"] and not row["lost"] and not row["failures"] for row in rows)
-
-
-def test_absent_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A peer file whose library is not installed is reported, and the others are still loaded."""
-    (tmp_path / "unheard_of.py").write_text("import a_library_nobody_has\n")
-    monkeypatch.setattr(peers, "__path__", [*peers.__path__, str(tmp_path)])
-
-    entries, missing = peers.load()
-
-    assert Missing(peer="unheard_of", why="package a_library_nobody_has is not installed") in missing
-    assert any(entry.peer == "pyzmq PUSH/PULL" for entry in entries)
+from tests.benchmarks.support import ROOT
 
 
 def test_table_names_what_is_missing_or_wrong() -> None:
@@ -431,116 +283,3 @@ def test_report_goes_on_where_it_was_interrupted() -> None:
 
     assert [(each.peer, each.median) for each in found.rows] == [("one", 1.0), ("broken", 2.0)]
     assert not found.failed
-
-
-@pytest.mark.slow
-def test_cell_that_hung_is_not_run_again() -> None:
-    """One hanging peer costs its time once, not once a repetition."""
-    entry = Entry(workloads=(), peer="sleepy", roles={"a": bring_name})
-    (samples,) = measure([Cell(entry=entry, run=Run(timeout_s=0.0), processes=("a",))], 3)
-
-    assert "did not finish in time" in samples[0].failure
-    assert [sample.failure for sample in samples[1:]] == ["not run again, because it hung"] * 2
-
-
-def test_cells_after_the_deadline_are_named_as_not_run() -> None:
-    """A report's time bounds its parts, too."""
-    cell = Cell(entry=Entry(workloads=(), peer="late", roles={}), run=Run(), processes=())
-
-    assert [sample.failure for sample in measure([cell], 2, deadline=0.0)[0]] == [TIME_IS_OVER] * 2
-
-
-@contextmanager
-def broken_server(run: Run) -> Iterator[str]:
-    """A server that cannot start."""
-    if run.directory:
-        raise FileNotFoundError("no such program: broker")
-    yield ""
-
-
-def test_server_that_does_not_start_is_a_failure() -> None:
-    """Whatever it raises; the other peers are still measured."""
-    entry = Entry(workloads=(), peer="brokered", roles={}, server=broken_server)
-
-    assert "no such program" in run_cell(Cell(entry=entry, run=Run(), processes=())).failure
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["throughput", "--size", "big"],
-        ["throughput", "--size", "0"],
-        ["throughput", "--payload", "pickle"],
-        ["fanout", "--subscribers", ""],
-        ["latency", "--transport", "udp"],
-        ["discovery", "--case", "trio"],
-        ["requests", "--repeat", "0"],
-    ],
-)
-def test_bad_option_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """With one line that says what would do, before anything runs."""
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-
-    assert ended.value.code == 2
-    assert f"argument {arguments[1]}" in capsys.readouterr().err
-
-
-def bring_name(run: Run, link: Link) -> Mapping[str, Any]:
-    """Role: meet, and return what everybody brought."""
-    return {"met": link.meet(link.name.upper()), "directory": run.directory}
-
-
-def raise_error(run: Run, link: Link) -> Mapping[str, Any]:
-    """Role: fail."""
-    raise LookupError("no such broker")
-
-
-def die(run: Run, link: Link) -> Mapping[str, Any]:
-    """Role: end without a word."""
-    os._exit(3)
-
-
-def wait_alone(run: Run, link: Link) -> Mapping[str, Any]:
-    """Role: return without meeting anybody."""
-    return {}
-
-
-def run_roles(*roles: Any, timeout_s: float = 30.0) -> Sample:
-    """Run one process a role, once."""
-    by_name = {role.__name__: role for role in roles}
-    entry = Entry(workloads=("test",), peer="test", roles=by_name)
-    return run_cell(Cell(entry=entry, run=Run(timeout_s=timeout_s), processes=tuple(role.__name__ for role in roles)))
-
-
-@pytest.mark.slow
-def test_roles_meet() -> None:
-    """Processes of the same role are numbered, and each gets what all brought; the directory is gone afterwards."""
-    sample = run_roles(bring_name, bring_name)
-
-    assert sample.failure == ""
-    assert {"bring_name-0", "bring_name-1"} == set(sample.outcomes)
-    for outcome in sample.outcomes.values():
-        assert outcome["met"] == {"bring_name-0": "BRING_NAME-0", "bring_name-1": "BRING_NAME-1"}
-        assert not Path(outcome["directory"]).exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("role", "reason"),
-    [(raise_error, "no such broker"), (die, "die died"), (wait_alone, "which has returned")],
-)
-def test_failing_role_is_reported(role: Any, reason: str) -> None:
-    """A role that raises, dies or stays away ends the run with a reason, and the other process with it."""
-    sample = run_roles(bring_name, role)
-
-    assert reason in sample.failure
-    assert sample.outcomes == {}
-
-
-@pytest.mark.slow
-def test_hanging_role_is_ended() -> None:
-    """A run that takes too long is given up, and names who was still running."""
-    sample = run_roles(bring_name, timeout_s=0.01)
-
-    assert "did not finish in time" in sample.failure
