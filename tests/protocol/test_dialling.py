@@ -7,7 +7,7 @@ from math import inf
 import pytest
 
 from zfabric import Config
-from zfabric.protocol.dialling import TRIES_MAX, Dialler
+from zfabric.protocol.dialling import PLAN_MAX, TRIES_MAX, Dialler
 from zfabric.protocol.effects import Dial, Effects
 from zfabric.wire.records import Hello, Identity
 
@@ -47,10 +47,59 @@ def test_one_address_of_many_is_dialled_once_and_looked_at_in_slices() -> None:
     assert (bench.dialled, len(bench.dialler._waiting)) == (["tcp://10.0.0.1:1"], 2000 - TRIES_MAX)
     bench.announce(2000, "tcp://10.0.0.2:1")
     bench.run(0.5)
-    assert "tcp://10.0.0.2:1" not in bench.dialled, "the table is full"
+    assert "tcp://10.0.0.2:1" in bench.dialled, "it has the place of one that failed"
+    assert len(bench.dialler._targets) == 2000
     bench.run(12.0)
     assert bench.dialler.timer() == inf
     assert len(bench.dialled) <= 12 / CONFIG.handshake_timeout_s + 1
+
+
+def test_a_newcomer_is_dialled_soon_while_thousands_are_forged_at_one_address() -> None:
+    """Whenever it comes: it has the place of one that failed, and nothing grows."""
+    bench = Bench()
+    for number in range(10_000):
+        bench.announce(number, "tcp://10.0.0.1:1")
+        bench.run(bench.now + 0.0005)
+        if number % 1000 == 999:
+            newcomer = f"tcp://10.0.0.2:{number}"
+            bench.announce(number + 10_000, newcomer)
+            bench.run(bench.now + 0.5)
+            assert newcomer in bench.dialled
+        assert len(bench.dialler._targets) <= 2000
+        assert len(bench.dialler._plan) <= PLAN_MAX * 2000
+
+
+def test_those_that_failed_make_room_and_those_that_wait_do_not() -> None:
+    """Of thousands at as many addresses none is pushed out untried; a newcomer need not wait for all of them."""
+    bench = Bench()
+    for number in range(2000):
+        bench.announce(number, f"tcp://10.0.0.1:{number}")
+    bench.announce(2000, "tcp://10.0.0.2:1")
+    assert 2000 not in numbers(bench)
+    bench.run(0.6)
+    tried = {int(endpoint.rpartition(":")[2]) for endpoint in bench.dialled}
+    bench.announce(2000, "tcp://10.0.0.2:1")
+    (gone,) = set(range(2001)) - numbers(bench)
+    assert gone in tried
+    bench.run(2.0)
+    assert "tcp://10.0.0.2:1" in bench.dialled
+
+
+def test_a_peer_that_was_here_keeps_its_place() -> None:
+    """It is sought for `rejoin_s`, whoever is announced meanwhile."""
+    bench = Bench()
+    bench.announce(1, "tcp://10.0.0.2:1", CONFIG.rejoin_s)
+    bench.run(5.0)
+    for number in range(2, 5000):
+        bench.announce(number, "tcp://10.0.0.1:1")
+        bench.run(bench.now + 0.001)
+    assert 1 in numbers(bench)
+    assert len(bench.dialler._targets) == 2000
+
+
+def numbers(bench: Bench) -> set[int]:
+    """Who is sought."""
+    return {int.from_bytes(key) for key in bench.dialler._targets if isinstance(key, bytes)}
 
 
 def test_everybody_has_a_turn_at_the_allowed_rate() -> None:

@@ -3,14 +3,16 @@
 A target is a peer that discovery told of, or a seed. All its addresses are tried at once (ipc alone first, where
 it can work: it is the fastest and answers in a millisecond); the first that answers WELCOME wins and the others
 are hung up. Discovered targets are given up after a while, seeds never. What is done costs the same however many
-targets there are: forged announcements can make thousands.
+targets there are: forged announcements can make thousands. When no more are kept, a newcomer takes the place of whoever
+failed longest ago; those that nobody has tried yet keep theirs, as do peers that were here. Every other turn is that of
+the newest: in a flood it would be given up before those in front of it were tried.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from math import inf
 
@@ -24,6 +26,9 @@ ROOM_S = 0.05
 "Pause until those who wait for `dials_per_s_max` and `dials_pending_max` are looked at again."
 TRIES_MAX, TRIES_PER_S = 1024, 4000
 "So many targets are looked at in one go, and in a second: thousands may name one address, which is dialled once."
+
+PLAN_MAX = 4
+"Looks that are planned for each target, at most, most of them for nothing."
 
 
 class Target:
@@ -66,6 +71,11 @@ class Dialler:
         self._number = count()
         self._waiting: OrderedDict[bytes | str, Target] = OrderedDict()
         "Those whose turn it is, as soon as there is room."
+        self._untried: OrderedDict[bytes | str, Target] = OrderedDict()
+        "Those of them that were never tried."
+        self._failed: OrderedDict[bytes | str, Target] = OrderedDict()
+        "Those that back off and will be given up soon: a newcomer may have their place."
+        self._newest_next = False
         self._room_at = inf
         self._by_route: dict[int, bytes | str] = {}
         self._dialling: set[str] = set()
@@ -89,7 +99,9 @@ class Dialler:
         target = self._targets.get(peer_id)
         if target is None:
             if len(self._targets) >= self._config.discovery_records_max:
-                return
+                if not self._failed:
+                    return
+                self._remove(next(iter(self._failed.values())))
             self._targets[peer_id] = target = Target(peer_id, endpoints, now, now + keep_s)
             self._wait(target, now)
             return
@@ -113,6 +125,8 @@ class Dialler:
             self._drop_routes(target)
         self._targets.clear()
         self._waiting.clear()
+        self._untried.clear()
+        self._failed.clear()
 
     def release(self, peer_id: bytes, now: float) -> None:
         """The peer behind a seed left: try the seed again."""
@@ -185,9 +199,15 @@ class Dialler:
                 target = self._targets[look[2]]
                 target.planned = inf
                 self._look_at(target, now)
-        while self._tries >= 1 and self._waiting and self._try(next(iter(self._waiting.values())), now):
+        while self._tries >= 1 and self._waiting and self._try(self._whose_turn(), now):
             self._tries -= 1
+            self._newest_next = not self._newest_next
         self._room_at = now + ROOM_S
+
+    def _whose_turn(self) -> Target:
+        if self._newest_next and self._untried:
+            return next(reversed(self._untried.values()))
+        return next(iter(self._waiting.values()))
 
     def _is_planned(self, when: float, _: int, key: bytes | str) -> bool:
         target = self._targets.get(key)
@@ -208,9 +228,17 @@ class Dialler:
 
     def _wait(self, target: Target, now: float) -> None:
         """It is its turn."""
+        self._failed.pop(target.key, None)
         self._waiting[target.key] = target
+        if target.attempts == 0:
+            self._untried[target.key] = target
         self._room_at = now
         self._look_later(target)
+
+    def _leave(self, target: Target) -> None:
+        """It has had its turn."""
+        del self._waiting[target.key]
+        self._untried.pop(target.key, None)
 
     def _look_later(self, target: Target) -> None:
         """Plan to look at it when something about it is due."""
@@ -219,10 +247,15 @@ class Dialler:
         if due < target.planned:
             target.planned = due
             heappush(self._plan, (due, next(self._number), target.key))
+            if len(self._plan) > PLAN_MAX * len(self._targets):
+                self._plan[:] = [look for look in self._plan if self._is_planned(*look)]
+                heapify(self._plan)
 
     def _remove(self, target: Target) -> None:
         self._drop_routes(target)
         self._waiting.pop(target.key, None)
+        self._untried.pop(target.key, None)
+        self._failed.pop(target.key, None)
         del self._targets[target.key]
 
     def _try(self, target: Target, now: float) -> bool:
@@ -235,7 +268,7 @@ class Dialler:
         taken = {endpoint: peer for endpoint in endpoints if (peer := self._holder(endpoint)) is not None}
         endpoints = tuple(e for e in endpoints if e not in taken)[: self._dials_at_once]
         if not endpoints:
-            del self._waiting[target.key]
+            self._leave(target)
             target.attempts += 1
             self._back_off(target, now)
             if target.id is None:
@@ -243,7 +276,7 @@ class Dialler:
             return True
         if self._budget < len(endpoints) or len(self._by_route) + len(endpoints) > self._config.dials_pending_max:
             return False
-        del self._waiting[target.key]
+        self._leave(target)
         self._budget -= len(endpoints)
         for endpoint in endpoints:
             route = self._next_route
@@ -262,6 +295,8 @@ class Dialler:
         pause = self._config.reconnect_interval_s * 2 ** min(target.attempts, 10)
         target.next_try = now + min(pause, self._config.reconnect_interval_s_max)
         target.deadline = inf
+        if target.expires <= now + self._config.dial_keep_s:
+            self._failed[target.key] = target
         self._look_later(target)
 
     def _hang_up(self, target: Target, route: int) -> None:
