@@ -10,9 +10,10 @@ from typing import Any
 
 from zfabric.config import Config
 from zfabric.errors import EncodeFailed, LocalProtocolError, NodeClosed, NotStored, WindowFull
+from zfabric.node.chunks import Chunks
 from zfabric.node.driver import Driver
 from zfabric.node.jobwriter import JobWriter
-from zfabric.node.pusher import CHUNK_MAX, Pusher, check_options
+from zfabric.node.pusher import Pusher, check_options
 from zfabric.protocol.jobs import PRIORITY_DEFAULT
 from zfabric.wire.batch import plain_metadata
 from zfabric.wire.durable_records import DEDUPE, DELAY, PRIORITY
@@ -33,7 +34,7 @@ class DurablePusher(Pusher):
         self._config = config
         self._release = release
         self._closed = False
-        self._chunk_size = 64
+        self._chunks = Chunks(writer.codec, config.batch_bytes)
 
     @property
     def queue(self) -> str:
@@ -162,7 +163,7 @@ class DurablePusher(Pusher):
         """Push many jobs, faster than one by one; returns the last one's number (-1 if none) once all are stored."""
         rest, writer = iter(values), self._writer
         pushed = writer.pushed
-        while chunk := list(islice(rest, self._chunk_size)):
+        while chunk := list(islice(rest, self._chunks.size)):
             await self._room()
             self._check_first()
             if not self._push_chunk(chunk):
@@ -179,18 +180,14 @@ class DurablePusher(Pusher):
         if writer.open.count + len(chunk) > self._config.batch_messages_max:
             writer.seal()
         batch = writer.open
-        before = len(batch.buffer)
-        if not self._codec.encode_many(chunk, batch.buffer):
-            self._chunk_size = max(1, len(chunk) // 2)
+        if not self._chunks.encode(chunk, batch.buffer):
             return False
-        grown = len(batch.buffer) - before
         if not batch.count:
             writer.begun()
         batch.count += len(chunk)
         writer.pushed += len(chunk)
         if batch.body_bytes >= self._config.batch_bytes:
             writer.seal()
-        self._chunk_size = min(max(1, self._config.batch_bytes * len(chunk) // (2 * grown)), CHUNK_MAX)
         return True
 
     def finished(self, number: int) -> bool:

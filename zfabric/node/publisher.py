@@ -12,6 +12,7 @@ from typing import Any
 
 from zfabric.config import Config
 from zfabric.errors import DeliveryFailed, EncodeFailed, LimitExceeded, NodeClosed, NoSubscribers, NotStored, WindowFull
+from zfabric.node.chunks import Chunks
 from zfabric.node.closing import Closing
 from zfabric.node.driver import Driver
 from zfabric.protocol.outbox import Outbox
@@ -24,8 +25,6 @@ LENT_BYTES = 4 * 1024 * 1024
 "A batch of large buffers in shared memory is sealed at this size: more would leave the processor's cache."
 ONE_BY_ONE = 16
 "After a value that cannot be encoded with others so many are not even tried."
-CHUNK_MAX = 4096
-"Values that `publish_many` encodes in one call, at most."
 
 
 class Publisher(Closing):
@@ -59,7 +58,7 @@ class Publisher(Closing):
         self._confirm = confirm
         self._closed = False
         self._plain = not mandatory
-        self._chunk_size = 64
+        self._chunks = Chunks(codec, config.batch_bytes)
         self._one_by_one = 0
 
     def __repr__(self) -> str:
@@ -176,7 +175,7 @@ class Publisher(Closing):
         seq = -1
         outbox = self._outbox
         rest = iter(values)
-        while chunk := list(islice(rest, self._chunk_size)):
+        while chunk := list(islice(rest, self._chunks.size)):
             if outbox.full:
                 await self._room()
             if self._one_by_one:
@@ -203,19 +202,16 @@ class Publisher(Closing):
         if not writer.count:
             self._codec.buffers = writer.buffers
         before = len(writer.buffer)
-        if not self._codec.encode_many(chunk, writer.buffer):
-            self._chunk_size = max(1, len(chunk) // 2)
+        if not self._chunks.encode(chunk, writer.buffer):
             self._one_by_one = ONE_BY_ONE if len(chunk) == 1 else 0
             return False
-        grown = len(writer.buffer) - before
-        if grown > self._config.frame_bytes_max // 2:
+        if len(writer.buffer) - before > self._config.frame_bytes_max // 2:
             del writer.buffer[before:]
-            self._chunk_size = 1
+            self._chunks.size = 1
             return False
         if not writer.count:
             self._driver.dirty(outbox)
         writer.count += len(chunk)
-        self._chunk_size = min(max(1, self._batch_bytes * len(chunk) // (2 * grown)), CHUNK_MAX)
         if len(writer.buffer) >= self._batch_bytes:
             self._driver.send(outbox)
         return True

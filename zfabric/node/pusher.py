@@ -12,6 +12,7 @@ from typing import Any
 
 from zfabric.config import Config
 from zfabric.errors import DeliveryFailed, EncodeFailed, LimitExceeded, NodeClosed, WindowFull
+from zfabric.node.chunks import Chunks
 from zfabric.node.closing import Closing
 from zfabric.node.driver import Driver
 from zfabric.protocol.dispatcher import Dispatcher
@@ -20,10 +21,8 @@ from zfabric.protocol.plainqueue import PlainQueue
 from zfabric.wire.batch import plain_metadata
 from zfabric.wire.codec import SPECIAL_TYPES, Codec
 
-__all__ = ["CHUNK_MAX", "OpenJobs", "Pusher", "check_options"]
+__all__ = ["OpenJobs", "Pusher", "check_options"]
 
-CHUNK_MAX = 4096
-"Values that `push_many` encodes in one call, at most."
 BLOCKS_PER_TURN_MAX = 16
 "Full blocks that are pushed before the node's own work goes on: one for each worker, at most so many."
 _HEAD = struct.Struct(">BI")
@@ -79,7 +78,7 @@ class Pusher(Closing):
         self._config = config
         self._release = release
         self._closed = False
-        self._chunk_size = 64
+        self._chunks = Chunks(jobs.codec, config.batch_bytes)
         self._unpaused = 0
 
     def __repr__(self) -> str:
@@ -195,7 +194,7 @@ class Pusher(Closing):
         """Push many jobs, faster than one by one, and return the last one's number (-1 if none)."""
         number = -1
         jobs, rest = self._open, iter(values)
-        while chunk := list(islice(rest, self._chunk_size)):
+        while chunk := list(islice(rest, self._chunks.size)):
             while self._dispatcher.full:
                 await self._room()
             self._check_first()
@@ -215,15 +214,11 @@ class Pusher(Closing):
         jobs = self._open
         if jobs.count + len(chunk) > self._config.batch_messages_max:
             jobs.seal()
-        before = len(jobs.buffer)
-        if not self._codec.encode_many(chunk, jobs.buffer):
-            self._chunk_size = max(1, len(chunk) // 2)
+        if not self._chunks.encode(chunk, jobs.buffer):
             return False
-        grown = len(jobs.buffer) - before
         if not jobs.count:
             jobs.begun()
         jobs.count += len(chunk)
-        self._chunk_size = min(max(1, self._config.batch_bytes * len(chunk) // (2 * grown)), CHUNK_MAX)
         return True
 
     def finished(self, number: int) -> bool:
