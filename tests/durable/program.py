@@ -4,8 +4,8 @@
 
 ARGUMENT is the store's directory, or the publisher's name and outbox file, joined by a colon. SIGTERM ends it in order.
 Members of a group and workers note the time: one clock for all processes of a machine.
-$TEST_HANDICAP names a mechanism that is switched off. $TEST_VIA is the address of a proxy to connect through; the
-history begins with the endpoints that the proxy has to serve.
+$TEST_HANDICAP names a mechanism that is switched off. $TEST_POWER: a store loses power after so many writes. $TEST_VIA
+is the address of a proxy to connect through; the history begins with the endpoints that the proxy has to serve.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import Any
 
+from tests.durable.power import fail_after
 from tests.faults.options import Options
 from tests.faults.program import FaultyMachine
+from tests.store.disk import DiskFile
 from zfabric import Config, Node, NotStored, TransactionFailed
 from zfabric.protocol.peers import PeerRecord
 from zfabric.store import Append, Store, rules
@@ -35,9 +37,11 @@ from zfabric.store.service import StoreService
 from zfabric.wire.batch import Batch
 from zfabric.wire.store_records import Write, Written
 
-__all__ = ["CONFIG", "ENDPOINTS", "TOPIC"]
+__all__ = ["CONFIG", "ENDPOINTS", "LANES", "RESULTS", "TOPIC"]
 
 TOPIC = "orders"
+RESULTS = "results"
+"What the group makes of them."
 ENDPOINTS = "endpoints"
 "First word of the first line behind a proxy."
 CONFIG = Config(
@@ -111,6 +115,19 @@ def _note_acks_early() -> None:
     setattr(QueueHost, "_changed", early)  # noqa: B010 - another method, on purpose
 
 
+def _do_not_flush() -> None:
+    """A store that does not wait for the disk before it confirms."""
+    flush = DiskFile.xSync
+
+    def lie(file: DiskFile, flags: int) -> None:
+        if file._name.endswith("-wal"):
+            file._disk.tick()
+        else:
+            flush(file, flags)
+
+    setattr(DiskFile, "xSync", lie)  # noqa: B010 - another method, on purpose
+
+
 def _forget_ledgers() -> None:
     """A store that begins with all jobs again."""
     ledger = Ledger.__init__
@@ -125,6 +142,7 @@ HANDICAPS = {
     "": lambda: None,
     "confirms early": _confirm_early,
     "confirms jobs early": _confirm_jobs_early,
+    "does not flush": _do_not_flush,
     "forgets ledgers": _forget_ledgers,
     "forgets marks": _forget_marks,
     "notes acks early": _note_acks_early,
@@ -149,6 +167,8 @@ async def joined(name: str, fabric: str, history: History, directory: str = "") 
 
 async def store(fabric: str, history: History, directory: str, stop: asyncio.Event) -> None:
     """Keep everything."""
+    if writes := os.environ.get("TEST_POWER"):
+        fail_after(int(writes))
     async with joined("store", fabric, history, directory):
         history.write("ready")
         await stop.wait()
@@ -197,8 +217,9 @@ async def share(fabric: str, history: History, _: str, stop: asyncio.Event) -> N
         async for batch in subscription.batches():
             history.write(*(f"begin {m.source.id} {m.seq} {monotonic_ns()}" for m in batch))
             with suppress(TransactionFailed):
-                async with subscription.transaction():
-                    pass
+                async with subscription.transaction() as tx:
+                    for m in batch:
+                        await tx.publish(RESULTS, [m.source.id, m.seq])
                 history.write(*(f"done {m.source.id} {m.seq} {monotonic_ns()}" for m in batch))
 
 

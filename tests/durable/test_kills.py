@@ -11,6 +11,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,8 @@ class Process:
         path = self._crew.path / f"{self.name}-{len(self.histories)}.txt"
         self.histories.append(path)
         command = [sys.executable, "-m", "tests.durable.program", self._role, self._crew.fabric, str(path)]
-        environment = {**os.environ, "TEST_HANDICAP": self._crew.handicap, "TEST_VIA": self._crew.via}
+        settings = {"HANDICAP": self._crew.handicap, "POWER": self._crew.power, "VIA": self._crew.via}
+        environment = {**os.environ, **{f"TEST_{name}": value for name, value in settings.items()}}
         self.process = subprocess.Popen([*command, self._argument], cwd=ROOT, env=environment)
 
     def ready(self) -> None:
@@ -91,6 +93,8 @@ class Crew:
         self.fabric = f"test-{secrets.token_hex(8)}"
         self.processes: list[Process] = []
         self.handicap = ""
+        self.power = ""
+        "Writes after which a store loses power, until the next start; empty for never."
         self.via = ""
         "The address of a proxy that all connect through."
 
@@ -121,20 +125,23 @@ Message = tuple[str, int, str, int]
 
 
 def in_the_log(directory: Path) -> list[Message]:
-    """Everything that is stored, in the order of the log."""
-    found: list[Message] = []
+    """Everything that was published and is stored, in the order of the log."""
+    return [(producer, seq, *value) for producer, seq, value in values_in(directory, TOPIC)]
+
+
+def values_in(directory: Path, topic: str) -> Iterator[tuple[str, int, Any]]:
+    """Producer, sequence number and value of all messages of a topic, in the order of the log."""
     codec = Codec(inline_bytes=65_536)
     with open_log(str(directory)) as log:
         offset = 0
-        while items := log.read(TOPIC, offset, 10**7):
+        while items := log.read(topic, offset, 10**7):
             for batch in items:
                 assert isinstance(batch, StoredBatch)
                 parsed = parse_batch(batch.frames, messages_max=10**6, buffers_max=10, topic_bytes_max=255)
                 values = codec.decode_many(parsed.body, ())
-                for seq, (name, number) in enumerate(values, batch.base):
-                    found.append((batch.producer.hex(), seq, name, number))
+                for seq, value in enumerate(values, batch.base):
+                    yield batch.producer.hex(), seq, value
             offset = items[-1].next
-    return found
 
 
 def heard(lines: list[str]) -> list[Message]:

@@ -64,7 +64,7 @@ class Disk(apsw.VFS):
 
         What was not flushed is there, or torn, or not, as chance has it.
         """
-        for name, file in self.unflushed.items():
+        for name, file in list(self.unflushed.items()):  # a process may have threads that go on
             path = Path(name)
             if not path.exists():
                 continue
