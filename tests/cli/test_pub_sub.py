@@ -134,6 +134,19 @@ async def test_overlapping_patterns_show_a_message_once(cli: Commands, node: zfa
     assert [r["value"] for r in (await sub.end()).records] == [1, 2]
 
 
+async def test_what_counts_is_written_before_the_end(cli: Commands, node: zfabric.Node) -> None:
+    """A message longer than a pipe holds is shown whole, though another pattern's reader sees that it is enough."""
+    publisher = node.publisher("a.b")
+    sub = await cli.start("sub", "a.*", "a.b", "--count", "1")
+    await subscribed(publisher)
+    await publisher.publish("x" * 500_000)
+    await publisher.publish("one too many")
+    with pytest.raises(TimeoutError):  # nobody reads
+        await asyncio.wait_for(sub.process.wait(), 1)
+
+    assert [len(r["value"]) for r in (await sub.end()).records] == [500_000]
+
+
 async def test_lines_come_at_once(cli: Commands, node: zfabric.Node) -> None:
     """Each message can be read the moment it has come, though stdout is no terminal; it has no escape codes."""
     publisher = node.publisher("a.b")

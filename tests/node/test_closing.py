@@ -12,7 +12,8 @@ import pytest
 
 from tests.node.support import TIMEOUT, MakeNode, Start, connect, line_of, next_event
 from tests.waiting import wait_until_async
-from zfabric import Config, Message, Node, NodeClosed, PeerLeft
+from zfabric import Config, Message, Node, NodeClosed, PeerLeft, Subscription
+from zfabric.node.deferred import CALLS_PER_TURN
 
 PEER = """
 async def main():
@@ -226,3 +227,48 @@ async def test_a_request_that_is_begun_while_the_node_closes_ends_with_it(make_n
     await closing
     with pytest.raises(NodeClosed):
         await asyncio.wait_for(request, TIMEOUT)
+
+
+async def test_readers_that_wait_for_their_turn_go_on_though_the_node_closes(make_node: MakeNode) -> None:
+    """The first of many that a batch wakes closes the node: more than one turn of the loop has room for."""
+    node, other = await make_node("a"), await make_node("b")
+    subscriptions = [node.subscribe("t") for _ in range(3 * CALLS_PER_TURN)]
+    publisher = other.publisher("t")
+    await publisher.wait_for(subscribers=1, timeout=TIMEOUT)
+    closing: list[asyncio.Task[None]] = []
+
+    async def read(subscription: Subscription) -> None:
+        await subscription.receive()
+        if not closing:
+            closing.append(asyncio.create_task(node.close(1)))
+            await asyncio.sleep(0)
+
+    readers = [asyncio.ensure_future(read(subscription)) for subscription in subscriptions]
+    await asyncio.sleep(0)
+    publisher.publish_nowait(1)
+    done, pending = await asyncio.wait(readers, timeout=TIMEOUT)
+
+    assert not pending
+    assert {task.exception() for task in done} == {None}
+    await closing[0]
+
+
+async def test_peers_have_heard_all_before_the_goodbye(make_node: MakeNode) -> None:
+    """It may come by another connection than the last acks: they must not be behind it."""
+    pusher, worker = await make_node("pusher"), await make_node("worker")
+    puller = worker.puller("jobs", ack="manual")
+    await pusher.pusher("jobs").push(1)
+    await (await puller.receive(TIMEOUT)).ack()
+    assert worker._driver is not None
+    core = worker._driver.core
+    goodbye, quiet = core.goodbye, []
+
+    def say_goodbye() -> None:
+        quiet.append(core.channels.quiet)
+        goodbye()
+
+    core.goodbye = say_goodbye  # type: ignore[method-assign]
+    await worker.close()
+
+    assert quiet == [True]
+    assert pusher.statistics().queues["jobs"].done == 1

@@ -84,7 +84,7 @@ class _Listening:
         self._wanted = wanted
         self._path = path
         self._how = how
-        self._arrived = self._without_field = 0
+        self._arrived = self._written = self._without_field = 0
         self._format = self._raw if raw else self._pretty if output.on_terminal and not output.json else self._json
 
     async def run(self) -> int:
@@ -135,7 +135,8 @@ class _Listening:
                         self._arrived += 1
                 if lines:
                     await writer.write(b"".join(lines))
-                if self._arrived == self._wanted:
+                    self._written += len(lines)
+                if self._written == self._wanted:  # others may have taken the last ones, and still write
                     ended.set()
                     return
 

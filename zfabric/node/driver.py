@@ -68,8 +68,7 @@ class Driver(JobSockets):
         self.core = core
         self.utc = utc
         self.events = EventHub(config.events_max)
-        self.batches_sent = self.batches_received = 0
-        self.bytes_sent = self.bytes_received = 0
+        self.batches_sent = self.batches_received = self.bytes_sent = self.bytes_received = 0
         self.undecodable: Counter[str] = Counter()
         self.expired: Counter[str] = Counter()
         self._transport = transport
@@ -173,9 +172,10 @@ class Driver(JobSockets):
             return
         deadline = self.loop.time() + timeout
         self.flush()
-        self.pump()  # what machines have to say comes before the goodbye
+        self.pump()  # what machines have to say is heard before the goodbye, if anybody hears
         with suppress(TimeoutError):
             await self.wait_until(lambda: not self.core.lending.unseen, timeout)
+            await self.wait_until(lambda: self.core.channels.quiet, min(timeout, self._config.channel_retry_s))
         self.core.goodbye()
         self.pump()
         self.open_state = "closed"
