@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 
-from zfabric.node.eager import EagerFuture, EagerTasks
+from zfabric.node.eager import EagerTasks, resume
 
 VARIABLE = contextvars.ContextVar("VARIABLE", default="unset")
 
@@ -185,21 +185,6 @@ async def test_it_sees_its_caller_s_context_variables(eager: EagerTasks) -> None
     assert seen == ["the caller's", "the caller's"]
 
 
-class Deferred(list[Callable[[], object]]):
-    """What is to be called soon, and calls it."""
-
-    def run(self) -> None:
-        """From the event loop, where no task runs."""
-        while self:
-            self.pop(0)()
-
-
-@pytest.fixture
-async def deferred() -> Deferred:
-    """Takes what a future defers."""
-    return Deferred()
-
-
 async def wait_for(future: asyncio.Future[str], seen: list[object]) -> None:
     """Note what came of a future, and in which task and context."""
     VARIABLE.set("its own")
@@ -212,53 +197,48 @@ async def wait_for(future: asyncio.Future[str], seen: list[object]) -> None:
         seen += [asyncio.current_task(), VARIABLE.get()]
 
 
-async def test_a_task_goes_on_with_a_result_as_soon_as_it_is_called(deferred: Deferred) -> None:
-    """Within the very call from the event loop, in its own task and context."""
+async def test_a_task_goes_on_with_a_result_as_soon_as_it_is_called() -> None:
+    """Within the very call from the event loop, in its own task and context; so do others that have one, in order."""
     loop = asyncio.get_running_loop()
-    future: EagerFuture[str] = EagerFuture(loop, deferred.append)
+    futures = [loop.create_future() for _ in range(2)]
     seen: list[object] = []
-    task = asyncio.create_task(wait_for(future, seen))
+    tasks = [asyncio.create_task(wait_for(future, seen)) for future in futures]
     await asyncio.sleep(0)
-
-    future.set_result("result")
-    assert seen == []
     after: list[object] = []
 
     def look() -> None:
-        deferred.run()
+        resume((future, "result") for future in futures)
         after.extend(seen)
 
     loop.call_soon(look)
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(asyncio.gather(*tasks), 5)
 
-    assert after == ["result", task, "its own"]
+    assert after == ["result", tasks[0], "its own", "result", tasks[1], "its own"]
 
 
-async def test_a_task_does_not_go_on_inside_of_another(deferred: Deferred) -> None:
+async def test_a_task_does_not_go_on_inside_of_another() -> None:
     """It waits for its turn of the loop then."""
-    future: EagerFuture[str] = EagerFuture(asyncio.get_running_loop(), deferred.append)
+    future = asyncio.get_running_loop().create_future()
     seen: list[object] = []
     task = asyncio.create_task(wait_for(future, seen))
     await asyncio.sleep(0)
 
-    future.set_result("result")
-    deferred.run()
+    resume([(future, "result")])
     assert seen == []
     await asyncio.wait_for(task, 5)
 
     assert seen == ["result", task, "its own"]
 
 
-async def test_a_result_that_comes_before_anybody_waits_is_not_lost(deferred: Deferred) -> None:
+async def test_a_result_that_comes_before_anybody_waits_is_not_lost() -> None:
     """Neither where it is awaited later, nor where a task was about to wait for it."""
-    eager = EagerTasks(asyncio.get_running_loop())
-    futures: list[EagerFuture[str]] = [EagerFuture(asyncio.get_running_loop(), deferred.append) for _ in range(2)]
+    eager, loop = EagerTasks(asyncio.get_running_loop()), asyncio.get_running_loop()
+    futures = [loop.create_future() for _ in range(2)]
     seen: list[object] = []
 
     task = eager.start(wait_for(futures[1], seen))
     assert task is not None
-    for future in futures:
-        future.set_result("result")
+    loop.call_soon(resume, [(future, "result") for future in futures])
     await task
     eager.close()
 
@@ -266,34 +246,31 @@ async def test_a_result_that_comes_before_anybody_waits_is_not_lost(deferred: De
     assert seen == ["result", task, "its own"]
 
 
-@pytest.mark.parametrize("end", ["error", "cancelled", "cancelled task"])
-async def test_errors_and_cancellation_arrive_as_with_any_future(deferred: Deferred, end: str) -> None:
-    """Without any call that was deferred."""
-    future: EagerFuture[str] = EagerFuture(asyncio.get_running_loop(), deferred.append)
+@pytest.mark.parametrize("what", ["future", "task"])
+async def test_what_is_done_already_is_given_nothing(what: str) -> None:
+    """Who was cancelled, or told an error, before the result came stays with that; others get theirs."""
+    loop = asyncio.get_running_loop()
+    first, second = loop.create_future(), loop.create_future()
     seen: list[object] = []
-    task = asyncio.create_task(wait_for(future, seen))
+    task = asyncio.create_task(wait_for(first, seen))
     await asyncio.sleep(0)
 
-    if end == "error":
-        future.set_exception(ValueError("broken"))
-    else:
-        (future if end == "cancelled" else task).cancel()
-    await asyncio.gather(task, return_exceptions=True)
-
-    assert seen == [ValueError if end == "error" else asyncio.CancelledError, task, "its own"]
-    assert not deferred
-
-
-async def test_a_task_that_is_cancelled_when_its_result_is_there_is_cancelled(deferred: Deferred) -> None:
-    """As a task that waits for an ordinary future."""
-    future: EagerFuture[str] = EagerFuture(asyncio.get_running_loop(), deferred.append)
-    seen: list[object] = []
-    task = asyncio.create_task(wait_for(future, seen))
-    await asyncio.sleep(0)
-
-    future.set_result("result")
-    task.cancel()
-    asyncio.get_running_loop().call_soon(deferred.run)
+    (first if what == "future" else task).cancel()
+    loop.call_soon(resume, [(first, "result"), (second, "result")])
     await asyncio.wait([task], timeout=5)
 
     assert seen == [asyncio.CancelledError, task, "its own"]
+    assert await second == "result"
+
+
+async def test_who_waits_beside_others_goes_on_with_them() -> None:
+    """Several that wait for one future take their turns of the loop."""
+    future = asyncio.get_running_loop().create_future()
+    seen: list[object] = []
+    tasks = [asyncio.create_task(wait_for(future, seen)) for _ in range(2)]
+    await asyncio.sleep(0)
+
+    asyncio.get_running_loop().call_soon(resume, [(future, "result")])
+    await asyncio.wait_for(asyncio.gather(*tasks), 5)
+
+    assert seen == ["result", tasks[0], "its own", "result", tasks[1], "its own"]

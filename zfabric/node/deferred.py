@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, TypeVar
 
-__all__ = ["Deferred"]
+__all__ = ["Deferred", "Gathered"]
+
+T = TypeVar("T")
 
 CALLS_PER_TURN = 64
 "In one turn of the loop. Clients go on with the first replies while the next are made."
@@ -51,3 +54,34 @@ class Deferred:
         while self._calls:
             loop.call_soon(self._calls.popleft())
         self.add = loop.call_soon
+
+
+class Gathered(Generic[T]):
+    """Things of one kind that are dealt with by one deferred call, as many as one turn of the loop has room for."""
+
+    def __init__(self, defer: Callable[[Callable[[], object]], object], deal: Callable[[Iterable[T]], object]) -> None:
+        """`deal(things)` may run users' code; `defer(call)` is `Deferred.add`."""
+        self._defer = defer
+        self._deal = deal
+        self._things: deque[T] = deque()
+        self._waiting = False
+
+    def add(self, thing: T) -> None:
+        """Deal with it soon, after those that were added before."""
+        self._things.append(thing)
+        if not self._waiting:
+            self._waiting = True
+            self._defer(self._run)
+
+    def _run(self) -> None:
+        try:
+            self._deal(self._some())
+        finally:
+            self._waiting = bool(self._things)
+            if self._waiting:
+                self._defer(self._run)
+
+    def _some(self) -> Iterator[T]:
+        things = self._things
+        for _ in range(min(CALLS_PER_TURN, len(things))):
+            yield things.popleft()

@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from heapq import heappop, heappush
 from math import inf
 
@@ -23,7 +24,7 @@ from zfabric.events import DiscoveryFailed, Event
 from zfabric.model import Source
 from zfabric.node.alarm import Alarm
 from zfabric.node.deferred import Deferred
-from zfabric.node.eager import EagerFuture
+from zfabric.node.eager import resume
 from zfabric.node.eventhub import EventHub
 from zfabric.node.jobsockets import JobSockets
 from zfabric.node.kept import Kept
@@ -446,7 +447,7 @@ class Driver(JobSockets):
         if outbox.confirmed(level) >= before:
             return
         outbox.ack_now = True
-        waiter: asyncio.Future[None] = EagerFuture(self.loop, self.defer)
+        waiter: asyncio.Future[None] = self.loop.create_future()
         self._waits += 1
         heappush(self._confirming.setdefault((outbox, level), []), (before, self._waits, waiter))
         self._check_kept(outbox, level)
@@ -458,8 +459,7 @@ class Driver(JobSockets):
             confirmed = outbox.confirmed(level) if self.open_state == "open" else inf
             while waiting and waiting[0][0] <= confirmed:
                 _, _, waiter = heappop(waiting)
-                if not waiter.done():
-                    waiter.set_result(None)
+                self.defer(partial(resume, [(waiter, None)]))
             self._check_kept(outbox, level)
             if not waiting:
                 del self._confirming[outbox, level]

@@ -11,52 +11,33 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from asyncio.tasks import _enter_task, _leave_task
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Coroutine, Generator, Iterable
 from contextlib import suppress
 from types import coroutine
 from typing import Any, TypeVar
 
-__all__ = ["EagerFuture", "EagerTasks"]
+__all__ = ["EagerTasks", "resume"]
 
 T = TypeVar("T")
 
-Defer = Callable[[Callable[[], object]], None]
-"Calls something soon, in this turn of the loop if that has room for it."
 
+def resume(results: Iterable[tuple[asyncio.Future[T], T]]) -> None:
+    """Give futures their results, unless they are done, and let the one task that waits for each go on at once.
 
-class EagerFuture(asyncio.Future[T]):
-    """A future for one task, which `defer` lets go on with its result. Errors and cancellation take a turn, as ever."""
-
-    __slots__ = ("_defer", "_waiter")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, defer: Defer) -> None:
-        super().__init__(loop=loop)
-        self._defer = defer
-        self._waiter: tuple[Callable[[EagerFuture[T]], object], contextvars.Context | None] | None = None
-
-    def add_done_callback(
-        self, fn: Callable[[EagerFuture[T]], object], /, *, context: contextvars.Context | None = None
-    ) -> None:
-        """Called by the task that waits."""
-        self._waiter = fn, context
-        super().add_done_callback(fn, context=context)
-
-    def set_result(self, result: T, /) -> None:
-        """Let the task go on."""
-        waiter = self._waiter
-        if waiter is not None:
-            self.remove_done_callback(waiter[0])
-            self._defer(self._go_on)
-        super().set_result(result)
-
-    def _go_on(self) -> None:
-        assert self._waiter is not None
-        step, context = self._waiter
-        loop = self.get_loop()
-        if context is None or asyncio.current_task(loop) is not None:  # a task cannot run inside of another
-            loop.call_soon(step, self, context=context)
-        else:
-            context.run(step, self)
+    Where that cannot be (a task cannot run inside of another), it goes on in the next turn of the loop, as ever.
+    """
+    busy = asyncio.current_task() is not None
+    for future, result in results:
+        if future.done():
+            continue
+        waiting = future._callbacks  # noqa: SLF001 - there is no other way to call them at once
+        if busy or not waiting or len(waiting) > 1:
+            future.set_result(result)
+            continue
+        ((step, context),) = waiting
+        future.remove_done_callback(step)
+        future.set_result(result)
+        context.run(step, future)
 
 
 class EagerTasks:
@@ -73,7 +54,7 @@ class EagerTasks:
         """
         loop = self._loop
         standby = self._standby
-        if standby is None or standby.spoilt:
+        if standby is None or standby.handed_over.done() or standby.task.cancelling():  # by one that is done
             standby = self._standby = _Standby(loop)
         context = contextvars.copy_context()
         caller = asyncio.current_task(loop)
@@ -103,22 +84,17 @@ class _Standby:
     """A task that waits for a coroutine to go on with."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._handed_over: asyncio.Future[None] = loop.create_future()
+        self.handed_over: asyncio.Future[None] = loop.create_future()
         self._begun: tuple[Coroutine[Any, Any, None], contextvars.Context, Any] | None = None
         running = self._run()
         running.send(None)  # to within its `try`: else a cancellation before its first turn would end it there
         self.task: asyncio.Task[None] = loop.create_task(running, name="zfabric-standby")
 
-    @property
-    def spoilt(self) -> bool:
-        """Whether a coroutine that began here, and is done, has cancelled it."""
-        return self._handed_over.done() or self.task.cancelling() > 0
-
     def take_over(self, work: Coroutine[Any, Any, None], context: contextvars.Context, waits_for: Any) -> None:
         """Go on with a coroutine that waits for a future, or for its next turn (None)."""
         self._begun = work, context, waits_for
-        if not self._handed_over.done():
-            self._handed_over.set_result(None)
+        if not self.handed_over.done():
+            self.handed_over.set_result(None)
 
     async def _run(self) -> None:
         await self._go_on()
@@ -127,7 +103,7 @@ class _Standby:
     def _go_on(self) -> Generator[Any, Any, None]:
         try:
             yield
-            yield from self._handed_over
+            yield from self.handed_over
         except asyncio.CancelledError as cancelled:
             if self._begun is None:
                 raise

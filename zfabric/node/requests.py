@@ -15,9 +15,10 @@ import msgspec
 from zfabric.config import Config
 from zfabric.errors import DecodeFailed, EncodeFailed, NodeClosed
 from zfabric.model import ProviderReply, Source
+from zfabric.node.deferred import Gathered
 from zfabric.node.driver import Driver
-from zfabric.node.eager import EagerFuture
-from zfabric.node.services import check_size
+from zfabric.node.eager import resume
+from zfabric.node.services import LONG_BYTES, check_size
 from zfabric.node.signature import INLINE
 from zfabric.protocol.calls import RECORD_BYTES, Call, Provider
 from zfabric.wire.codec import Codec
@@ -25,8 +26,6 @@ from zfabric.wire.codec import Codec
 __all__ = ["Requests"]
 
 CODECS_MAX = 256
-LONG_BYTES = 1024 * 1024
-"Requests from this length on are compared with the longest frame."
 
 
 class Requests:
@@ -36,14 +35,9 @@ class Requests:
         self._driver = driver
         self._config = config
         self._calls = driver.core.calls
+        self._calls.deliver = Gathered[tuple[Any, msgspec.Raw]](driver.defer, resume).add
         self._plain = Codec(inline_bytes=INLINE)
         self._codec = lru_cache(CODECS_MAX)(partial(Codec, inline_bytes=INLINE))
-
-    def _encode(self, service: str, value: Any) -> bytes:
-        try:
-            return self._plain.encode(value)
-        except EncodeFailed as error:
-            raise EncodeFailed(service, error.reason) from error.__cause__
 
     def _decode(self, service: str, expected: Any, body: msgspec.Raw) -> Any:
         codec = self._plain if expected is None else self._codec(expected)
@@ -56,12 +50,16 @@ class Requests:
         self, caller: Any, service: str, version: int, arguments: tuple[Any, ...], options: dict[str, Any]
     ) -> Call:
         self._driver.rights.check("request", service)
-        encoded, named = self._encode(service, arguments), {}
-        nbytes = RECORD_BYTES + len(encoded)
-        for name, value in options.items():
-            body = self._encode(service, value)
-            named[name] = msgspec.Raw(body)
-            nbytes += len(name) + len(body)
+        encode, named = self._plain.encode, {}
+        try:
+            encoded = encode(arguments)
+            nbytes = RECORD_BYTES + len(encoded)
+            for name, value in options.items():
+                body = encode(value)
+                named[name] = msgspec.Raw(body)
+                nbytes += len(name) + len(body)
+        except EncodeFailed as error:
+            raise EncodeFailed(service, error.reason) from error.__cause__
         if nbytes > LONG_BYTES:
             check_size(nbytes, self._config)
         return Call(caller, service, version, msgspec.Raw(encoded), named, nbytes)
@@ -98,9 +96,7 @@ class Requests:
         if hedge is not None and not idempotent:
             raise ValueError("hedge= asks two providers: it needs idempotent=True")
         driver = self._driver
-        future: asyncio.Future[msgspec.Raw]
-        # With many on their way a turn of the loop is shared by many replies, and costs each less than this future.
-        future = driver.loop.create_future() if self._calls.outstanding else EagerFuture(driver.loop, driver.defer)
+        future: asyncio.Future[msgspec.Raw] = driver.loop.create_future()
         call = self._call(future, service, version, arguments, options)
         call.idempotent = idempotent
         if hedge is not None:

@@ -8,7 +8,7 @@ import functools
 import inspect
 import logging
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +18,7 @@ from zfabric.config import Config
 from zfabric.errors import EncodeFailed, LimitExceeded, LocalProtocolError
 from zfabric.events import HandlerError
 from zfabric.model import Source
+from zfabric.node.deferred import Gathered
 from zfabric.node.driver import Driver
 from zfabric.node.eager import EagerTasks
 from zfabric.node.handlers import Threads
@@ -35,10 +36,14 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 FRAME_MARGIN_BYTES = 2 * 1024 * 1024
 "What else may stand in the frame of a long argument or result."
+LONG_BYTES = 1024 * 1024
+"Requests and results from this length on are compared with the longest frame."
 MESSAGE_MAX = 100_000
 "Characters of an error that travel."
 
-_current: contextvars.ContextVar[CurrentRequest] = contextvars.ContextVar("zfabric_request")
+_current: contextvars.ContextVar[tuple[Execution, asyncio.AbstractEventLoop]] = contextvars.ContextVar(
+    "zfabric_request"
+)
 
 
 class CurrentRequest:
@@ -93,7 +98,7 @@ class CurrentRequest:
 def current_request() -> CurrentRequest:
     """The request that the running handler answers. Raises LocalProtocolError outside of a service's handler."""
     try:
-        return _current.get()
+        return CurrentRequest(*_current.get())
     except LookupError:
         raise LocalProtocolError("no request: current_request() is for handlers of services") from None
 
@@ -160,7 +165,7 @@ class Service(Generic[Handler]):
 
     def start(self, execution: Execution) -> None:
         """Call the handler, once the core is done with what it does now."""
-        self._host.driver.defer(functools.partial(self._run, execution))
+        self._host.taken.add((self, execution))
 
     def cancel(self, execution: Execution) -> None:
         """Nobody wants the result. A thread cannot be stopped: its handler may look at `cancelled`."""
@@ -177,7 +182,8 @@ class Service(Generic[Handler]):
 
     # -- running -------------------------------------------------------------------------------
 
-    def _run(self, execution: Execution) -> None:
+    def run(self, execution: Execution) -> None:
+        """Call the handler now; it goes on in a task if it has to wait."""
         wanted = not execution.cancelled
         if not wanted:
             self._give_up(execution)
@@ -189,7 +195,7 @@ class Service(Generic[Handler]):
                 self.cancel(execution)
 
     async def _reply(self, execution: Execution) -> None:
-        _current.set(CurrentRequest(execution, self._host.driver.loop))
+        _current.set((execution, self._host.driver.loop))
         try:
             arguments, options = self._signature.bind(execution.request.arguments, execution.request.options)
             if self._threaded:
@@ -208,7 +214,7 @@ class Service(Generic[Handler]):
             self._finish(execution, Reply(execution.request.number, msgspec.Raw(body)), len(body))
 
     async def _stream(self, execution: Execution) -> None:
-        _current.set(CurrentRequest(execution, self._host.driver.loop))
+        _current.set((execution, self._host.driver.loop))
         try:
             arguments, options = self._signature.bind(execution.request.arguments, execution.request.options)
             values = self.handler(*arguments, **options)
@@ -246,7 +252,8 @@ class Service(Generic[Handler]):
             body = self._codec.encode(value)
         except EncodeFailed as error:
             raise EncodeFailed(self.name, error.reason) from error.__cause__
-        check_size(len(body), self._host.config)
+        if len(body) > LONG_BYTES:
+            check_size(len(body), self._host.config)
         return body
 
     def _finish(self, execution: Execution, outcome: Reply | Failure | End, nbytes: int) -> None:
@@ -290,6 +297,7 @@ class Services:
         self.config = config
         self.threads = Threads(config.service_threads_max)
         self.eager = EagerTasks(driver.loop)
+        self.taken = Gathered[tuple[Service[Any], Execution]](driver.defer, _run)
         self.errors = 0
         self._services: list[Service[Any]] = []
 
@@ -333,6 +341,11 @@ def check_size(nbytes: int, config: Config) -> None:
     """Raise LimitExceeded for what does not fit into a frame."""
     if nbytes + FRAME_MARGIN_BYTES > config.frame_bytes_max:
         raise LimitExceeded("frame_bytes_max", nbytes + FRAME_MARGIN_BYTES, config.frame_bytes_max)
+
+
+def _run(taken: Iterable[tuple[Service[Any], Execution]]) -> None:
+    for service, execution in taken:
+        service.run(execution)
 
 
 def _call(function: Callable[[], Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from operator import length_hint
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from zfabric.model import Message, Overflow, Source
 from zfabric.node.buffer import BatchQueue, LatestSlots, MessageBuffer, decode_batch, decode_bundle
 from zfabric.node.closing import Closing
 from zfabric.node.driver import Driver
-from zfabric.node.eager import EagerFuture
+from zfabric.node.eager import resume
 from zfabric.node.manualacks import ManualAcks
 from zfabric.protocol.history import History
 from zfabric.protocol.lanes import Lane
@@ -164,7 +165,7 @@ class Subscription(Closing):
                 if messages or self._closed:
                     return messages
                 self._unpaused = 0
-                self._waiter = EagerFuture(self._driver.loop, self._driver.defer)
+                self._waiter = self._driver.loop.create_future()
                 await self._waiter
         finally:
             self._reading = False
@@ -266,8 +267,9 @@ class Subscription(Closing):
     def _wake(self) -> None:
         """The reader goes on in the pump that follows."""
         waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if waiter is not None:
+            self._waiter = None
+            self._driver.defer(partial(resume, [(waiter, None)]))
 
     def _decode(self, batch: Batch | Bundle, source: Source) -> list[Message]:
         if isinstance(batch, Bundle):

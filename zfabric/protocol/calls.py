@@ -98,9 +98,9 @@ class Call(msgspec.Struct, eq=False):
     wait_until: float = -inf
     due: int = -1
     later: int = -1
-    at: dict[bytes, Provider] = {}
+    at: tuple[Provider, ...] = ()
     "Who works on it."
-    tried: set[bytes] = set()
+    tried: tuple[bytes, ...] = ()
     "Who was asked in this round and does not work on it."
     rounds: int = 0
     overload: Overloaded | None = None
@@ -126,6 +126,8 @@ class Calls:
         self._numbers = 0
         self._deadlines: Deadlines[Call] = Deadlines()
         self._later: Deadlines[Call] = Deadlines()
+        self.deliver: Callable[[tuple[Caller, msgspec.Raw]], object] = _deliver
+        "Tells a caller its only reply, now or soon."
         self._parked: dict[Call, None] = {}
         "They wait for a provider, or for room on the way to one."
 
@@ -157,11 +159,15 @@ class Calls:
         call.deadline = deadline = now + timeout
         if wait > 0:
             call.wait_until = now + min(wait, timeout)
-        elif call.only is None and (call.service, call.version) not in self._providers:
+        provider = self._choose(call)
+        if provider is None and wait <= 0 and not self._blocked(call):
             raise self.nobody(call.service, call.version)
         self._calls[number] = call
         call.due = self._deadlines.add(deadline, call)
-        self._try(call, now)
+        if provider is None:
+            self._try(call, now)
+        else:
+            self._give(call, provider, now)
 
     def offered_by(self, peer_id: bytes) -> tuple[ServiceOffer, ...]:
         """What a node provides, as users see it."""
@@ -181,7 +187,7 @@ class Calls:
     def grant(self, call: Call, nbytes: int, now: float) -> None:
         """The items of a stream that were read make room for more."""
         if self._calls.get(call.number) is call:
-            for provider in call.at.values():
+            for provider in call.at:
                 self._links.tell(provider.peer, Credit(call.number, nbytes), RECORD_BYTES, now)
 
     # -- giving a call to a provider -----------------------------------------------------------
@@ -210,7 +216,8 @@ class Calls:
         else:
             usable = self._providers.get((call.service, call.version), [])
             if call.tried or call.at:
-                usable = [p for p in usable if p.peer.id not in call.tried and p.peer.id not in call.at]
+                asked = _asked(call)
+                usable = [provider for provider in usable if provider.peer.id not in asked]
         has_room = self._links.has_room
         count = len(usable)
         if count == 1:
@@ -231,11 +238,11 @@ class Calls:
         if call.only is not None:
             return not call.tried
         providers = self._providers.get((call.service, call.version), [])
-        return any(p.peer.id not in call.tried and p.peer.id not in call.at for p in providers)
+        return not _asked(call).issuperset(provider.peer.id for provider in providers)
 
     def _give(self, call: Call, provider: Provider, now: float) -> None:
         peer = provider.peer
-        call.at[peer.id] = provider
+        call.at = (*call.at, provider)
         provider.outstanding += 1
         if call.later >= 0:
             self._later.remove(call.later, call)
@@ -262,7 +269,7 @@ class Calls:
         if call.overload is not None:
             pause = max(pause, call.overload.retry_after)
         call.rounds += 1
-        call.tried.clear()
+        call.tried = ()
         call.overload = None
         self._again(call, now + pause)
 
@@ -284,10 +291,10 @@ class Calls:
         if self._parked:
             self._parked.pop(call, None)
         if call.at:
-            for provider in call.at.values():
+            for provider in call.at:
                 provider.outstanding -= 1
                 self._links.tell(provider.peer, Cancel(call.number), RECORD_BYTES, now)
-            call.at = {}
+            call.at = ()
 
     def _fail(self, call: Call, error: FabricError, now: float) -> None:
         self._end(call, now)
@@ -297,19 +304,18 @@ class Calls:
     def _answered(self, peer: PeerRecord, number: int) -> Call | None:
         """The call that this peer has worked on; it does so no more."""
         call = self._calls.get(number)
-        if call is None or peer.id not in call.at:
-            return None
-        call.at.pop(peer.id).outstanding -= 1
-        return call
+        return call if call is not None and _leaves(call, peer) else None
 
     # -- what providers say --------------------------------------------------------------------
 
     def _replied(self, peer: PeerRecord, reply: Reply, now: float) -> None:
-        call = self._answered(peer, reply.number)
-        if call is not None:
+        call = self._calls.get(reply.number)
+        if call is not None and _leaves(call, peer):
             self._end(call, now)
-            if not call.caller.done():
+            if call.credit:
                 call.caller.set_result(reply.body)
+            else:
+                self.deliver((call.caller, reply.body))
 
     def _failed(self, peer: PeerRecord, failure: Failure, now: float) -> None:
         call = self._answered(peer, failure.number)
@@ -317,7 +323,7 @@ class Calls:
             return
         name, service = peer.source.name, call.service
         if failure.code in ("absent", "draining", "overloaded"):
-            call.tried.add(peer.id)
+            call.tried += (peer.id,)
             if failure.code == "overloaded":
                 call.overload = Overloaded(service, name, failure.retry_after_s)
             self._go_on(call, now)
@@ -331,7 +337,7 @@ class Calls:
 
     def _lost(self, call: Call, peer: PeerRecord, now: float) -> None:
         """A provider will not finish what it may have begun."""
-        call.tried.add(peer.id)
+        call.tried += (peer.id,)
         if call.idempotent:
             self._go_on(call, now)
         else:
@@ -343,7 +349,7 @@ class Calls:
 
     def _item(self, peer: PeerRecord, item: Item, now: float) -> None:
         call = self._calls.get(item.number)
-        if call is not None and peer.id in call.at and call.credit:
+        if call is not None and call.credit and any(provider.peer is peer for provider in call.at):
             call.caller.add_item(item.body)  # type: ignore[attr-defined] # who gives credit can take items
 
     def _ended(self, peer: PeerRecord, end: End, now: float) -> None:
@@ -388,8 +394,8 @@ class Calls:
         """A peer is gone, and so are its replies."""
         self._withdraw(peer, set())
         self._offers.pop(peer.id, None)
-        for call in [call for call in self._calls.values() if peer.id in call.at]:
-            if self._calls.get(call.number) is call and call.at.pop(peer.id, None) is not None:
+        for call in list(self._calls.values()):
+            if self._calls.get(call.number) is call and _leaves(call, peer):
                 self._lost(call, peer, now)
         self._reconsider(now)
 
@@ -422,4 +428,25 @@ class Calls:
                 self._try(call, now)
 
     def _names(self, call: Call) -> Iterator[str]:
-        return (provider.peer.source.name for provider in call.at.values())
+        return (provider.peer.source.name for provider in call.at)
+
+
+def _asked(call: Call) -> set[bytes]:
+    """Who need not be asked again in this round."""
+    return {*call.tried, *(provider.peer.id for provider in call.at)}
+
+
+def _leaves(call: Call, peer: PeerRecord) -> bool:
+    """A peer works on the call no more. Returns whether it did."""
+    for provider in call.at:
+        if provider.peer is peer:
+            provider.outstanding -= 1
+            call.at = tuple(other for other in call.at if other is not provider) if len(call.at) > 1 else ()
+            return True
+    return False
+
+
+def _deliver(reply: tuple[Caller, msgspec.Raw]) -> None:
+    caller, body = reply
+    if not caller.done():
+        caller.set_result(body)

@@ -133,10 +133,11 @@ class Channels:
         channel = self._channels[peer.id]
         if channel.open_bytes + nbytes > LETTER_BYTES or len(channel.open) >= LETTER_RECORDS_MAX:
             channel.close_letter()
+        if not channel.open:
+            self._dirty[peer.id] = channel
         channel.open.append(record)
         channel.open_bytes += nbytes
         channel.nbytes += nbytes
-        self._dirty[peer.id] = channel
 
     def has_room(self, peer: PeerRecord) -> bool:
         """Whether less than Config.channel_bytes wait for this peer's acknowledgement."""
@@ -204,11 +205,12 @@ class Channels:
         channel.expected += 1
         many = channel.expected - channel.acked >= LETTERS_PER_ACK
         self._owe_ack(channel, now if many else now + self._config.ack_delay_s)
-        dispatch, screen = self._dispatch, self.screen
+        find, screen = self._dispatch.get, self.screen
         for record in letter.records:
             allowed = record if screen is None else screen(peer, record)
-            if allowed is not None and type(record) in dispatch:  # else it is for a store, and this node is none
-                dispatch[type(record)](peer, allowed, now)
+            handle = find(type(record))
+            if allowed is not None and handle is not None:  # else it is for a store, and this node is none
+                handle(peer, allowed, now)
 
     def acked(self, peer: PeerRecord, ack: LetterAck, now: float) -> None:
         """Letters have arrived."""

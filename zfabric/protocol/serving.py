@@ -77,11 +77,13 @@ class Execution:
         "state",
     )
 
-    def __init__(self, peer: PeerRecord, request: Request, service: ServiceState, now: float) -> None:
+    def __init__(
+        self, peer: PeerRecord, key: tuple[bytes, int], request: Request, service: ServiceState, now: float
+    ) -> None:
         self.peer: PeerRecord | None = peer
         "Who gets the reply; None while that node is lost."
         self.source = peer.source
-        self.key = peer.id, request.number
+        self.key = key
         "Names the request in the whole fabric."
         self.request = request
         self.service = service
@@ -189,29 +191,33 @@ class Serving:
 
     def _requested(self, peer: PeerRecord, request: Request, now: float) -> None:
         key = peer.id, request.number
-        kept = self._kept.get(key)
-        if kept is not None:
-            outcome, nbytes = kept
-            self._links.tell(peer, outcome, nbytes, now)
-            return
-        running = self._executions.get(key)
-        if running is not None:  # it was idempotent, and its client was lost meanwhile
-            running.peer = peer
+        if key in self._executions or key in self._kept:
+            self._again(peer, key, now)
             return
         service = self._services.get((request.service, request.version))
         if service is None:
             self._links.tell(peer, Failure(request.number, "absent"), RECORD_BYTES, now)
             return
-        refusal = self._refusal(service, request)
-        if refusal is not None:
-            self._links.tell(peer, refusal, RECORD_BYTES, now)
-            return
-        execution = self._executions[key] = Execution(peer, request, service, now)
+        free = service.running < service.offer.concurrency
+        if not free or service.stopping or service.streams:
+            refusal = self._refusal(service, request)
+            if refusal is not None:
+                self._links.tell(peer, refusal, RECORD_BYTES, now)
+                return
+        execution = self._executions[key] = Execution(peer, key, request, service, now)
         execution.due = self._deadlines.add(execution.deadline, execution)
-        if service.running < service.offer.concurrency:
+        if free:
             self._begin(execution, now)
         else:
             service.waiting[execution] = None
+
+    def _again(self, peer: PeerRecord, key: tuple[bytes, int], now: float) -> None:
+        """An idempotent request that was taken before, and whose client was lost meanwhile."""
+        if key in self._kept:
+            outcome, nbytes = self._kept[key]
+            self._links.tell(peer, outcome, nbytes, now)
+        else:
+            self._executions[key].peer = peer
 
     def _refusal(self, service: ServiceState, request: Request) -> Failure | None:
         """Why a request is not taken."""
@@ -256,7 +262,8 @@ class Serving:
     def _forget(self, execution: Execution) -> None:
         del self._executions[execution.key]
         self._deadlines.remove(execution.due, execution)
-        self._blocked.pop(execution, None)
+        if self._blocked:
+            self._blocked.pop(execution, None)
 
     def _ended(self, service: ServiceState, now: float) -> None:
         """A handler has ended: the next may begin."""
