@@ -4,8 +4,9 @@
 
 ARGUMENT is the store's directory, or the publisher's name and outbox file, joined by a colon. SIGTERM ends it in order.
 Members of a group and workers note the time: one clock for all processes of a machine.
-$TEST_HANDICAP names a mechanism that is switched off. $TEST_POWER: a store loses power after so many writes. $TEST_VIA
-is the address of a proxy to connect through; the history begins with the endpoints that the proxy has to serve.
+$TEST_HANDICAP names a mechanism that is switched off. $TEST_POWER: a store loses power after so many writes.
+$TEST_DEFAULTS: the default Config. $TEST_VIA is the address of a proxy to connect through; the history begins with the
+endpoints that the proxy has to serve.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ HANDICAPS = {
 async def joined(name: str, fabric: str, history: History, directory: str = "") -> AsyncIterator[Node]:
     """A node, or the store in this directory; behind the proxy, if there is one."""
     via = os.environ.get("TEST_VIA", "")
-    config = replace(CONFIG, ipc=not via)
+    config = Config(mdns=False) if os.environ.get("TEST_DEFAULTS") else replace(CONFIG, ipc=not via)
     node = Node(name, fabric=fabric, insecure=bool(via), config=config)
     if via:
         node._environment = FaultyMachine(Options(role="", name=name, via=via, checksums=True))

@@ -48,7 +48,8 @@ class Process:
         path = self._crew.path / f"{self.name}-{len(self.histories)}.txt"
         self.histories.append(path)
         command = [sys.executable, "-m", "tests.durable.program", self._role, self._crew.fabric, str(path)]
-        settings = {"HANDICAP": self._crew.handicap, "POWER": self._crew.power, "VIA": self._crew.via}
+        crew = self._crew
+        settings = {"DEFAULTS": crew.defaults, "HANDICAP": crew.handicap, "POWER": crew.power, "VIA": crew.via}
         environment = {**os.environ, **{f"TEST_{name}": value for name, value in settings.items()}}
         self.process = subprocess.Popen([*command, self._argument], cwd=ROOT, env=environment)
 
@@ -93,6 +94,8 @@ class Crew:
         self.fabric = f"test-{secrets.token_hex(8)}"
         self.processes: list[Process] = []
         self.handicap = ""
+        self.defaults = ""
+        "Not empty: with the Config that users have, instead of one for haste."
         self.power = ""
         "Writes after which a store loses power, until the next start; empty for never."
         self.via = ""
