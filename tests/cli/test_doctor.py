@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from tests.cli.processes import Commands
 from zfabric.cli import doctor
+from zfabric.cli._checks_fabric import cure
 from zfabric.cli.checks import Check, Situation, Status, ok
+from zfabric.node.rights import mismatch
 
 SITUATION = Situation("default", "loopback", insecure=False, mdns=False, timeout_s=1.0)
 
@@ -83,3 +86,25 @@ def test_an_unknown_interface_is_a_finding() -> None:
     assert found["interface"].status is Status.FAILED
     assert "loopback" in found["interface"].detail
     assert found["tcp"].status is Status.SKIPPED
+
+
+@pytest.mark.parametrize(
+    ("theirs", "distinguishes", "told"),
+    [
+        ("ab12", None, "here: `zfabric keys join`"),
+        ("", False, "there: `zfabric keys join`"),
+        ("ab12", False, "both need the same key"),
+        ("", True, "there: `zfabric keys join`"),
+        ("ab12", True, "compare `zfabric keys list`"),
+    ],
+)
+def test_each_mismatch_of_keys_has_its_cure(theirs: str, distinguishes: bool | None, told: str) -> None:
+    """Whoever has no key, another one, or one that is not trusted, is told what to type, and where."""
+    ours = None if distinguishes is None else SimpleNamespace(distinguishes=distinguishes, fingerprint="cd34")
+
+    assert told in cure(f"node 17: {mismatch(theirs, cast(Any, ours))}")
+
+
+def test_other_refusals_have_a_cure_too() -> None:
+    """Often only the other side knows."""
+    assert "zfabric doctor" in cure("node 17: this node belongs to another fabric")

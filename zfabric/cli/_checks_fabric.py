@@ -9,7 +9,7 @@ from zfabric.cli.checks import Check, failed, ok, skipped
 from zfabric.errors import FabricError
 from zfabric.security.finding import find_credentials
 
-__all__ = ["neighbours"]
+__all__ = ["cure", "neighbours"]
 
 NAME = "fabric"
 _CURES = (
@@ -21,6 +21,11 @@ _CURES = (
 _CURE = "run `zfabric doctor` there, too"
 
 
+def cure(refusal: str) -> str:
+    """What to do about it."""
+    return next((cure for words, cure in _CURES if words in refusal), _CURE)
+
+
 async def neighbours(options: Options) -> list[Check]:
     """The nodes of the fabric, and each refusal with its cure. Often only one side can know why."""
     try:
@@ -28,10 +33,7 @@ async def neighbours(options: Options) -> list[Check]:
         sighting = await look_around(options, "doctor")
     except (FabricError, OSError) as error:
         return [skipped(NAME, str(error))]
-    checks = [
-        failed(NAME, refusal, next((cure for words, cure in _CURES if words in refusal), _CURE))
-        for refusal in sorted(set(sighting.refusals))
-    ]
+    checks = [failed(NAME, refusal, cure(refusal)) for refusal in sorted(set(sighting.refusals))]
     if sighting.peers or not checks:
         how = "all encrypted" if keyed else "all plain"
         there = f"{count(len(sighting.peers), 'node')}, {how}" if sighting.peers else "no other node"
