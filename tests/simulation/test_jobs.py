@@ -12,7 +12,7 @@ import pytest
 from tests.simulation.saboteurs import Saboteur, must_be_missed
 from zfabric.config import Config
 from zfabric.protocol.channels import Channels
-from zfabric.protocol.deliveries import Delivery
+from zfabric.protocol.deliveries import Delivery, Followed
 from zfabric.protocol.dispatcher import Dispatcher
 from zfabric.protocol.jobs import Job, JobState, Lease, QueuePolicy
 from zfabric.protocol.lines import Line
@@ -255,6 +255,29 @@ def letters_are_not_repeated(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Channels, "_say_again", say_again)
 
 
+def what_is_given_back_is_read_too(patch: pytest.MonkeyPatch) -> None:
+    """A reader that takes job by job gets those, too, that were given back under its hands."""
+    patch.setattr(Followed, "cut", lambda followed, start: start)
+
+
+def the_job_in_hand_counts_as_done(patch: pytest.MonkeyPatch) -> None:
+    """Where somebody asks how far such a reader has come, its last job is done already."""
+    real = Pull.catch_up
+
+    def catch_up(pull: Pull) -> None:
+        real(pull)
+        delivery = pull.followed
+        if delivery is not None and delivery.started - 1 in delivery.hands:
+            pull.done(delivery, delivery.started - 1, delivery.started)
+
+    patch.setattr(Pull, "catch_up", catch_up)
+
+
+def nobody_sees_how_far_readers_come(patch: pytest.MonkeyPatch) -> None:
+    """What such a reader has done is never looked at."""
+    patch.setattr(Pull, "catch_up", lambda pull: None)
+
+
 CASES: Iterable[tuple[Saboteur, set[str]]] = [
     (leases_of_lost_nodes_are_forgotten, {"job-lost"}),
     (leases_of_lost_nodes_count_as_done, {"job-undone", "stale-ack"}),
@@ -279,6 +302,9 @@ CASES: Iterable[tuple[Saboteur, set[str]]] = [
     (done_jobs_come_back, {"job-again"}),
     (idle_pushers_keep_their_credit, {"job-lost"}),
     (letters_are_not_repeated, {"job-lost", "stuck-puller"}),
+    (what_is_given_back_is_read_too, {"job-returned"}),
+    (the_job_in_hand_counts_as_done, {"job-undone", "stale-ack"}),
+    (nobody_sees_how_far_readers_come, {"job-lost"}),
 ]
 
 

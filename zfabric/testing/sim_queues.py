@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["PullerSpec", "PusherSpec", "QueueUsers", "SimPuller", "SimPusher", "draw_puller", "draw_pusher"]
 
 QUEUES = ("jobs", "work.a")
+FOLLOW = 0
+"As `async for` does: jobs are taken one by one, and each is done when the next one is taken."
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Any]).decode
 
@@ -43,6 +47,7 @@ class PullerSpec(msgspec.Struct, frozen=True):
     queue: str
     credit: int | None
     at_once: int | None
+    "Jobs taken together at most; or FOLLOW."
     pause: float
     bad: float
     "Share of good jobs that fail, or hang."
@@ -68,7 +73,7 @@ def draw_puller(random: Random, queue: str) -> PullerSpec:
     return PullerSpec(
         queue,
         credit=random.choice((None, 1, 3, 20)),
-        at_once=random.choice((None, 1, 1, 2)),
+        at_once=random.choice((None, 1, FOLLOW, 2)),
         pause=random.choice((0.001, 0.02, 0.2)),
         bad=random.choice((0.0, 0.1, 0.3)),
         lease_s=random.choice((1.5, 3.0, 10.0)),
@@ -164,7 +169,11 @@ class SimPuller:
         """Take jobs, and deal with them some time later."""
         self._busy = False
         now = self._party.agenda.now
-        taken = self.pull.take(self.spec.at_once, now)
+        head, at_once = self.pull.head(), self.spec.at_once
+        if at_once == FOLLOW and head is not None and not (head.jobs.meta and head.jobs.meta.ttl_ms):
+            self._follow(head, now)
+            return
+        taken = self.pull.take(1 if at_once == FOLLOW else at_once, now)
         if taken is None:
             return
         delivery, start, stop = taken
@@ -184,6 +193,37 @@ class SimPuller:
         self._begin()
         self._party.pump()
 
+    def _follow(self, delivery: Delivery, now: float) -> None:
+        self._busy = True
+        self._party.trace("follow", self.spec.queue, delivery.source.peer_id[:3].hex(), delivery.jobs.lease)
+        rest = self.pull.follow(delivery, list(range(delivery.started, delivery.stop)), now)
+        self._read_on(delivery, _decode(delivery.jobs.body), rest, None)
+
+    def _read_on(self, delivery: Delivery, values: list[Any], rest: Iterator[int], last: JobTruth | None) -> None:
+        """The handler is through with a job, and the reader takes the next one."""
+        pull, random = self.pull, self._random
+        if last is not None:
+            last.finished_by = {*last.finished_by, ((self._party.id, pull.number), delivery.jobs.lease)}
+        position = next(rest, None)
+        if position is None:
+            self._stop_reading(None)
+            return
+        if pull.seen:
+            pull.seen, pull.changed = False, True
+            self._party.pump()
+        job = self._look(delivery, position, values[position])
+        fails = job is not None and (job.fate != "good" or random.random() < self.spec.bad)
+        pause = random.choice((0.5, 3.0)) if random.random() < self.spec.bad * 0.3 else self.spec.pause
+        go_on = partial(self._stop_reading, "no") if fails else partial(self._read_on, delivery, values, rest, job)
+        self._party.agenda.after(pause, self._party.when_running, go_on)
+
+    def _stop_reading(self, reason: str | None) -> None:
+        """There are no more of that lease, or the handler failed on the last one taken."""
+        self._busy = False
+        self.pull.settle_followed(reason)
+        self._begin()
+        self._party.pump()
+
     def _recover(self, delivery: Delivery, jobs: list[tuple[int, JobTruth | None]]) -> None:
         """The handler comes back from wherever it hung, and settles what may be somebody else's."""
         self._hung = False
@@ -193,6 +233,10 @@ class SimPuller:
 
     def _look(self, delivery: Delivery, position: int, value: Any) -> JobTruth | None:
         record, meta = delivery.jobs, delivery.jobs.meta
+        if position >= delivery.stop:
+            raise Violation(
+                "job-returned", f"{self.pull} gave {position} of lease {record.lease} back, and works on it"
+            )
         number = record.ids[position] if record.ids else record.first + position
         key = None if meta is None else meta.keys.get(position)
         headers = None if meta is None else meta.headers.get(position)

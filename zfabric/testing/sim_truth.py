@@ -54,6 +54,7 @@ RULES: dict[str, tuple[int, str]] = {
     "job-selector": (51, "a worker gets only what its selector lets through"),
     "stuck-puller": (53, "in calm, every node that has a queue leases to all of its pullers"),
     "job-credit": (52, "a worker has no more jobs than it asked for"),
+    "job-returned": (54, "what a worker gave back it does not work on"),
     "livelock": (37, "quiet nodes send little"),
     "exception": (38, "the core raises nothing"),
 }
