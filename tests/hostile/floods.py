@@ -2,8 +2,10 @@
 
 Two good nodes in this process exchange a message every 2 ms; the attackers (tests/hostile/attacks.py) are a process of
 their own, on a core of its own where there is one: else their own work would be measured, and not what they cost
-us. Before each flood the same is measured without it. It prints a Markdown table; nothing is asserted here, as figures
-depend on the machine. What must hold on any machine stands in the tests.
+us. Before each flood the same is measured without it, and at the end all of it again while the same floods attack a
+bystander: a node in another process on our core. What messages wait for then is what it costs to share this core, so a
+node stands a flood well that makes its messages wait no longer than that. It prints a Markdown table; nothing is
+asserted here, as figures depend on the machine. What must hold on any machine stands in the tests.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,8 +36,8 @@ BEGIN_S, RECOVER_S = 1.0, 1.0
 PAUSE_S = 0.002
 SAMPLE_S = 0.2
 COLUMNS = (
-    "flood", "p50 ms", "p99 ms", "flooded p50", "flooded p99", "p99 ratio", "items/s", "us/item", "of it loop",
-    "attacker CPU", "RSS MB", "files",
+    "flood", "p50 ms", "p99 ms", "flooded p50", "flooded p99", "control p50", "control p99", "items/s", "us/item",
+    "of it loop", "attacker CPU", "RSS MB", "files",
 )  # fmt: skip
 
 
@@ -97,9 +99,9 @@ class Pair:
 
 
 class Attack:
-    """The attackers' process."""
+    """The attackers' process; the victim is given by inbox, outlet and fabric."""
 
-    def __init__(self, name: str, victim: Node, key: str | None, cpu: int | None) -> None:
+    def __init__(self, name: str, victim: Sequence[str], key: str | None, cpu: int | None) -> None:
         self._counter = os.memfd_create("items")
         os.ftruncate(self._counter, 8)
         argv = (
@@ -108,10 +110,9 @@ class Attack:
                 "-m",
                 "tests.hostile.attacks",
                 name,
-                port(victim, "inbox-tcp"),
-                port(victim, "outlet-tcp"),
+                *victim,
             ),
-            *(victim.fabric, key or "", str(self._counter), "" if cpu is None else str(cpu)),
+            *(key or "", str(self._counter), "" if cpu is None else str(cpu)),
         )
         self._popen = subprocess.Popen(argv, cwd=Path(__file__).parents[2], pass_fds=[self._counter])
         self._process = psutil.Process(self._popen.pid)
@@ -129,10 +130,65 @@ class Attack:
         os.close(self._counter)
 
 
+class Bystander:
+    """A node like the victim, in a process of its own."""
+
+    def __init__(self, key: str | None) -> None:
+        argv = sys.executable, "-m", "tests.hostile.floods", "--bystander", key or ""
+        self._popen = subprocess.Popen(
+            argv, cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._popen.stdout is not None
+        self.addresses = self._popen.stdout.readline().split()
+
+    def end(self) -> None:
+        """Let it close."""
+        self._popen.communicate()
+
+
+async def stand_by(key: str | None) -> None:
+    """Be the bystander, until stdin ends."""
+    async with good_pair(key) as (victim, _):
+        print(*addresses(victim), flush=True)
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+
+def addresses(victim: Node) -> tuple[str, ...]:
+    """What attackers need to know."""
+    return port(victim, "inbox-tcp"), port(victim, "outlet-tcp"), victim.fabric
+
+
+@dataclass
+class Flooded:
+    """What became of good traffic."""
+
+    quiet: Sample
+    flooded: Sample
+    rate: float
+    "Items a second."
+    attacker_share: float
+
+    def cells(self, control: Flooded) -> tuple[str, ...]:
+        """The columns of a row, from the second on."""
+        ours_us, loop_us = (
+            (more - less) / self.rate * 1e6 if self.rate else float("nan")
+            for more, less in (
+                (self.flooded.cpu_share, self.quiet.cpu_share),
+                (self.flooded.loop_share, self.quiet.loop_share),
+            )
+        )
+        samples = self.quiet, self.flooded, control.flooded
+        waits = (f"{sample.percentile(share):.2f}" for sample in samples for share in (0.5, 0.99))
+        return (
+            *waits, f"{self.rate:,.0f}", f"{ours_us:,.1f}", f"{loop_us:,.1f}", f"{self.attacker_share:.0%}",
+            f"{self.flooded.rss_mb:.0f}", str(self.flooded.files),
+        )  # fmt: skip
+
+
 async def flood(
-    name: str, pair: Pair, victim: Node, key: str | None, cpu: int | None, seconds: float
-) -> tuple[str, ...]:
-    """One row."""
+    name: str, pair: Pair, victim: Sequence[str], key: str | None, cpu: int | None, seconds: float
+) -> Flooded:
+    """Measure without and with it."""
     quiet = await pair.measure(seconds / 2)
     attack = Attack(name, victim, key, cpu)
     try:
@@ -146,25 +202,15 @@ async def flood(
     finally:
         attack.end()
     await asyncio.sleep(RECOVER_S)
-    rate = (later - items) / elapsed
-    ours_us, loop_us = (
-        (more - less) / rate * 1e6 if rate else float("nan")
-        for more, less in ((flooded.cpu_share, quiet.cpu_share), (flooded.loop_share, quiet.loop_share))
-    )
-    p50, p99 = quiet.percentile(0.5), quiet.percentile(0.99)
-    return (
-        name, f"{p50:.2f}", f"{p99:.2f}", f"{flooded.percentile(0.5):.2f}", f"{flooded.percentile(0.99):.2f}",
-        f"{flooded.percentile(0.99) / p99:.1f}", f"{rate:,.0f}", f"{ours_us:,.1f}", f"{loop_us:,.1f}",
-        f"{(spent_later - spent) / elapsed:.0%}", f"{flooded.rss_mb:.0f}", str(flooded.files),
-    )  # fmt: skip
+    return Flooded(quiet, flooded, (later - items) / elapsed, (spent_later - spent) / elapsed)
 
 
 @asynccontextmanager
-async def good_pair(key: str | None) -> AsyncIterator[tuple[Node, Pair]]:
+async def good_pair(key: str | None, *, mdns: bool = True) -> AsyncIterator[tuple[Node, Pair]]:
     """The victim, with a history that others may ask for, and its friend."""
-    fabric = f"floods-{os.getpid()}"
+    fabric = f"floods-{os.getpid()}" if key is None else key.split(":")[1]
     options: dict[str, Any] = {"fabric": fabric, "key": key}
-    options["config"] = replace(QUICK, mdns=True, handshake_timeout_s=3.0)
+    options["config"] = replace(QUICK, mdns=mdns, handshake_timeout_s=3.0)
     async with (
         Node("victim", **options) as victim,
         Node("friend", **options) as friend,
@@ -186,22 +232,31 @@ def cores() -> tuple[int | None, int | None]:
 
 
 async def main(*, secure: bool, seconds: float, names: list[str]) -> None:
-    """Measure each flood."""
+    """Measure each flood, and its control."""
     ours, theirs = cores()
     if ours is not None:
         os.sched_setaffinity(0, {ours})
     key = new_key(f"floods-{os.getpid()}") if secure else None
     print(f"{'with' if secure else 'without'} a key; attackers {'share our core' if ours is None else 'have a core'}\n")
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     async with good_pair(key) as (victim, pair):
-        for name in names:
-            print(f"| {' | '.join(await flood(name, pair, victim, key, theirs, seconds))} |", flush=True)
+        found = [await flood(name, pair, addresses(victim), key, theirs, seconds) for name in names]
+    bystander = Bystander(key)
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    async with good_pair(key, mdns=False) as (_, pair):
+        for name, flooded in zip(names, found, strict=True):
+            control = await flood(name, pair, bystander.addresses, key, theirs, seconds)
+            print(f"| {name} | {' | '.join(flooded.cells(control))} |", flush=True)
+    bystander.end()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--secure", action="store_true", help="the fabric has a key")
     parser.add_argument("--seconds", type=float, default=4.0, help="how long each flood is measured")
+    parser.add_argument("--bystander", metavar="KEY", help=argparse.SUPPRESS)
     parser.add_argument("floods", nargs="*", default=list(FLOODS), help=f"of {', '.join(FLOODS)}")
     options = parser.parse_args()
-    asyncio.run(main(secure=options.secure, seconds=options.seconds, names=options.floods))
+    if options.bystander is not None:
+        asyncio.run(stand_by(options.bystander or None))
+    else:
+        asyncio.run(main(secure=options.secure, seconds=options.seconds, names=options.floods))

@@ -59,7 +59,7 @@ def test_a_newcomer_is_dialled_soon_while_thousands_are_forged_at_one_address() 
     bench = Bench()
     for number in range(10_000):
         bench.announce(number, "tcp://10.0.0.1:1")
-        bench.run(bench.now + 0.0005)
+        bench.run(bench.now + 0.00125)
         if number % 1000 == 999:
             newcomer = f"tcp://10.0.0.2:{number}"
             bench.announce(number + 10_000, newcomer)

@@ -24,7 +24,7 @@ __all__ = ["Dialler"]
 
 ROOM_S = 0.05
 "Pause until those who wait for `dials_per_s_max` and `dials_pending_max` are looked at again."
-TRIES_MAX, TRIES_PER_S = 1024, 4000
+TRIES_MAX, TRIES_PER_S = 256, 1000
 "So many targets are looked at in one go, and in a second: thousands may name one address, which is dialled once."
 
 PLAN_MAX = 4
