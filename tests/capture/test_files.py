@@ -457,3 +457,23 @@ def test_any_bytes_give_messages_or_a_capture_error(
             assert message.seq >= 0
     except CaptureError as error:
         assert str(path) in str(error)
+
+
+def test_a_file_that_cannot_be_begun_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full from the start: the error is told, and no descriptor stays."""
+    opened, closed, really_close = list[int](), list[int](), os.close
+
+    def refuse(file: int, _: object) -> int:
+        opened.append(file)
+        raise OSError(28, "No space left on device")
+
+    def close(file: int) -> None:
+        closed.append(file)
+        really_close(file)
+
+    monkeypatch.setattr("zfabric.capture.writer.os.write", refuse)
+    monkeypatch.setattr("zfabric.capture.writer.os.close", close)
+    with pytest.raises(OSError, match="No space left"):
+        CaptureWriter(tmp_path / "run.zfr", started=BEGAN)
+
+    assert closed == opened != []

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from tests.capture.files import SENSOR, content
 from tests.waiting import wait_until_async
-from zfabric import Config, LocalProtocolError, Message, Node
-from zfabric.capture import CaptureReader, CaptureWriter, Recorder
+from zfabric import Config, LocalProtocolError, Message, Node, NodeClosed
+from zfabric.capture import CapturedBatch, CaptureReader, CaptureWriter, Recorder
 from zfabric.capture.recorder import consecutive
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="limits of POSIX files")
@@ -239,3 +239,45 @@ async def test_it_starts_once(nodes: tuple[Node, Node], tmp_path: Path) -> None:
         with pytest.raises(LocalProtocolError, match="started already"):
             recorder.start()
         await recorder.close()
+
+
+async def test_what_cannot_start_leaves_nothing(nodes: tuple[Node, Node], tmp_path: Path) -> None:
+    """The file is finished, and holds nothing, if the node refuses to subscribe."""
+    _, node = nodes
+    await node.close()
+
+    with pytest.raises(NodeClosed):
+        async with Recorder(node, tmp_path / "run.zfr", ["plant.#"]):
+            raise AssertionError
+
+    reader = CaptureReader(tmp_path / "run.zfr")
+    assert (reader.complete, reader.summary().messages) == (True, 0)
+
+
+async def test_counting_is_exact_while_a_thread_writes(
+    nodes: tuple[Node, Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is taken just as the thread counts what it writes is counted, too: memory stays bounded by it."""
+    sensor, node = nodes
+    taking, size = threading.Event(), CapturedBatch.nbytes.fget  # type: ignore[attr-defined]
+
+    def slow(batch: CapturedBatch) -> int:
+        if threading.current_thread() is not threading.main_thread() and not taking.is_set():
+            asyncio.run_coroutine_threadsafe(publish(2), loop).result(30)
+            taking.set()
+        return int(size(batch))
+
+    async def publish(count: int) -> None:
+        await publisher.publish(bytes(100))
+        await wait_until_async(lambda: recorder.messages == count)
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(CapturedBatch, "nbytes", property(slow))
+    async with Recorder(node, tmp_path / "run.zfr", ["plant.#"]) as recorder:
+        publisher = sensor.publisher("plant.temp", delivery="at-least-once")
+        await publisher.wait_for(1, 30)
+        await publish(1)
+        await wait_until_async(taking.is_set)
+        await wait_until_async(lambda: not recorder._pending)
+
+    assert recorder._written_bytes == recorder._taken_bytes > 200

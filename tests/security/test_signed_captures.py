@@ -65,7 +65,8 @@ async def test_captures_keep_signatures(town: Town, opened: Opened, tmp_path: Pa
         async with Player(await opened("bob"), reader, rate=float("inf"), sign=True) as player:
             await player.publishers[-1].wait_for(1, timeout=30)
             await player.play()
-        assert [(await heard.receive(10)).value for _ in VALUES] == VALUES
+        played = [await heard.receive(10) for _ in VALUES]
+        assert [(m.value, m.key, m.headers) for m in played] == [(value, "k", {"unit": "EUR"}) for value in VALUES]
     revoke(town.root / "bob", "ada")
     assert reader.signatures(town.root / "bob").refused == 3
 

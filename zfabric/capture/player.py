@@ -185,7 +185,7 @@ class Player:
             messages = batch.messages()[: self._left]
         except DecodeFailed as error:
             raise CaptureError(str(self._capture.paths[0]), f"{batch.topic}#{batch.base}: {error.reason}") from error
-        if batch.keys or batch.headers:
+        if any(message.key is not None or message.headers is not None for message in messages):
             for message in messages:
                 await publisher.publish(message.value, key=message.key, headers=message.headers)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from types import TracebackType
@@ -69,12 +70,11 @@ class Recorder:
             overwrite=overwrite,
             config=config,
         )
-        self.messages = 0
-        "Messages recorded so far."
         self.too_large = 0
         "Messages left out because a block cannot hold them (Config.capture_block_bytes_max)."
-        self._pending: list[CapturedBatch] = []
-        self._pending_bytes = 0
+        self._pending: deque[CapturedBatch] = deque()
+        # The loop takes and a thread writes, so each of these is changed by one of them only.
+        self._taken = self._taken_bytes = self._written_bytes = 0
         self._writing = asyncio.Lock()
         self._subscriptions: list[Subscription] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -84,7 +84,11 @@ class Recorder:
         return f"<Recorder {self.paths[0]} [{self.messages} messages]>"
 
     async def __aenter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(
@@ -96,6 +100,11 @@ class Recorder:
     def paths(self) -> tuple[os.PathLike[str], ...]:
         """The files so far."""
         return tuple(self._writer.paths)
+
+    @property
+    def messages(self) -> int:
+        """Messages recorded so far."""
+        return self._taken - self.too_large
 
     @property
     def nbytes(self) -> int:
@@ -167,7 +176,7 @@ class Recorder:
                     messages = [m for m in messages if not any(pattern.matches(m.topic) for pattern in earlier)]  # noqa: PLW2901
                 self._take(messages, self._clock_s + loop.time(), signed[-1:])
                 signed.clear()
-                if self._pending_bytes >= self._config.capture_chunk_bytes:
+                if self._taken_bytes - self._written_bytes >= self._config.capture_chunk_bytes:
                     await self._write()
                 if self._left == 0:
                     self._ended.set()
@@ -182,8 +191,8 @@ class Recorder:
             batches = [_whole(batches[0], messages[-1].seq, signed[0])]
         for batch in batches:
             self._pending.append(batch)
-            self._pending_bytes += batch.nbytes
-            self.messages += batch.count
+            self._taken_bytes += batch.nbytes
+            self._taken += batch.count
 
     async def _flush_again_and_again(self) -> None:
         while True:
@@ -198,8 +207,8 @@ class Recorder:
 
     def _write_pending(self) -> None:
         while self._pending:
-            batch = self._pending.pop(0)
-            self._pending_bytes -= batch.nbytes
+            batch = self._pending.popleft()
+            self._written_bytes += batch.nbytes
             self._add(batch)
         self._writer.flush()
 
@@ -207,7 +216,6 @@ class Recorder:
         try:
             self._writer.add(batch)
         except LimitExceeded:
-            self.messages -= batch.count
             self.too_large += batch.count
 
     def _write_and_close(self) -> None:

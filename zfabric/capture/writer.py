@@ -82,7 +82,11 @@ class CaptureWriter:
         self._file = -1
         self._clear_chunk()
         self._refuse_or_remove(overwrite=overwrite)
-        self._open_part()
+        try:
+            self._open_part()
+        except BaseException:
+            self._let_go()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -137,9 +141,12 @@ class CaptureWriter:
             self.flush()
             self._close_part()
         finally:
-            if self._file >= 0:
-                os.close(self._file)
-                self._file = -1
+            self._let_go()
+
+    def _let_go(self) -> None:
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
 
     def _is_full(self, more_bytes: int, received: float) -> bool:
         over_bytes = self._split_bytes is not None and self._part_bytes + more_bytes > self._split_bytes
@@ -173,8 +180,7 @@ class CaptureWriter:
         self._write(encode_block(KIND_INDEX, Index(self._chunks, self._tally.entries), self._compression))
         self._write(encode_end(index_offset))
         os.fsync(self._file)
-        file, self._file = self._file, -1
-        os.close(file)
+        self._let_go()
 
     def _clear_chunk(self) -> None:
         self._topics: dict[str, int] = {}
