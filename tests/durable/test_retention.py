@@ -9,7 +9,8 @@ import pytest
 
 from tests.waiting import wait_until_async
 from zfabric import Config, Gap, Node, NotStored, TopicError
-from zfabric.store import Retention, Store
+from zfabric.store import Append, Commit, Retention, Store
+from zfabric.store.memory import MemoryLog
 
 FAST = Config(mdns=False)
 
@@ -78,3 +79,29 @@ async def test_a_program_looks_at_topics_and_removes_from_them(monkeypatch: pyte
     assert all(each.bytes > 0 and each.store == store.log.id.hex() for each in every)
     assert (trimmed.first, trimmed.next, trimmed.retention) == (10, 11, kept)
     assert (purged.first, purged.next, there.store) == (11, 11, second.log.id.hex())
+
+
+async def test_retention_goes_on_after_the_disk_refused_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a file of the log did to its reader: it is looked at again, and told in the program's log."""
+    monkeypatch.setattr("zfabric.store.service.TIDY_S", 0.02)
+    enforce, refused = MemoryLog.enforce, list[MemoryLog]()
+
+    def refuse_once(log: MemoryLog) -> None:
+        if not refused:
+            refused.append(log)
+            raise FileNotFoundError("pack-00000002.db")
+        enforce(log)
+
+    monkeypatch.setattr(MemoryLog, "enforce", refuse_once)
+    async with Store(
+        "memory:", retention=Retention(messages=1), fabric=f"retention-{uuid.uuid4().hex[:8]}", config=FAST
+    ) as store:
+        await wait_until_async(lambda: refused)
+        frames = [bytes(10)]
+        appends = [
+            Append(stream="t", producer=bytes(16), epoch=1, base=at, count=1, published_ns=0, frames=frames)
+            for at in range(3)
+        ]
+        store.log.commit([Commit(appends)])
+
+        await wait_until_async(lambda: store.log.streams()[0].first == 2)

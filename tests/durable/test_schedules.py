@@ -13,9 +13,9 @@ import pytest
 from tests.durable.conftest import MakeStore
 from tests.durable.test_queues import TIMEOUT, rest, store_at
 from tests.waiting import wait_until_async as until
-from zfabric import Config, EncodeFailed, NotStored
+from zfabric import Config, EncodeFailed, NotStored, StoreDamaged
 from zfabric.store import Commit, schedulehost
-from zfabric.store.log import Outcome
+from zfabric.store.log import Mark, Outcome
 from zfabric.testing import MemoryFabric
 
 START = 1_000_000.0
@@ -165,3 +165,27 @@ async def test_a_schedule_stays_where_it_is(fabric: MemoryFabric, make_store: Ma
         assert list((await puller.receive(TIMEOUT)).value) == [0, 1, 2]
     assert await twin.unschedule("s")
     assert await shop.schedules() == []
+
+
+async def test_a_schedule_whose_queue_is_damaged_stops_no_other(
+    fabric: MemoryFabric, make_store: MakeStore, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried again, and the others have their jobs meanwhile."""
+    store, node = await make_store(), await fabric.open("shop")
+    mark, looks = store.log.mark, list[str]()
+
+    def damaged(producer: bytes, stream: str) -> Mark | None:
+        if stream.endswith("bad"):
+            looks.append(stream)
+            raise StoreDamaged("log-00000001.db", "a row of the head has another checksum")
+        return mark(producer, stream)
+
+    monkeypatch.setattr(store.log, "mark", damaged)
+    for queue in ("bad", "good"):
+        await node.schedule(f"for-{queue}", every=60, queue=queue)
+    puller = node.puller("good", ack="auto")
+
+    for minute in (1, 2):
+        clock.now = START // 60 * 60 + 60 * minute
+        assert (await puller.receive(TIMEOUT)).headers["tick"] == int(clock.now)  # type: ignore[index]
+    await until(lambda: len(looks) > 2)

@@ -67,7 +67,6 @@ class Catalog:
     def __init__(self) -> None:
         self.streams: dict[str, Stream] = {}
         self.files: dict[str, Segment] = {}
-        self.next_stream = 1
 
     def load(
         self, connection: apsw.Connection, head: Segment, seed: int, open_segment: Callable[[str], Segment]

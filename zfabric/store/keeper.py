@@ -165,10 +165,9 @@ class Keeper:
 
     def _put_off(self, batch: Batch, append: Append, reason: str) -> None:
         self._again.append((batch, append))
-        stream = batch.producer, batch.epoch
-        if stream not in self._refused:
-            self._refused[stream] = reason
-            self._told(*stream[:1], self._topic, batch.epoch, reason)
+        if (batch.producer, batch.epoch) not in self._refused:
+            self._refused[batch.producer, batch.epoch] = reason
+            self._told(batch.producer, self._topic, batch.epoch, reason)
         if not self._outstanding and self._retry is None:
             self._retry = self._loop.call_later(RETRY_S, self._try_again)
 

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from zfabric.config import Config
-from zfabric.errors import StoreFailed
+from zfabric.errors import LocalProtocolError, StoreFailed
 from zfabric.node.driver import Driver
 from zfabric.node.node import Node
 from zfabric.store.engines import open_log
@@ -56,20 +56,23 @@ class Store:
         return f"<Store {self._url} of {self.node!r}>"
 
     async def open(self) -> None:
-        """Open the log, then the node. Raises what `open_log` and `Node.open` raise."""
+        """Open the log, then the node. Raises what `open_log` and `Node.open` raise; a store opens once."""
+        if self._failed is not None:
+            raise LocalProtocolError("a store opens once; make a new one")
         loop = asyncio.get_running_loop()
-        self._failed = failed = loop.create_future()
+        failed = loop.create_future()
 
         def on_failure(error: StoreFailed) -> None:
             loop.call_soon_threadsafe(failed.set_exception, error)
 
         self.log = await asyncio.to_thread(open_log, self._url, self._config, create=True)
         self._writer = Writer(self.log, self._config, on_failure=on_failure)
+        self._failed = failed
         try:
             self.node._extensions.append(self._serve)  # noqa: SLF001 - the seam for this class
             await self.node.open()
         except BaseException:
-            await self._close_log()
+            await self._end()
             raise
         logger.info("keeping %s in %s", ", ".join(self._topics), self._url)
 
@@ -80,19 +83,22 @@ class Store:
 
     async def wait(self) -> None:
         """Return never; raises StoreFailed when nothing can be confirmed any more. Then close it, and mend the disk."""
-        assert self._failed is not None, "open the store first"
+        if self._failed is None:
+            raise LocalProtocolError("open the store first: `async with store:` or `await store.open()`")
         await asyncio.shield(self._failed)
 
     async def close(self) -> None:
         """Leave the fabric, write what was accepted, let go of the log."""
         await self.node.close()
-        if self._service is not None:
-            await self._service.close()
-        await self._close_log()
-        if self._failed is not None and self._failed.done():
+        if self._failed is None:
+            return
+        await self._end()
+        if self._failed.done():
             self._failed.exception()
 
-    async def _close_log(self) -> None:
+    async def _end(self) -> None:
+        if self._service is not None:
+            await self._service.close()
         await asyncio.to_thread(self._writer.close)
         await asyncio.to_thread(self.log.close)
 

@@ -130,11 +130,15 @@ class QueueHost:
     def _advance(self, queue: DurableQueue) -> None:
         """See to it that the dispatcher hears of what it does not know."""
         if queue.loaded < queue.end and not queue.full and queue.queue not in self._loading and not self._closed:
-            task = self._driver.loop.create_task(self._load(queue))
-            self._loading[queue.queue] = task
-            task.add_done_callback(lambda _: self._loading.pop(queue.queue))
+            self._loading[queue.queue] = self._driver.loop.create_task(self._load(queue))
 
     async def _load(self, queue: DurableQueue) -> None:
+        try:
+            await self._load_rest(queue)
+        finally:
+            del self._loading[queue.queue]  # at once: what comes from now on finds nobody who would load it
+
+    async def _load_rest(self, queue: DurableQueue) -> None:
         """Read the stream up to its end, or until the index is full."""
         while queue.loaded < queue.end and not queue.full:
             try:

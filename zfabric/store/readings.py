@@ -153,29 +153,26 @@ class Reading:
         self._changed.set()
 
     async def serve(self) -> None:
-        """Send until cancelled."""
-        try:
-            if self._asked.kind == "last-per-key":
-                offset = await self._send_last_values()
-            else:
-                offset = await self._run(self._start)
-            told = -1
-            while True:
-                await self._room()
-                entries = self._tail.from_offset(offset)
-                if not entries:
-                    # What is stored from here on wakes us, also while we look at the disk.
-                    self._changed.clear()
-                    entries = await self._run(self._read, offset)
-                if entries:
-                    offset = await self._send(entries, offset)
-                    continue
-                if told != offset:
-                    told = offset
-                    self._link.tell(ReadEnd(self._asked.reading, offset), ENTRY_BYTES)
-                await self._changed.wait()
-        finally:
-            del self._tail.readings[self]
+        """Send until cancelled; whoever cancels takes it out of its tail."""
+        if self._asked.kind == "last-per-key":
+            offset = await self._send_last_values()
+        else:
+            offset = await self._run(self._start)
+        told = -1
+        while True:
+            await self._room()
+            entries = self._tail.from_offset(offset)
+            if not entries:
+                # What is stored from here on wakes us, also while we look at the disk.
+                self._changed.clear()
+                entries = await self._run(self._read, offset)
+            if entries:
+                offset = await self._send(entries, offset)
+                continue
+            if told != offset:
+                told = offset
+                self._link.tell(ReadEnd(self._asked.reading, offset), ENTRY_BYTES)
+            await self._changed.wait()
 
     async def _room(self) -> None:
         while self._credit <= 0 or not self._link.has_room():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from hashlib import blake2b
@@ -12,7 +13,7 @@ from typing import Any
 import msgspec
 
 from zfabric.config import Config
-from zfabric.errors import LimitExceeded, NotStored, StoreFailed
+from zfabric.errors import FabricError, LimitExceeded, NotStored, StoreFailed
 from zfabric.node.driver import Driver
 from zfabric.protocol.jobs import PRIORITY_DEFAULT
 from zfabric.protocol.peers import PeerRecord
@@ -26,6 +27,8 @@ from zfabric.wire.store_records import NamedPosition, Write
 from zfabric.wire.topics import check_topic
 
 __all__ = ["ScheduleHost"]
+
+logger = logging.getLogger("zfabric.store")
 
 LOOK_S = 5.0
 "How often the clock is looked at, at least: it may have been set."
@@ -108,12 +111,15 @@ class ScheduleHost:
                 due = list(self._schedules.due(self._driver.utc()))
                 outcomes = await asyncio.gather(*map(self._push, due), return_exceptions=True)
             failures = [each for each in outcomes if each is not None]
+            pause: float | None = RETRY_S
             for failure in failures:
                 if isinstance(failure, StoreFailed):
                     return  # the store ends
-                if not isinstance(failure, NotStored | LimitExceeded):
+                if not isinstance(failure, FabricError):
                     raise failure
-            pause: float | None = RETRY_S
+                if not isinstance(failure, NotStored | LimitExceeded):
+                    logger.error("a schedule cannot make its job, and tries again: %s", failure)
+                    pause = LOOK_S
             if not failures:
                 pause = min(self._schedules.next - self._driver.utc(), LOOK_S)
                 pause = None if self._schedules.next == inf else max(pause, 0.001)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -64,6 +65,8 @@ from zfabric.wire.topics import Pattern
 
 __all__ = ["StoreService"]
 
+logger = logging.getLogger("zfabric.store")
+
 TIDY_S = 10.0
 "How often topics that nobody publishes any more are let go, and retention is applied."
 READINGS_PER_PEER_MAX = 20_000
@@ -95,7 +98,7 @@ class StoreService:
         self._keepers: dict[str, Keeper] = {}
         self._tails: dict[str, Tail] = {}
         self._readings: dict[bytes, dict[int, tuple[Reading, asyncio.Task[None]]]] = {}
-        self._watches: dict[tuple[bytes, int], tuple[PeerRecord, Pattern]] = {}
+        self._watches: dict[bytes, dict[int, tuple[PeerRecord, Pattern]]] = {}
         self._known_streams = {info.name for info in log.streams()}
         self._tasks: set[asyncio.Task[None]] = set()
         self.queues = QueueHost(driver, log, writer, config, self._parse, self._appended, self._run)
@@ -143,9 +146,13 @@ class StoreService:
                 keeper.close()
                 self._core.interests.unsubscribe(keeper.lane)
             self._driver.schedule_pump()
-            with suppress(FabricError):
+            try:
                 await self.queues.trim()
                 await self._run(self._retain, retention)
+            except StoreFailed:
+                return  # the store ends
+            except (FabricError, OSError) as error:
+                logger.error("retention could not be applied, and is tried again: %s", error)
 
     def _retain(self, retention: Retention) -> None:
         """Let go of what topics need not keep. Runs in a thread."""
@@ -165,8 +172,7 @@ class StoreService:
         """End what it read."""
         for _, task in self._readings.pop(peer.id, {}).values():
             task.cancel()
-        for key in [key for key in self._watches if key[0] == peer.id]:
-            del self._watches[key]
+        self._watches.pop(peer.id, None)
 
     def has_room(self, peer: PeerRecord, now: float) -> None:
         """Its readings may go on."""
@@ -218,9 +224,11 @@ class StoreService:
         self.queues.appended(append, appended)
         if append.stream not in self._known_streams:
             self._known_streams.add(append.stream)
-            for (_, reading), (peer, pattern) in self._watches.items():
-                if pattern.matches(append.stream):
-                    self._tell(peer, ToldStreams(reading, [StreamTold(append.stream, 0, append.count)]))
+            told = [StreamTold(append.stream, 0, append.count)]
+            for watches in self._watches.values():
+                for reading, (peer, pattern) in watches.items():
+                    if pattern.matches(append.stream):
+                        self._tell(peer, ToldStreams(reading, told))
         tail = self._tails.get(append.stream)
         if tail is not None:
             tail.push(appended.offset, append)
@@ -350,7 +358,10 @@ class StoreService:
             pattern = Pattern(record.pattern, bytes_max=self._config.topic_bytes_max)
         except FabricError:
             return
-        self._watches[peer.id, record.reading] = peer, pattern
+        watches = self._watches.setdefault(peer.id, {})
+        if record.reading not in watches and len(watches) >= READINGS_PER_PEER_MAX:
+            return
+        watches[record.reading] = peer, pattern
         streams = [
             StreamTold(info.name, info.first, info.next) for info in self._log.streams() if pattern.matches(info.name)
         ]
@@ -363,14 +374,15 @@ class StoreService:
         tail = self._tails.setdefault(record.topic, Tail())
         longest = peer.identity.frame_bytes_max - REPAIR_BYTES
         reading = Reading(record, _PeerLink(self, peer), self._log, tail, self._run, longest)
-        readings[record.reading] = reading, self._spawn(self._serve(record.topic, reading))
+        task = self._spawn(reading.serve())
+        task.add_done_callback(lambda _: self._served(record.topic, reading))  # also of one that never began
+        readings[record.reading] = reading, task
 
-    async def _serve(self, topic: str, reading: Reading) -> None:
-        try:
-            await reading.serve()
-        finally:
-            if not self._tails[topic].readings:
-                del self._tails[topic]
+    def _served(self, topic: str, reading: Reading) -> None:
+        tail = self._tails[topic]
+        del tail.readings[reading]
+        if not tail.readings:
+            del self._tails[topic]
 
     def _more(self, peer: PeerRecord, record: ReadMore, now: float) -> None:
         reading, _ = self._readings.get(peer.id, {}).get(record.reading, (None, None))
@@ -378,7 +390,7 @@ class StoreService:
             reading.grant(record.nbytes)
 
     def _stop(self, peer: PeerRecord, record: ReadStop, now: float) -> None:
-        self._watches.pop((peer.id, record.reading), None)
+        self._watches.get(peer.id, {}).pop(record.reading, None)
         _, task = self._readings.get(peer.id, {}).pop(record.reading, (None, None))
         if task is not None:
             task.cancel()
