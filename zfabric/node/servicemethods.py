@@ -75,7 +75,7 @@ class ServiceMethods:
         Raises NoResponders, RequestTimeout, RemoteError (InvalidArguments), ProviderLost, Overloaded, EncodeFailed,
         DecodeFailed or LimitExceeded.
         """
-        return self._client().request(
+        return (self._requests or self._client()).request(
             service,
             arguments,
             options,

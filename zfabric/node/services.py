@@ -257,7 +257,8 @@ class Service(Generic[Handler]):
         return body
 
     def _finish(self, execution: Execution, outcome: Reply | Failure | End, nbytes: int) -> None:
-        self._tasks.pop(execution, None)
+        if self._tasks:
+            self._tasks.pop(execution, None)
         driver, serving = self._host.driver, self._host.serving
         serving.finish(execution, outcome, RECORD_BYTES + nbytes, driver.loop.time())
         if serving.idle:

@@ -156,15 +156,19 @@ class Serving:
             self._forget(execution)
             if execution.request.idempotent and not isinstance(outcome, End):
                 self._keep(execution.key, outcome, nbytes)
-            self._tell(execution, outcome, now, nbytes)
-        self._ended(service, now)
+            if execution.peer is not None:
+                self._links.tell(execution.peer, outcome, nbytes, now)
+        service.running -= 1
+        if service.waiting:
+            self._next(service, now)
 
     def give_up(self, execution: Execution, now: float) -> None:
         """A cancelled handler has ended."""
         if not execution.cancelled:
             self._tell(execution, Failure(execution.request.number, "stopped"), now)
             self._forget(execution)
-        self._ended(execution.service, now)
+        execution.service.running -= 1
+        self._next(execution.service, now)
 
     def add_item(self, execution: Execution, item: Item, nbytes: int, now: float) -> bool:
         """One value of a stream. Returns False if the next must wait for `Runner.resume`."""
@@ -265,9 +269,8 @@ class Serving:
         if self._blocked:
             self._blocked.pop(execution, None)
 
-    def _ended(self, service: ServiceState, now: float) -> None:
-        """A handler has ended: the next may begin."""
-        service.running -= 1
+    def _next(self, service: ServiceState, now: float) -> None:
+        """A handler has ended: who waits may begin."""
         while service.waiting and service.running < service.offer.concurrency:
             self._begin(service.waiting.popitem(last=False)[0], now)
 
