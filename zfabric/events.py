@@ -161,7 +161,7 @@ class Undelivered(Event, frozen=True):
 class StoreLacks(Event, frozen=True):
     """A store keeps a topic of this node now, and may lack messages `first` to `last` that another confirmed.
 
-    Both included. The store is new, was wiped or restored from a backup, or came late. Said once for each log, while
+    Both included. The store is new, was wiped, restored from a backup or away, or came late. Said once for each, while
     this node publishes the topic; or pushes to the durable queue of that name: then these are jobs, and those that were
     not done are lost.
     """

@@ -60,7 +60,8 @@ class Site:
         return [(first - at) / 1e6 for first in firsts]
 
     def finish(self) -> None:
-        """Whatever is stored is done."""
+        """Whatever is stored is done; much is."""
+        wait_until(lambda: self._confirmed() > 2 * LANES, TIMEOUT, pause=0.1)
         self.publisher.end()
         self.pusher.end()
         confirmed = queues.pushed([self.pusher], "ok")
@@ -70,6 +71,10 @@ class Site:
         wait_until(self._is_idle, TIMEOUT)
         for process in (*self.consumers, self.store):
             process.end()
+
+    def _confirmed(self) -> int:
+        """How many messages, or how many jobs: the lesser of the two."""
+        return min(len(queues.pushed([each], "ok")) for each in (self.publisher, self.pusher))
 
     def _is_idle(self) -> bool:
         """Whether no transaction and no job has ended for a while."""

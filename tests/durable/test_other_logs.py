@@ -21,6 +21,7 @@ from zfabric import (
     StoreLacks,
     TransactionFailed,
 )
+from zfabric.store import Store
 from zfabric.store.sqlite import SqliteLog
 from zfabric.testing import MemoryFabric
 
@@ -75,6 +76,37 @@ async def test_a_store_that_was_put_back_is_another_log(fabric: MemoryFabric, tm
     assert (lacks.topic, lacks.first, lacks.last, lacks.elsewhere) == ("orders", 0, 19, False)
     assert {event.store for event in missing} == {position.store} != {store.log.id.hex()}
     assert not resumed.pending
+
+
+async def test_a_store_that_was_away_for_long_goes_on_with_a_hole(
+    fabric: MemoryFabric, make_store: MakeStore, tmp_path: Path
+) -> None:
+    """What another had confirmed meanwhile is not kept for it; that is told, and what follows is stored there too."""
+    shop = await fabric.open("shop", config=CONFIG)
+    events = shop.events()
+    orders = shop.publisher("orders", durable=True, confirm="stored")
+    await make_store(name="one", config=CONFIG)
+    async with store_at(fabric, tmp_path, CONFIG) as two:
+        await orders.wait_for(stores=2, timeout=TIMEOUT)
+        await orders.publish_many(range(10))
+        await until(lambda: stored_in(two) == 10, TIMEOUT)
+    await until(lambda: orders.stores == 1, TIMEOUT)
+    await orders.publish_many(range(10, 30))
+    outbox = shop._driver.core.interests.outboxes["orders"]  # type: ignore[union-attr]
+    await until(lambda: len(outbox.readers) == 1, TIMEOUT)
+    async with store_at(fabric, tmp_path, CONFIG) as two:
+        await orders.wait_for(stores=2, timeout=TIMEOUT)
+        await orders.publish_many(range(30, 40))
+        (lacks,) = await told(events, StoreLacks)
+        await until(lambda: stored_in(two) == 20, TIMEOUT)
+
+    assert (lacks.peer.name, lacks.first, lacks.last, lacks.elsewhere) == ("store", 10, 29, True)
+
+
+def stored_in(store: Store) -> int:
+    """How many orders it has."""
+    info = store.log.info("orders")
+    return 0 if info is None else info.next
 
 
 async def test_jobs_that_went_with_their_log_are_told(fabric: MemoryFabric, make_store: MakeStore) -> None:

@@ -403,12 +403,12 @@ class Interests:
         if for_good:
             outbox.begun.pop(key, None)
         request = outbox.remote.pop(key, None)
+        reader = outbox.readers.get(key)
         if request is not None and not request.store:
             self._effects.emit(SubscriberLeft(outbox.topic, peer.source))
         elif request is not None and outbox.keeping is not None:
-            outbox.keeping.detached(peer.id, now)
+            outbox.keeping.detached(peer.id, now, None if reader is None else (reader.received, reader.processed))
             self.waiting.append(outbox)
-        reader = outbox.readers.get(key)
         if reader is not None:
             if for_good:
                 outbox.drop_reader(reader, now)

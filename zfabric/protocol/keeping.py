@@ -20,8 +20,8 @@ class Keeping:
 
     # fmt: off
     __slots__ = (
-        "_away_s", "_log_of", "_logs", "_meet_at", "_new", "_present", "_refusals", "alone_since", "broken", "buffers",
-        "lacking", "stored", "trouble",
+        "_away_s", "_left", "_log_of", "_logs", "_meet_at", "_new", "_present", "_refusals", "alone_since", "broken",
+        "buffers", "lacking", "stored", "trouble",
     )
     # fmt: on
 
@@ -49,6 +49,8 @@ class Keeping:
         self._log_of = log_of
         self._logs: dict[bytes, int] = {}
         "The logs of the stores that were attached, and the message that each began with."
+        self._left: dict[bytes, tuple[bytes, int, int]] = {}
+        "Of those that left: the store, and the messages before which it had received, and stored, everything."
         self._new: dict[bytes, int] = {}
         "Attached stores whose log is not known yet, and the messages that they began with."
         self._present: dict[bytes, bytes] = {}
@@ -87,11 +89,13 @@ class Keeping:
         self.alone_since = inf
         self._judge()
 
-    def detached(self, store: bytes, now: float) -> None:
-        """A store is gone, perhaps to come back."""
+    def detached(self, store: bytes, now: float, had: tuple[int, int] | None = None) -> None:
+        """A store is gone, perhaps to come back; it `had` received, and stored, everything before these messages."""
         if self._refusals.pop(store, None) is not None:
             self._new.pop(store, None)
-            self._present.pop(store, None)
+            log = self._present.pop(store, None)
+            if log in self._logs and had is not None:
+                self._left[log] = store, *had
             self._meet_at = self._meet_at if self._new else inf
             if not self._refusals:
                 self.alone_since = now
@@ -106,15 +110,21 @@ class Keeping:
         self._meet_at = now + MEET_S if self._new else inf
 
     def _met(self, store: bytes, log: bytes, position: int) -> None:
-        """A log that was here before has what it had, and gets what is kept for it."""
+        """A log that was here before has what it had, and gets what was kept for it."""
         others = [self._logs[other] for other in self._present.values()]
         self._present[store] = log
         if log in self._logs:
+            same, received, stored = self._left.pop(log, (store, position, position))
+            end = received if same == store else stored
+            if end < position:
+                self.lacking.append((store, end, position, any(began <= end for began in others)))
             return
         first = min(self._logs.values(), default=position)
         self._logs[log] = position
         if len(self._logs) > LOGS_MAX:
-            del self._logs[next(iter(self._logs))]
+            oldest = next(iter(self._logs))
+            del self._logs[oldest]
+            self._left.pop(oldest, None)
         known = max(first, min(others, default=position))
         for start, stop, elsewhere in ((first, min(known, position), False), (known, position, True)):
             if start < stop:

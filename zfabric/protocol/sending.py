@@ -179,7 +179,7 @@ class Sending:
         if outbox.remote.pop(key, None) is not None:
             outbox.evicted.add(key)  # until it asks to go on; who is away just begins anew
             if reader.request.store and outbox.keeping is not None:
-                outbox.keeping.detached(reader.peer_id, now)
+                outbox.keeping.detached(reader.peer_id, now, (reader.received, reader.processed))
         self._effects.emit(Evicted(outbox.topic, Source(reader.peer_id.hex(), reader.name), reason, here=False))
         self.give_up_reader(outbox, reader, "evicted", now)
 
