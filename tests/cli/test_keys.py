@@ -61,6 +61,22 @@ async def test_bad_tokens_and_missing_keys(cli: Commands) -> None:
     assert none.code == 69
 
 
+@pytest.mark.parametrize(
+    ("arguments", "cure"),
+    [
+        (("join", "-"), "give the line that `zfabric keys init` or `invite` printed"),
+        (("rotate", "plant"), "`zfabric keys new` makes the first"),
+        (("list", "plant"), "`zfabric keys new` makes the first"),
+    ],
+)
+async def test_what_is_missing_is_told_with_its_cure(cli: Commands, arguments: tuple[str, ...], cure: str) -> None:
+    """No token on stdin, no identity in the fabric."""
+    refused = await cli.run("keys", *arguments, stdin=b"\n")
+
+    assert refused.code in (1, 69)
+    assert cure in refused.err
+
+
 @pytest.mark.slow
 async def test_verbs_use_the_key_and_the_doctor_explains(cli: Commands, tmp_path: Path) -> None:
     """With the key `nodes` sees a keyed fabric, without it hears why not; the doctor shows the fingerprint."""

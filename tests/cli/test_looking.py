@@ -9,6 +9,11 @@ import pytest
 
 import zfabric
 from tests.cli.processes import Commands
+from zfabric.cli import _benchpeer, bench
+from zfabric.cli._exits import Stop
+from zfabric.cli._options import Options
+from zfabric.cli._output import Output
+from zfabric.testing import MemoryFabric
 
 pytestmark = pytest.mark.slow
 
@@ -139,3 +144,21 @@ async def test_bench(cli: Commands) -> None:
     assert (bench.code, bench.err) == (0, "")
     assert [record["unit"] for record in bench.records] == ["messages/s"] * 3 + ["us"] * 2
     assert all(record["value"] > 0 for record in bench.records)
+
+
+async def test_a_bench_whose_other_process_hangs_says_what_did_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if that has counted nothing yet."""
+    monkeypatch.setattr("zfabric.cli.bench.START_S", 0.5)
+    topic, hanging = next(iter(_benchpeer.TOPICS)), asyncio.Event()
+    async with MemoryFabric(seed=1) as fabric:
+        node, other = await fabric.open("bench"), await fabric.open("other")
+        other.subscribe(topic)
+
+        @other.service("bench.tally")
+        async def tally(topic: str) -> None:
+            await hanging.wait()
+
+        await node.wait_for_service("bench.tally", timeout=30)
+        with pytest.raises(Stop, match="10 of 10 messages did not arrive"):
+            await bench._publish(Output(Options()), node, topic, 10, b"")
+        hanging.set()

@@ -74,6 +74,7 @@ async def _publish(output: Output, node: Node, topic: str, messages: int, value:
     for sent in range(0, messages, CHUNK):
         await publisher.publish_many([value] * min(CHUNK, messages - sent))
     await publisher.flush()
+    arrived = 0
     try:
         async with asyncio.timeout(START_S):
             while True:

@@ -99,12 +99,14 @@ def _join(output: Output, token: str | None) -> int:
 
     if token in (None, "-"):
         token = click.prompt("token", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
-    assert token is not None
-    if token.strip().startswith("zfi1:"):
+    token = (token or "").strip()
+    if not token:
+        raise Stop(Exit.FAILED, "no token came: give the line that `zfabric keys init` or `invite` printed")
+    if token.startswith("zfi1:"):
         return _join_as_identity(output, token)
-    if token.strip().startswith("zfo1:"):
+    if token.startswith("zfo1:"):
         return _enrol(output, token)
-    key = FabricKey.parse(token) if token.strip().startswith("zfk1:") else read_key(Path(token))
+    key = FabricKey.parse(token) if token.startswith("zfk1:") else read_key(Path(token))
     path = key_path(key.fabric)
     try:
         write_key(path, key)
@@ -213,7 +215,8 @@ def invite(options: Options, roles: tuple[str, ...], port: int, expires: float, 
     return guard(options, output, lambda: _invite(output, fabric, name, roles, options.interface, port, expires))
 
 
-def _inviter(fabric: str) -> Path:
+def _with_identity(fabric: str) -> Path:
+    """Where this user's identity in the fabric is."""
     from zfabric.security.keyfiles import identities_path
 
     directory = identities_path(fabric)
@@ -233,7 +236,7 @@ def _invite(
     from zfabric.security.identities import Identities, admit, check_newcomer
     from zfabric.security.keys import fingerprint
 
-    directory = _inviter(fabric)
+    directory = _with_identity(fabric)
     mine = Identities(directory, fabric)
     check_newcomer(directory, name, roles)
     with Listener(resolve(interface).addresses, port, mine.public, mine.secret) as listener:
@@ -257,7 +260,7 @@ def _invite(
 def _invite_offline(output: Output, fabric: str, name: str, roles: tuple[str, ...]) -> int:
     from zfabric.security import identities
 
-    directory = _inviter(fabric)
+    directory = _with_identity(fabric)
     token = identities.invite(directory, fabric, name, roles)
     if output.json:
         output.record({"fabric": fabric, "identity": name, "roles": list(roles), "token": token})
@@ -304,9 +307,8 @@ def rotate(options: Options, finish: bool) -> int:
 
 def _rotate(output: Output, fabric: str, *, finish: bool) -> int:
     from zfabric.security import identities
-    from zfabric.security.keyfiles import identities_path
 
-    directory = identities_path(fabric)
+    directory = _with_identity(fabric)
     identities.rotate(directory, fabric, finish=finish)
     output.note(f"copy {directory / 'trusted'} to the other machines{'' if finish else '; then `--finish`'}")
     return 0
@@ -329,7 +331,9 @@ def _identities(output: Output, fabric: str) -> int:
     try:
         known = Identities(identities_path(fabric), fabric)
     except FileNotFoundError:
-        raise Stop(Exit.NOBODY, f"fabric {fabric!r} has no identities here") from None
+        raise Stop(
+            Exit.NOBODY, f"fabric {fabric!r} has no identities here: `zfabric keys new` makes the first"
+        ) from None
     rows = [
         (name, ", ".join(each.roles), fingerprint(each.public[0]) if each.public else "-")
         for name, each in sorted(known.trusted.items())
