@@ -161,10 +161,11 @@ async def test_a_store_that_stays_away_is_told(fabric: MemoryFabric, make_store:
     orders = (await fabric.open("shop", config=config)).publisher("orders", durable=True, confirm="stored")
     await orders.wait_for(stores=1, timeout=TIMEOUT)
     fabric.crash(first.node)
+    publishing = asyncio.ensure_future(orders.publish("late"))
     await first.close()
 
     with pytest.raises(NotStored, match="no store is in sight"):
-        await orders.publish("late")
+        await publishing
 
     second = await make_store()
     await orders.wait_for(stores=1, timeout=TIMEOUT)
