@@ -37,7 +37,10 @@ def endpoints(*addresses: str) -> list[str]:
 
 def meet(one: PeerProcess, two: PeerProcess) -> None:
     """Wait until both know each other."""
-    wait_until(lambda: one.endpoints_of(two.id) and two.endpoints_of(one.id), 20)
+    try:
+        wait_until(lambda: one.endpoints_of(two.id) and two.endpoints_of(one.id), 20)
+    except AssertionError as error:
+        raise AssertionError(f"{one.lines} and {two.lines} do not know each other") from error
 
 
 @pytest.mark.parametrize("interface", ["eth0", "lan"])

@@ -95,10 +95,9 @@ async def test_an_ack_returns_when_it_is_on_the_disk(fabric: MemoryFabric, make_
         await second.ack()
     del third
     again = await jobs.receive(TIMEOUT)
-    acking = asyncio.ensure_future(again.ack())
-    await store.close()
+    fabric.crash(store.node)
     with pytest.raises(NotStored, match="left before it answered"):
-        await acking
+        await asyncio.wait_for(again.ack(), TIMEOUT)
 
 
 async def test_an_ack_is_answered_after_its_puller_has_ended(fabric: MemoryFabric, make_store: MakeStore) -> None:
