@@ -253,6 +253,8 @@ class Config:
     "Sealed files that are open for readers at one time."
     store_record_bytes_max: int = 256 * 1024 * 1024
     "Any record of an export that is imported, at most: a forged file cannot buy more memory."
+    store_readings_per_peer_max: int = 20_000
+    "Topics that one peer reads from a store at once, and patterns that it watches there."
 
     # -- durable queues ------------------------------------------------------------------------
     store_jobs_max: int = 1_000_000

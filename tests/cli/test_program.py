@@ -81,6 +81,8 @@ USAGE = [
     (["sub", "sensor.>"], "`#` any number of words"),
     (["sub", "a", "--raw", "--json"], "exclude each other"),
     (["sub", "a", "--timeout", "-1"], "-1 is not above 0"),
+    (["pub", "a", "--rate", "nan"], "nan is not a number"),
+    (["store", "retain", "x", "a", "--age", "nan"], "nan is not a number"),
     (["pub", "a.*", "1"], "is a wildcard"),
     (["pub", "a", "1", "-H", "novalue"], "is not NAME=VALUE"),
     (["pub", "a", "1", "--text", "--raw"], "exclude each other"),

@@ -11,7 +11,7 @@ import pytest
 
 from tests.durable.conftest import MakeStore
 from tests.waiting import wait_until_async as until
-from zfabric import Config, Gap, LogMissing, Message, Node, Position, Publisher, Subscription
+from zfabric import Config, Gap, LogMissing, Message, Node, Position, ProtocolError, Publisher, Subscription
 from zfabric.protocol.history import Joint, Phase
 from zfabric.store import Store
 from zfabric.testing import MemoryFabric
@@ -414,3 +414,20 @@ async def test_another_log_is_read_without_doubles(fabric: MemoryFabric, make_st
     assert {(event.topic, event.group, event.store) for event in told} == {("orders", "", position.store)}
     assert not resumed.pending
     assert not gaps
+
+
+async def test_too_many_readings_of_one_peer_are_refused(fabric: MemoryFabric, make_store: MakeStore) -> None:
+    """The store tells which limit it was; those that have a place are served."""
+    store = await make_store(config=Config(store_readings_per_peer_max=1))
+    _, orders = await durable(fabric)
+    await published(orders, range(10))
+    events = store.node.events()
+    reader = await fabric.open("reader")
+    first = reader.subscribe("orders", start="earliest")
+
+    assert values(await take(first, 10)) == list(range(10))
+    reader.subscribe("bills", start="earliest")
+    async with asyncio.timeout(TIMEOUT):
+        reason = await anext(event.reason async for event in events if isinstance(event, ProtocolError))
+
+    assert "Config.store_readings_per_peer_max = 1" in reason

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.durable.conftest import MakeStore
 from tests.waiting import wait_until_async as until
-from zfabric import Node
+from zfabric import Config, Node
 from zfabric.protocol.peers import PeerRecord
 from zfabric.store import Store
 from zfabric.store.service import StoreService
@@ -34,12 +32,10 @@ async def test_a_reading_that_is_stopped_at_once_leaves_nothing(fabric: MemoryFa
     await until(lambda: not service._tails)
 
 
-async def test_watches_are_bounded(
-    fabric: MemoryFabric, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_watches_are_bounded(fabric: MemoryFabric, make_store: MakeStore) -> None:
     """A peer watches as many patterns as it may read streams; the rest is not answered, and it leaves nothing."""
-    monkeypatch.setattr("zfabric.store.service.READINGS_PER_PEER_MAX", 3)
-    store, reader = await make_store(), await fabric.open("reader")
+    store = await make_store(config=Config(store_readings_per_peer_max=3))
+    reader = await fabric.open("reader")
     service, peer = await service_of(store, reader)
 
     for number in range(10):

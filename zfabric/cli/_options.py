@@ -7,12 +7,14 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from math import isfinite
 from typing import Any, TypeVar
 
 import click
 
 __all__ = [
     "QUEUE_DELIVERIES",
+    "Number",
     "Options",
     "PatternParameter",
     "QueueParameter",
@@ -60,6 +62,17 @@ class Seconds(click.ParamType[float]):
         if not 0 < number < float("inf"):
             self.fail(f"{value} is not above 0", param, ctx)
         return number
+
+
+class Number(click.FloatRange):
+    """A number within bounds; not `nan`, which click takes for one, nor infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Refuse what is none."""
+        number = super().convert(value, param, ctx)
+        if not isfinite(number):
+            self.fail(f"{value} is not a number", param, ctx)
+        return float(number)
 
 
 class TopicParameter(click.ParamType[str]):

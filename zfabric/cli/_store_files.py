@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 import click
 
 from zfabric.cli._exits import Exit, Stop
-from zfabric.cli._options import Options, TopicParameter, output_options
+from zfabric.cli._options import Number, Options, TopicParameter, output_options
 from zfabric.cli._output import Output, count
 from zfabric.cli._running import guard
 from zfabric.cli.bw import human
@@ -302,7 +302,7 @@ def _compact(output: Output, log: Log, topics: tuple[str, ...]) -> int:
 
 def retention_options(command: Verb) -> Verb:
     """The options that say how long a topic is kept: the fields of `Retention`."""
-    age = click.FloatRange(min=0)
+    age = Number(min=0)
     for decorate in (
         click.option("--compact", is_flag=True, help="Keep only the last value of each key."),
         click.option("--messages", type=click.IntRange(min=0), metavar="N", help="Keep about N messages."),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from zfabric.cli._exits import Exit, Stop
-from zfabric.cli._options import Options, output_options
+from zfabric.cli._options import Number, Options, output_options
 from zfabric.cli._output import Output
 from zfabric.cli._running import guard
 
@@ -198,7 +198,7 @@ def _new(output: Output, fabric: str, name: str, roles: tuple[str, ...]) -> int:
 @_role
 @click.option("--interface", default="lan", metavar="NAME", help="Where to wait: `lan`, a name or an address. [lan]")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port to wait at; 0 is any. [0]")
-@click.option("--expires", type=click.FloatRange(1), default=900.0, metavar="S", help="How long to wait. [900]")
+@click.option("--expires", type=Number(1), default=900.0, metavar="S", help="How long to wait. [900]")
 @click.option("--offline", is_flag=True, help="Do not wait: the line holds a secret, and can be used again.")
 @output_options
 def invite(options: Options, roles: tuple[str, ...], port: int, expires: float, offline: bool) -> int:

@@ -17,7 +17,7 @@ from zfabric.capture.reader import CaptureReader
 from zfabric.cli import _input
 from zfabric.cli._exits import Exit, Stop
 from zfabric.cli._look import find_audience, open_node, poll
-from zfabric.cli._options import Options, PatternParameter, Seconds, networked
+from zfabric.cli._options import Number, Options, PatternParameter, Seconds, networked
 from zfabric.cli._output import Output, count
 from zfabric.cli._progress import Progress
 from zfabric.cli._running import run
@@ -55,7 +55,7 @@ def _remap(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...])
 @click.option("-e", "patterns", multiple=True, type=PatternParameter(), metavar="PATTERN", help="Only these topics.")
 @click.option(
     "--rate",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=1.0,
     metavar="FACTOR",
     help="So many times as fast as it was; `inf` is as fast as possible. [1]",
@@ -68,8 +68,8 @@ def _remap(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...])
     metavar="OLD:=NEW",
     help="Another name for a topic, or for all below one: `plant.#:=test.#`. Repeatable.",
 )
-@click.option("--from", "start", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Begin there.")
-@click.option("--until", type=click.FloatRange(min=0), metavar="SECONDS", help="End there.")
+@click.option("--from", "start", type=Number(min=0), default=0.0, metavar="SECONDS", help="Begin there.")
+@click.option("--until", type=Number(min=0), metavar="SECONDS", help="End there.")
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N messages.")
 @click.option("--duration", type=Seconds(), help="End after this long.")
 @click.option(

@@ -16,7 +16,7 @@ import click
 from zfabric.cli import _input
 from zfabric.cli._exits import Exit, Stop
 from zfabric.cli._look import find_audience, nearest, open_node, poll
-from zfabric.cli._options import Options, TopicParameter, header_pairs, networked
+from zfabric.cli._options import Number, Options, TopicParameter, header_pairs, networked
 from zfabric.cli._output import Output, count
 from zfabric.cli._running import run
 from zfabric.config import Config
@@ -65,7 +65,7 @@ class Job:
 @click.option("--text", is_flag=True, help="VALUE is text, even where it looks like JSON.")
 @click.option("--raw", is_flag=True, help="VALUE is bytes; all of stdin is one message.")
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="Publish N times; with stdin, N lines at most.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), metavar="HZ", help="Messages a second.")
+@click.option("--rate", type=Number(min=0, min_open=True), metavar="HZ", help="Messages a second.")
 @click.option("--key", metavar="TEXT", help="What the value is about.")
 @click.option(
     "-H", "--header", "headers", multiple=True, callback=header_pairs, metavar="NAME=VALUE", help="Repeatable."

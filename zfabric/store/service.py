@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Sized
 from contextlib import suppress
 from typing import Any
 
@@ -69,7 +69,6 @@ logger = logging.getLogger("zfabric.store")
 
 TIDY_S = 10.0
 "How often topics that nobody publishes any more are let go, and retention is applied."
-READINGS_PER_PEER_MAX = 20_000
 
 
 class StoreService:
@@ -353,13 +352,21 @@ class StoreService:
 
     # -- reading -------------------------------------------------------------------------------
 
+    def _has_place(self, peer: PeerRecord, taken: Sized) -> bool:
+        most = self._config.store_readings_per_peer_max
+        if len(taken) < most:
+            return True
+        reason = f"it reads more at once than Config.store_readings_per_peer_max = {most}"
+        self._core.not_protocol(peer.address, RemoteProtocolError(reason))
+        return False
+
     def _streams(self, peer: PeerRecord, record: AskStreams, now: float) -> None:
         try:
             pattern = Pattern(record.pattern, bytes_max=self._config.topic_bytes_max)
         except FabricError:
             return
         watches = self._watches.setdefault(peer.id, {})
-        if record.reading not in watches and len(watches) >= READINGS_PER_PEER_MAX:
+        if record.reading not in watches and not self._has_place(peer, watches):
             return
         watches[record.reading] = peer, pattern
         streams = [
@@ -369,7 +376,7 @@ class StoreService:
 
     def _read(self, peer: PeerRecord, record: Read, now: float) -> None:
         readings = self._readings.setdefault(peer.id, {})
-        if record.reading in readings or len(readings) >= READINGS_PER_PEER_MAX:
+        if record.reading in readings or not self._has_place(peer, readings):
             return
         tail = self._tails.setdefault(record.topic, Tail())
         longest = peer.identity.frame_bytes_max - REPAIR_BYTES
