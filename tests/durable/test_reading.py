@@ -431,3 +431,29 @@ async def test_too_many_readings_of_one_peer_are_refused(fabric: MemoryFabric, m
         reason = await anext(event.reason async for event in events if isinstance(event, ProtocolError))
 
     assert "Config.store_readings_per_peer_max = 1" in reason
+
+
+@pytest.mark.parametrize("start", ["earliest", "last-per-key"])
+async def test_a_look_at_the_disk_that_fails_is_repeated(
+    fabric: MemoryFabric, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    """The reader gets everything, later."""
+    store = await make_store()
+    _, orders = await durable(fabric, confirm="stored")
+    for number in range(10):
+        orders.publish_nowait(number, key=number)
+    await orders.flush()
+    assert store.log is not None
+    read, failures = store.log.read, [OSError("no"), ArithmeticError("no")]
+
+    def failing(*arguments: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return read(*arguments)
+
+    monkeypatch.setattr(store.log, "read", failing)
+    monkeypatch.setattr("zfabric.store.readings.RETRY_S", 0.01)
+    reader = await fabric.open("reader")
+
+    assert values(await take(reader.subscribe("orders", start=start), 10)) == list(range(10))
+    assert not failures

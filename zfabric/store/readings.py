@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -16,10 +17,14 @@ from zfabric.wire.store_records import Indexed, Read, ReadEnd, Stored, Unreadabl
 
 __all__ = ["Link", "Reading", "Tail"]
 
+logger = logging.getLogger("zfabric.store")
+
 READ_BYTES = 1024 * 1024
 "What is read from the log at a time."
 ENTRY_BYTES = 64
 "What a batch without its body takes of the credit."
+RETRY_S = 5.0
+"The pause after a look at the disk that failed."
 TAIL_BYTES = 2 * 1024 * 1024
 "Of each stream that is read: the newest batches, which need no look at the disk."
 
@@ -157,7 +162,7 @@ class Reading:
         if self._asked.kind == "last-per-key":
             offset = await self._send_last_values()
         else:
-            offset = await self._run(self._start)
+            offset = await self._look(self._start)
         told = -1
         while True:
             await self._room()
@@ -165,7 +170,7 @@ class Reading:
             if not entries:
                 # What is stored from here on wakes us, also while we look at the disk.
                 self._changed.clear()
-                entries = await self._run(self._read, offset)
+                entries = await self._look(self._read, offset)
             if entries:
                 offset = await self._send(entries, offset)
                 continue
@@ -173,6 +178,15 @@ class Reading:
                 told = offset
                 self._link.tell(ReadEnd(self._asked.reading, offset), ENTRY_BYTES)
             await self._changed.wait()
+
+    async def _look(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Look into the log, however often it takes: the reader waits for what is there."""
+        while True:
+            try:
+                return await self._run(function, *arguments)
+            except Exception as error:  # noqa: BLE001 - engines may raise anything
+                logger.error("%s could not be read, and is tried again: %r", self._asked.topic, error)
+                await asyncio.sleep(RETRY_S)
 
     async def _room(self) -> None:
         while self._credit <= 0 or not self._link.has_room():
@@ -201,12 +215,12 @@ class Reading:
 
     async def _send_last_values(self) -> int:
         """The last message of each key; returns where the log goes on."""
-        end, offsets = await self._run(self._last_values)
+        end, offsets = await self._look(self._last_values)
         position = 0
         while position < len(offsets):
             await self._room()
-            items = await self._run(self._log.read, self._asked.topic, offsets[position], 1)
-            batch = items[0]
+            items = await self._look(self._log.read, self._asked.topic, offsets[position], 1)
+            batch = items[0] if items else None
             if not isinstance(batch, StoredBatch):
                 position += 1
                 continue
