@@ -7,7 +7,7 @@ import pytest
 from tests.protocol.network import LATENCY_S, Party, World, all_meet, meet
 from zfabric.config import Config
 from zfabric.events import DuplicateId, PeerJoined, PeerLeft, PeerRefused, ProtocolError
-from zfabric.wire.records import Goodbye, Heartbeat, Refuse, Unknown, decode_envelope, encode_envelope
+from zfabric.wire.records import Goodbye, Heartbeat, Hello, Interest, Refuse, Unknown, decode_envelope, encode_envelope
 
 TIMEOUT_S = Config().peer_timeout_s
 
@@ -430,3 +430,19 @@ def test_frames_that_are_not_the_protocol_are_counted_and_told(frame: bytes) -> 
 
     assert a.core.protocol_errors == 1
     assert len(a.seen(ProtocolError)) == 1
+
+
+def test_who_only_greeted_by_a_connection_that_took_nothing_is_no_peer() -> None:
+    """The other end closed it at once: what else it had sent is answered with UNKNOWN, and harms nobody."""
+    world = World()
+    a, b = world.party("a"), world.party("b")
+    route = bytes(5)
+
+    a.say(route, Hello(a.core.me, b.core.peers.identity), sender=b.core.me)
+    assert a.core.peers.known[b.core.me].unwritable == route
+    world.captured = []
+    a.say(route, Interest(True, False, 0, 0), sender=b.core.me)
+
+    assert a.peers == set()
+    (frame,) = [frame for to, frame in world.captured if to == route]
+    assert [type(record) for record in decode_envelope(frame, 10)[1]] == [Unknown]

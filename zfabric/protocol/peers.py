@@ -243,7 +243,8 @@ class PeerTable:
         if peer is None or route not in peer.routes:
             if not isinstance(route, int):  # on those that we dialled and hung up nobody need greet again
                 self._effects.tell_once(route, Unknown())
-            return peer if peer is not None and route == peer.unwritable else None
+            late = peer is not None and route == peer.unwritable and peer.state is PeerState.UP
+            return peer if late else None
         peer.last_heard = now
         if peer.routes[0] != route and not isinstance(peer.routes[0], int):
             peer.routes.remove(route)
