@@ -33,7 +33,7 @@ __all__ = ["ENTRIES", "batches", "bench_node", "messages", "nowait", "publish_ma
 TURN = 1_000
 "Messages published in one turn of the event loop."
 QUEUE_BYTES = 1 << 36
-WAIT_S = 10.0
+WAIT_S = 60.0
 FABRIC = "benchmark"
 KEY = FabricKey(FABRIC, bytes(32)).text
 "No secret: it only makes nodes encrypt."
