@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from math import isfinite
+from math import isnan
 from typing import Any, TypeVar
 
 import click
@@ -65,12 +65,12 @@ class Seconds(click.ParamType[float]):
 
 
 class Number(click.FloatRange):
-    """A number within bounds; not `nan`, which click takes for one, nor infinity."""
+    """A number within bounds; not `nan`, which click lets through."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Refuse what is none."""
         number = super().convert(value, param, ctx)
-        if not isfinite(number):
+        if isnan(number):
             self.fail(f"{value} is not a number", param, ctx)
         return float(number)
 
