@@ -227,10 +227,6 @@ def _unusable_ipv6() -> set[tuple[str, int]]:
     return unusable
 
 
-def _still_there(before: Scope, now: Scope) -> bool:
-    return set(before.addresses) <= set(now.addresses) and before.interfaces <= now.interfaces
-
-
 class AddressWatch:
     """Tells when the addresses behind a scope changed and stayed the same for a while.
 
@@ -263,7 +259,7 @@ class AddressWatch:
             scope: Scope | None = self._resolve(self.scope.spec)
         except (InterfaceNotFound, OSError):
             scope = None
-        self._was_away |= scope is None or not _still_there(self.scope, scope)
+        self._was_away |= scope is None or not set(self.scope.addresses) <= set(scope.addresses)
         if scope != self._seen:
             self._seen, self._seen_since = scope, now
         if scope is None or (scope == self.scope and not self._was_away):
