@@ -31,9 +31,8 @@ from zfabric.protocol.peers import PeerRecord
 from zfabric.store import Append, Store, rules
 from zfabric.store.keeper import Keeper
 from zfabric.store.ledger import Ledger
-from zfabric.store.log import Appended, Position
+from zfabric.store.log import Appended, Commit, Position
 from zfabric.store.queue import DurableQueue
-from zfabric.store.queuehost import QueueHost
 from zfabric.store.service import StoreService
 from zfabric.wire.batch import Batch
 from zfabric.wire.store_records import Write, Written
@@ -64,6 +63,10 @@ PAUSE_S = 0.0 if HANDICAP else 0.02
 "Between two messages of a lane: whoever is started again must not wait for a processor; but damage needs haste."
 
 
+LATE_S = 1.0
+"What was confirmed early is written so much later: a kill finds some of it."
+
+
 class History:
     """Lines that are in the file when the call returns, whatever happens to the process."""
 
@@ -82,7 +85,7 @@ def _confirm_early() -> None:
 
     def early(keeper: Keeper, batch: Batch, append: Append) -> None:
         keeper._done(keeper.lane, batch, append, Appended(None, append.count))
-        asyncio.get_running_loop().call_later(0.3, submit, keeper, batch, append)
+        asyncio.get_running_loop().call_later(LATE_S, submit, keeper, batch, append)
 
     setattr(Keeper, "_submit", early)  # noqa: B010 - another method, on purpose
 
@@ -98,22 +101,19 @@ def _confirm_jobs_early() -> None:
 
     def early(service: StoreService, peer: PeerRecord, record: Write, now: float) -> None:
         service._tell(peer, Written(record.request, [0] * len(record.batches)))
-        asyncio.get_running_loop().call_later(0.3, written, service, peer, record, now)
+        asyncio.get_running_loop().call_later(LATE_S, written, service, peer, record, now)
 
     setattr(StoreService, "_write", early)  # noqa: B010 - another method, on purpose
 
 
-def _note_acks_early() -> None:
-    """A store that answers acks before its disk has them."""
-    changed = QueueHost._changed
+def _keep_no_ledgers() -> None:
+    """A store that answers acks and writes none of them."""
+    commit = DurableQueue.commit
 
-    def early(host: QueueHost, queue: DurableQueue) -> None:
-        acks, queue._acks = queue._acks, []
-        for key, record in acks:
-            host._driver.core.queues.kept(key, record.done)
-        asyncio.get_running_loop().call_later(0.3, changed, host, queue)
+    def without(queue: DurableQueue, *, with_dead: bool) -> Commit:
+        return Commit(commit(queue, with_dead=with_dead).appends)
 
-    setattr(QueueHost, "_changed", early)  # noqa: B010 - another method, on purpose
+    setattr(DurableQueue, "commit", without)  # noqa: B010 - another method, on purpose
 
 
 def _do_not_flush() -> None:
@@ -146,7 +146,7 @@ HANDICAPS = {
     "does not flush": _do_not_flush,
     "forgets ledgers": _forget_ledgers,
     "forgets marks": _forget_marks,
-    "notes acks early": _note_acks_early,
+    "keeps no ledgers": _keep_no_ledgers,
 }
 "Mechanisms that are switched off, to see that the test notices."
 

@@ -157,9 +157,9 @@ def test_a_store_that_confirms_jobs_early_is_caught(crew: Crew) -> None:
         judge(pushers, workers)
 
 
-@pytest.mark.parametrize("handicap", ["notes acks early", "forgets ledgers"])
+@pytest.mark.parametrize("handicap", ["keeps no ledgers", "forgets ledgers"])
 def test_a_store_that_forgets_acks_is_caught(crew: Crew, handicap: str) -> None:
-    """Without writing before answering acks, or without the ledger, one kill gives jobs to somebody after their ack."""
+    """Without writing acks, or without reading them back, one kill gives jobs to somebody after their ack."""
     crew.handicap = handicap
     store, pushers, workers = begin(crew)
 
