@@ -8,9 +8,12 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["wait_until", "wait_until_async"]
+__all__ = ["SLACK_S", "wait_until", "wait_until_async"]
 
 T = TypeVar("T")
+
+SLACK_S = 4.0
+"What a slow machine may add where something must end in time; without that bound it takes longer, or for ever."
 
 _PAUSE_S = 0.005
 

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.node.support import TIMEOUT, MakeNode, Start, connect, line_of, next_event
-from tests.waiting import wait_until_async
+from tests.waiting import SLACK_S, wait_until_async
 from zfabric import Config, Message, Node, NodeClosed, PeerLeft, Subscription
 from zfabric.node.deferred import CALLS_PER_TURN
 
@@ -41,8 +41,6 @@ async def main():
 
 asyncio.run(main())
 """
-SLACK_S = 1.5
-"What a slow machine may add."
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")

@@ -247,10 +247,10 @@ def test_like_takes_no_exponential_time() -> None:
     selector = Selector("a LIKE '" + "%a" * 200 + "b%c'")
     text = "a" * 20_000
 
-    began = time.perf_counter()
+    began = time.thread_time()
 
     assert not selector.matches({"a": text})
-    assert time.perf_counter() - began < 2
+    assert time.thread_time() - began < 2
 
 
 def test_equality_and_text() -> None:

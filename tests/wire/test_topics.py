@@ -202,12 +202,12 @@ class TestPattern:
         pattern, topic = ("#.a." * 63)[:-1], ("a." * 127)[:-1]
         table: TopicTable[int] = TopicTable()
         table.add(pattern + ".b", 1)
-        started = time.perf_counter()
+        started = time.thread_time()
 
         assert Pattern(pattern).matches(topic)
         assert not Pattern(pattern + ".b").matches(topic)
         assert table.match(topic) == ()
-        assert time.perf_counter() - started < 0.5
+        assert time.thread_time() - started < 0.5
 
     def test_is_a_value(self) -> None:
         """Patterns compare and hash by their text, which they show."""
