@@ -94,7 +94,7 @@ def test_a_half_open_link(team: Crew, proxy: Proxy, which: str) -> None:
         hold(1.0, "half-open data connection")
     else:
         for child in (pair.publisher, pair.subscriber):
-            assert child.until_event("PeerLeft", 3.0)["reason"] == "silent"
+            assert child.until_event("PeerLeft")["reason"] == "silent"
     for line in pair.lines(which):
         line.blackhole = False
     pair.finish()
@@ -132,7 +132,7 @@ def test_the_loss_of_the_last_message(team: Crew, proxy: Proxy) -> None:
         return [body]
 
     pair.outlet.frames = eat_last
-    pair.subscriber.until_settled(1_000, 5.0)
+    pair.subscriber.until_settled(1_000)
     pair.finish()
 
     verdict = team.verdict(to_end=True).check()
