@@ -143,14 +143,17 @@ class Gap(Event, frozen=True):
 
 
 class Undelivered(Event, frozen=True):
-    """A subscriber was given up that had not acknowledged messages `first` to `last` (inclusive) of this node."""
+    """A subscriber was given up that had not acknowledged messages `first` to `last` (inclusive) of this node.
+
+    Or they were left in an outbox by an earlier process, and a store cannot take them.
+    """
 
     peer: Source
     topic: str
     first: int
     last: int
     reason: str
-    "`away` (it did not come back within Config.grace_s) or `evicted`."
+    "`away` (it did not come back within Config.grace_s), `evicted`, or what the store said."
 
     @property
     def count(self) -> int:
@@ -163,7 +166,7 @@ class StoreLacks(Event, frozen=True):
 
     Both included. The store is new, was wiped, restored from a backup or away, or came late. Said once for each, while
     this node publishes the topic; or pushes to the durable queue of that name: then these are jobs, and those that were
-    not done are lost.
+    not done are lost. If an outbox had messages of an earlier process, these are that one's.
     """
 
     peer: Source

@@ -268,6 +268,7 @@ CONTROL: dict[str, list[Record]] = {
                 Write(9, [], [NamedPosition("$schedule/nightly", msgpack.encode(DECLARED))]),
                 AskTopics(10, "orders.#", "orders.a"),
                 Purge(11, "orders", 500),
+                Write(12, [[b"the first frame"]], gone=10),
             ],
         )
     ],

@@ -134,7 +134,7 @@ DOCUMENTED: dict[str, list[list[Any]]] = {
         [130, 11, [], "it is not here"],
     ]]],
     "letter-reader": [[18, 2, 1, 8, [
-        [66, 1, [[b"the first frame"]], [["group billing", None, 5]]],
+        [66, 1, [[b"the first frame"]], [["group billing", None, 5]], None],
         [69, 3, "group "],
         [71, 4, "orders.#"],
         [73, 5, "orders", "since", 3600.0, 1_000_000, True, 2.0],
@@ -142,9 +142,10 @@ DOCUMENTED: dict[str, list[list[Any]]] = {
         [74, 5, 64_000],
         [75, 5],
         [112, "jobs", 5, 100, 30_000, 300_000],
-        [66, 9, [], [["$schedule/nightly", msgpack.packb(DECLARED), 0]]],
+        [66, 9, [], [["$schedule/nightly", msgpack.packb(DECLARED), 0]], None],
         [128, 10, "orders.#", "orders.a"],
         [129, 11, "orders", 500],
+        [66, 12, [[b"the first frame"]], [], 10],
     ]]],
     "letter-member": [[18, 2, 1, 9, [
         [80, 1, "billing", "orders.#", "billing-1", ["earliest", 0], 1_000_000],

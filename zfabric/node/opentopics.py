@@ -11,7 +11,7 @@ import msgspec
 from zfabric.config import Config
 from zfabric.model import Delivery
 from zfabric.node.driver import Driver
-from zfabric.node.outboxfile import OutboxFile, resend
+from zfabric.node.outboxfile import OutboxFile, Resending
 from zfabric.protocol.keeping import Keeping
 from zfabric.wire.codec import Codec
 
@@ -112,7 +112,8 @@ class OpenTopic:
             self._file.epoch = self.outbox.epoch
             if self._file.left():
                 self.outbox.set_waiting(waiting=True, now=driver.loop.time())
-                self._resending = driver.loop.create_task(resend(self._file, self.outbox, driver))
+                resending = Resending(self._file, self.outbox, driver, away_s=config.grace_s)
+                self._resending = driver.loop.create_task(resending.run())
         driver.schedule_pump()
 
     def close(self) -> None:

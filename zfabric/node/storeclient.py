@@ -59,15 +59,21 @@ class StoreClient:
         return found
 
     async def write(
-        self, store: KnownStore, batches: Sequence[list[bytes]] = (), positions: Sequence[NamedPosition] = ()
+        self,
+        store: KnownStore,
+        batches: Sequence[list[bytes]] = (),
+        positions: Sequence[NamedPosition] = (),
+        *,
+        gone: int | None = None,
     ) -> list[int | None]:
         """Store all of it or nothing; returns the batches' offsets (None for what had been there) when it is safe.
 
         Raises NotStored and its kinds, StoreLost when the store left first, StoreFailed when its disk failed: both
         mean that it is unknown whether it was stored. Asking again does no harm. ValueError for what makes no sense.
+        `gone`: what the first batch's producer numbered from here up to it is with another log.
         """
         nbytes = RECORD_BYTES * (1 + len(positions)) + sum(len(frame) for frames in batches for frame in frames)
-        answer = await self._ask(store, lambda number: Write(number, list(batches), list(positions)), nbytes)
+        answer = await self._ask(store, lambda number: Write(number, list(batches), list(positions), gone), nbytes)
         if isinstance(answer, Unwritten):
             raise _error(answer)
         assert isinstance(answer, Written)

@@ -241,6 +241,8 @@ class StoreService:
             return
         try:
             appends = tuple(append_of(self._allowed(peer, frames)) for frames in record.batches)
+            if appends and record.gone is not None:
+                appends = (msgspec.structs.replace(appends[0], gone=record.gone), *appends[1:])
             if any(position.name.startswith((PREFIX, LEDGER)) for position in record.positions):
                 raise NotStored(f"names that begin with {PREFIX} or {LEDGER} belong to groups and queues")
             positions = tuple(PositionUpdate(p.name, p.value, p.epoch) for p in record.positions)

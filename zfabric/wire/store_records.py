@@ -88,6 +88,9 @@ class Write(msgspec.Struct, array_like=True, tag=66, frozen=True):
     batches: list[list[bytes]] = []
     "The frames of each, whoever published them."
     positions: list[NamedPosition] = []
+    gone: Count | None = None
+    """What the producer of the first batch numbered from here up to it was confirmed by another log and is not at hand;
+    nil if nothing."""
 
 
 class Written(msgspec.Struct, array_like=True, tag=67, frozen=True):
