@@ -38,7 +38,7 @@ def test_a_node_that_runs_out_of_descriptors_serves_on(team: Crew) -> None:
     it sheds strangers before they are as many as it could have at its start.
     """
     publisher = team.publisher(
-        count=8_000, rate=12_000, seeds=["tcp://127.0.0.1:1"], config={"handshake_timeout_s": 3.0}
+        count=10_000_000, rate=12_000, seeds=["tcp://127.0.0.1:1"], config={"handshake_timeout_s": 3.0}
     )
     subscriber = team.subscriber(seeds=publisher.endpoints[:1])
     subscriber.until_position(500)
@@ -53,8 +53,8 @@ def test_a_node_that_runs_out_of_descriptors_serves_on(team: Crew) -> None:
     wait_until(lambda: open_files(publisher.pid) < 60)
     late = team.subscriber("late", seeds=publisher.endpoints[:1])
     wait_until(lambda: late.position() >= 0)
-    subscriber.until_settled(8_000)
-    publisher.until("done")
+    publisher.command("stop")
+    subscriber.until_settled(publisher.until("done"))
     team.finish()
 
     team.verdict(from_start=False, excused=["late"]).check()
