@@ -397,6 +397,25 @@ async def test_what_waits_can_be_read_after_close(make_node: MakeNode) -> None:
         await subscription.receive(timeout=TIMEOUT)
 
 
+async def test_several_may_close_a_node_at_once(pair: Pair) -> None:
+    """Each call returns when the node is closed, also while peers have not acknowledged everything."""
+    a, b = pair
+
+    @b.service("echo")
+    async def echo(value: int) -> int:
+        return value
+
+    await a.wait_for_service("echo", timeout=TIMEOUT)
+    asking = asyncio.create_task(a.request("echo", 1))
+    await asyncio.sleep(0)
+
+    assert set(await asyncio.gather(a.close(), a.close(), a.close())) == {None}
+
+    await asyncio.gather(asking, return_exceptions=True)
+    with pytest.raises(NodeClosed):
+        a.publisher("closed")
+
+
 async def test_everything_raises_after_close(pair: Pair) -> None:
     """A closed node, and all that came from it, says so; closing again is fine."""
     a, b = pair

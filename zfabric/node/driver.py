@@ -169,14 +169,14 @@ class Driver(JobSockets):
         """Send what is open, say goodbye, stop. Always returns within about `timeout` seconds."""
         if self._deferred.running:
             await asyncio.sleep(0)  # the task that closes the node was let go on by `pump`, which is to end before
-        if self.open_state != "open":
-            return
         deadline = self.loop.time() + timeout
         self.flush()
         self.pump()  # what machines have to say is heard before the goodbye, if anybody hears
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, NodeClosed):
             await self.wait_until(lambda: not self.core.lending.unseen, timeout)
             await self.wait_until(lambda: self.core.channels.quiet, min(timeout, self._config.channel_retry_s))
+        if self.open_state != "open":
+            return  # another call has closed it meanwhile
         self.core.goodbye()
         self.pump()
         self.open_state = "closed"
