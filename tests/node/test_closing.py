@@ -12,7 +12,7 @@ import pytest
 
 from tests.node.support import TIMEOUT, MakeNode, Start, connect, line_of, next_event
 from tests.waiting import SLACK_S, wait_until_async
-from zfabric import Config, Message, Node, NodeClosed, PeerLeft, Subscription
+from zfabric import Config, Message, Node, NodeClosed, PeerLeft, ProviderLost, Subscription
 from zfabric.node.deferred import CALLS_PER_TURN
 
 PEER = """
@@ -152,6 +152,38 @@ async def test_closing_twice_and_before_opening_is_nothing(make_node: MakeNode) 
     await asyncio.gather(node.close(), node.close())
     await node.close()
     await Node(config=Config(mdns=False)).close()
+
+
+@pytest.mark.parametrize("who", ["handler", "worker", "service"])
+async def test_a_handler_may_close_its_node(make_node: MakeNode, who: str) -> None:
+    """It is not waited for, and goes on afterwards; the client of a service is told."""
+    node, other = await make_node("a", close_timeout_s=TIMEOUT), await make_node("b")
+    ended: list[str] = []
+
+    async def leave(*_: object) -> None:
+        try:
+            await node.close()
+            ended.append(repr(node))
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+
+    node.on("t")(leave)
+    node.worker("jobs")(leave)
+    node.service("leave")(leave)
+    if who == "handler":
+        publisher = other.publisher("t")
+        await publisher.wait_for(subscribers=1, timeout=TIMEOUT)
+        await publisher.publish(1)
+    elif who == "worker":
+        await other.pusher("jobs").push(1)
+    else:
+        await other.wait_for_service("leave", timeout=TIMEOUT)
+        with pytest.raises(ProviderLost):
+            await other.request("leave", timeout=TIMEOUT)
+
+    await wait_until_async(lambda: ended, 0.4 * TIMEOUT)
+    assert "[closed]" in ended[0]
 
 
 async def test_what_was_published_before_closing_arrives(make_node: MakeNode) -> None:

@@ -139,8 +139,8 @@ class Handlers:
         self._driver.emit(HandlerError(message.topic, name, f"{type(error).__name__}: {error}"))
 
     async def close(self, timeout: float) -> None:
-        """Let handlers finish what has arrived for at most `timeout` seconds, then cancel them."""
-        tasks = set(self._tasks)
+        """Let handlers finish what has arrived for at most `timeout` seconds, then cancel them; but not the caller."""
+        tasks = self._tasks - {asyncio.current_task()}
         if tasks:
             await asyncio.wait(tasks, timeout=timeout)
         for task in tasks:

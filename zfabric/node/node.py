@@ -153,7 +153,7 @@ class Node(QueueMethods, ServiceMethods):
     async def close(self, timeout: float | None = None) -> None:
         """Stop: handlers finish what has arrived, open batches leave, peers are told. Always returns.
 
-        `timeout` in seconds, default `Config.close_timeout_s`, bounds all of it.
+        `timeout` in seconds, default `Config.close_timeout_s`, bounds all of it. A handler may call it, too.
         """
         driver, handlers, queues = self._driver, self._handlers, self._queues
         if driver is None or handlers is None or queues is None or driver.open_state != "open":

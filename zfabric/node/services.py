@@ -148,16 +148,16 @@ class Service(Generic[Handler]):
         """Requests that wait for their turn."""
         return len(self.state.waiting)
 
-    @property
-    def busy(self) -> bool:
-        """Whether a request is worked on or waits."""
-        return bool(self.state.running or self.state.waiting)
+    def works_for_others(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether a request is worked on by another task than this one, or waits."""
+        return self.state.running > (task in self._tasks.values()) or bool(self.state.waiting)
 
     async def stop(self, timeout: float | None = None) -> None:
         """Take no more requests, and return when those that were taken are done.
 
         Clients are told first; what still comes is sent to other providers by its clients. After `timeout` seconds
-        (default Config.close_timeout_s), what waits is sent elsewhere as well, and what runs is cancelled.
+        (default Config.close_timeout_s), what waits is sent elsewhere as well, and what runs is cancelled. A handler
+        that calls this is not waited for: its client is told that it stopped.
         """
         await self._host.stop([self], self._host.config.close_timeout_s if timeout is None else timeout)
 
@@ -172,7 +172,7 @@ class Service(Generic[Handler]):
         task = self._tasks.get(execution)
         if self._threaded:
             self.resume(execution)
-        elif task is not None:
+        elif task is not None and task is not asyncio.current_task():  # which ends the service
             task.cancel()
 
     def resume(self, execution: Execution) -> None:
@@ -317,9 +317,12 @@ class Services:
         for service in services:
             core.serving.drain(service.state, driver.loop.time())
         driver.pump()
+        caller = asyncio.current_task()
         with suppress(TimeoutError):
             # What clients sent before they heard of it has arrived once they have acknowledged it.
-            await driver.wait_until(lambda: core.channels.quiet and not any(s.busy for s in services), timeout)
+            await driver.wait_until(
+                lambda: core.channels.quiet and not any(s.works_for_others(caller) for s in services), timeout
+            )
         for service in services:
             core.serving.withdraw(service.state, driver.loop.time())
             if service in self._services:
