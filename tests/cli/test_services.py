@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 import zfabric
 from tests.cli.processes import Commands
+from tests.waiting import wait_until_async
 
 ECHO = f"{shlex.quote(sys.executable)} -c 'print(input())'"
 
@@ -126,6 +129,25 @@ async def test_a_command_is_killed_with_its_request(cli: Commands, node: zfabric
     assert outcome.code in (143, 0)
     result = await asyncio.gather(reply, return_exceptions=True)
     assert result[0] == 1 or isinstance(result[0], zfabric.NoResponders)
+
+
+async def test_a_command_is_killed_with_all_that_it_started(cli: Commands, node: zfabric.Node, tmp_path: Path) -> None:
+    """Or it would hold up its place; Ctrl-C, which a terminal sends to a whole process group, does not reach it."""
+    started = tmp_path / "started"
+    child = f"import time; open({str(started)!r}, 'w').close(); time.sleep(1000)"
+    code = (
+        "import os, subprocess, sys\n"
+        f"if '1' in input(): subprocess.run([sys.executable, '-c', {child!r}])\n"
+        "print(os.getpgrp())"
+    )
+    serving = await cli.start("serve", "group", "--concurrency", "1", "--command", script(code))
+    await node.wait_for_service("group", timeout=20)
+
+    hanging = asyncio.create_task(node.request("group", 1, timeout=60))
+    await wait_until_async(started.exists)
+    hanging.cancel()
+
+    assert await node.request("group", timeout=20) != os.getpgid(serving.process.pid)
 
 
 async def test_a_program_that_is_not_there_is_told_at_once(cli: Commands) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import os
 import shlex
 import shutil
+import signal
+from contextlib import suppress
 
 import click
 
@@ -30,7 +32,10 @@ def split(line: str) -> list[str]:
 
 
 async def run_program(words: list[str], stdin: bytes, environment: dict[str, str]) -> bytes:
-    """Run it to its end and return its stdout. Raises CommandFailed; kills it when cancelled."""
+    """Run it to its end and return its stdout. Raises CommandFailed; kills it, with what it started, when cancelled.
+
+    Ctrl-C is for whoever runs it: it is in a process group of its own.
+    """
     try:
         process = await asyncio.create_subprocess_exec(
             *words,
@@ -38,6 +43,7 @@ async def run_program(words: list[str], stdin: bytes, environment: dict[str, str
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env={**os.environ, **environment},
+            process_group=0,
         )
     except OSError as error:
         raise CommandFailed(f"{words[0]} cannot be run: {error}") from None
@@ -45,9 +51,18 @@ async def run_program(words: list[str], stdin: bytes, environment: dict[str, str
         out, err = await process.communicate(stdin)
     finally:
         if process.returncode is None:
-            process.kill()
+            _kill(process)
             await process.wait()
     if process.returncode:
         told = err.decode(errors="replace").strip()[-STDERR_CHARACTERS_MAX:]
         raise CommandFailed(f"{words[0]} exited with {process.returncode}{': ' if told else ''}{told}")
     return out
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    """Without what it started its pipes would stay open, and it would be waited for."""
+    with suppress(ProcessLookupError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
