@@ -46,10 +46,11 @@ async def test_a_fabric_is_drawn(cli: Commands, node: zfabric.Node) -> None:
 
 
 def test_names_cannot_break_a_picture() -> None:
-    """Quotes, angle brackets and long names."""
-    node, topic = Vertex("node", 'a"<b>\\' + "x" * 100, "1"), Vertex("topic", "t", "")
+    """Quotes, angle brackets, control characters, ends of lines and long names."""
+    node, topic = Vertex("node", 'a"<b>\\\x1b\n' + "x" * 100, "1"), Vertex("topic", "t", "")
     graph = Graph((node, topic), (Edge(node, topic),))
 
     assert "#quot;<b>" in graph.mermaid()
     assert '\\"<b>\\\\' in graph.dot()
     assert len(list(ET.fromstring(graph.svg()).iter())) > 5
+    assert not any("\x1b" in text or "\nx" in text for text in (graph.mermaid(), graph.dot(), graph.svg()))

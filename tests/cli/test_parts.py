@@ -10,13 +10,15 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from zfabric.cli import _input
+from zfabric.cli._exits import Stop
 from zfabric.cli._options import Options
 from zfabric.cli._output import Output
 from zfabric.cli._rates import Meter, Meters
-from zfabric.cli._values import FieldMissing, json_line, pick, plain, safe, short
+from zfabric.cli._values import FieldMissing, json_line, pick, plain, safe, safe_text, short
 from zfabric.cli._warnings import Warnings
 from zfabric.cli.bw import human, size
-from zfabric.events import DecodeError, Event, Gap, PeerRefused
+from zfabric.events import AccessDenied, AuthenticationFailed, DecodeError, Event, Gap, PeerRefused
 from zfabric.model import Message, Source
 from zfabric.node.node import Node
 
@@ -55,7 +57,12 @@ def test_pick_follows_names_and_numbers() -> None:
 
 def test_terminals_get_no_orders() -> None:
     """Control characters and changes of direction are spelt out; other writing stays as it is."""
-    assert safe("a\x1b[31m\x9b\u202e é 字") == "a\\u001b[31m\\u009b\\u202e é 字"
+    evil, spelt = "a\x1b[31m\x9b\u202e\x7f é 字", "a\\u001b[31m\\u009b\\u202e\\u007f é 字"
+
+    assert safe(evil) == spelt
+    assert safe_text(f"{evil}\n\t{evil}") == f"{spelt}\n\t{spelt}"
+    assert json_line([evil]) == f'["{spelt}"]\n'.encode()
+    assert json.loads(json_line([evil])) == [evil]
 
 
 def test_large_values_are_short() -> None:
@@ -165,13 +172,37 @@ async def test_losses_are_summed_up(capsys: pytest.CaptureFixture[str]) -> None:
     """A thousand gaps make one line, which says what was lost, from whom and why; -q does not hide it."""
     camera = Source("0" * 32, "camera")
     gaps = [Gap(camera, "cam.front", seq, seq, "overflow") for seq in range(1000)]
-    node = _Node(*gaps, DecodeError(camera, "cam.front", 7, "bad payload"), PeerRefused("tcp://x:1", "fabric", "no"))
+    node = _Node(
+        *gaps,
+        DecodeError(camera, "cam.front", 7, "bad payload"),
+        PeerRefused("tcp://x:1", "fabric", "no"),
+        AuthenticationFailed("tcp://x:2", "it has no key"),
+        AccessDenied(camera, "subscribe", "cam.#", False),
+        AccessDenied(camera, "publish", "cam.front", True),
+    )
 
     async with Warnings(Output(Options(quiet=True)), cast("Node", node)):
         pass
 
     assert capsys.readouterr().err.splitlines() == [
         "warning: no connection with tcp://x:1: no",
+        "warning: no connection with tcp://x:2: it has no key",
+        "warning: camera does not let us subscribe cam.#",
+        "warning: camera may not publish cam.front",
         "warning: lost 1,000 messages of cam.front from camera: a queue on the way was full",
         "warning: 1 message of cam.front from camera did not decode: bad payload",
     ]
+
+
+async def test_a_line_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines may come in any pieces; one that gets longer than a message is not collected for ever."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for piece in (b"a", b"b\r", b"\n\n", b"c\nd\n", b"e", b"f" * 9):
+            yield piece
+
+    monkeypatch.setattr(_input, "chunks", pieces)
+
+    assert [line async for line in _input.lines(10)] == [b"ab", b"c", b"d", b"e" + b"f" * 9]
+    with pytest.raises(Stop, match="a line of stdin is longer"):
+        _ = [line async for line in _input.lines(9)]

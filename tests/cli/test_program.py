@@ -188,6 +188,28 @@ async def test_on_a_terminal(node: zfabric.Node) -> None:
     assert all(part in top for part in ("NODE", "friend", "plant.temp", "QUEUE"))
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+async def test_replies_and_dead_letters_on_a_terminal(node: zfabric.Node) -> None:
+    """What a service or a worker says cannot give orders to the terminal of who asks; lines and tabs stay."""
+
+    @node.service("evil")
+    async def evil() -> str:
+        return "\x1b[2Ja\n\tb"
+
+    async with node.puller("jobs", ack="manual") as puller:
+        await node.pusher("jobs").push("x")
+        await (await puller.receive(timeout=30)).reject("because \x1b[2J")
+
+    run = asyncio.to_thread
+    (replied, reply), (listed, letters) = await asyncio.gather(
+        run(on_terminal, ["request", "evil"]), run(on_terminal, ["dead", "list", "jobs"])
+    )
+
+    assert (replied, reply) == (0, "\\u001b[2Ja\r\n\tb\r\n")
+    assert listed == 0 and "because \\u001b[2J" in letters and "\x1b" not in letters
+
+
 def test_the_examples_are_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Where the examples are not installed, `demo` says how to get them."""
     monkeypatch.setitem(sys.modules, "zfabric.examples", None)

@@ -159,15 +159,16 @@ async def test_the_exit_code_tells_what_went_wrong(cli: Commands, node: zfabric.
     async def fail(job: zfabric.Job) -> None:
         await job.reject("no")
 
-    late, none, dead, usage, program = await asyncio.gather(
+    late, none, dead, usage, program, selector = await asyncio.gather(
         cli.run("push", "jobs", "1", "--timeout", "1"),
         cli.run("pull", "jobs.none", "--timeout", "1"),
         cli.run("push", "failing", "1", "--timeout", "20"),
         cli.run("push", "bad..name", "1"),
         cli.run("pull", "jobs", "--command", "no-such-program"),
+        cli.run("pull", "jobs", "--selector", "bad =="),
     )
 
-    assert [outcome.code for outcome in (late, none, dead, usage, program)] == [75, 75, 1, 2, 2]
+    assert [outcome.code for outcome in (late, none, dead, usage, program, selector)] == [75, 75, 1, 2, 2, 2]
     assert "nobody pulls 'jobs'" in late.err
     assert "job 0 is dead after 1 attempt: no" in dead.err
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
 
+from zfabric.cli._values import safe
+
 __all__ = ["FORMATS", "Edge", "Graph", "Vertex"]
 
 BOX_WIDTH, BOX_HEIGHT, GAP, LANE = 220, 32, 12, 120
@@ -19,6 +21,11 @@ class Vertex:
     name: str
     id: str
     "Tells two nodes of one name apart."
+
+    @property
+    def label(self) -> str:
+        """The name without characters that break a line, or that XML does not know."""
+        return safe(self.name)
 
 
 @dataclass(frozen=True, order=True)
@@ -41,7 +48,7 @@ class Graph:
         number = {vertex: f"v{index}" for index, vertex in enumerate(self.vertices)}
         lines = ["flowchart LR"]
         for vertex in self.vertices:
-            label = vertex.name.replace('"', "#quot;")
+            label = vertex.label.replace('"', "#quot;")
             lines.append(
                 f'  {number[vertex]}["{label}"]' if vertex.kind == "node" else f'  {number[vertex]}(["{label}"])'
             )
@@ -53,7 +60,7 @@ class Graph:
         number = {vertex: f"v{index}" for index, vertex in enumerate(self.vertices)}
         lines = ["digraph fabric {", "  rankdir=LR;"]
         for vertex in self.vertices:
-            label = vertex.name.replace("\\", "\\\\").replace('"', '\\"')
+            label = vertex.label.replace("\\", "\\\\").replace('"', '\\"')
             lines.append(
                 f'  {number[vertex]} [label="{label}", shape={"box" if vertex.kind == "node" else "ellipse"}];'
             )
@@ -92,9 +99,10 @@ def _box(vertex: Vertex, place: tuple[int, int]) -> str:
     x, y = _corner(place)
     radius = 3 if vertex.kind == "node" else BOX_HEIGHT // 2
     colour = {"node": "#e3ecf7", "topic": "#fdf3d8", "service": "#e4f3e0"}.get(vertex.kind, "#f3e2ef")
-    text = vertex.name if len(vertex.name) <= 28 else f"{vertex.name[:27]}…"
+    label = vertex.label
+    text = label if len(label) <= 28 else f"{label[:27]}…"
     return (
-        f'<g><title>{escape(vertex.kind)} {escape(vertex.name)}</title><rect x="{x}" y="{y}" width="{BOX_WIDTH}" '
+        f'<g><title>{escape(vertex.kind)} {escape(label)}</title><rect x="{x}" y="{y}" width="{BOX_WIDTH}" '
         f'height="{BOX_HEIGHT}" rx="{radius}" fill="{colour}" stroke="#667"/><text x="{x + BOX_WIDTH // 2}" '
         f'y="{y + BOX_HEIGHT // 2 + 5}" text-anchor="middle">{escape(text)}</text></g>'
     )

@@ -55,7 +55,7 @@ def verdict(error: Exception) -> tuple[Exit, str] | None:
             )
         case errors.InvalidKey():
             return Exit.REFUSED, str(error)
-        case errors.InterfaceNotFound() | errors.TopicError():
+        case errors.InterfaceNotFound() | errors.TopicError() | errors.SelectorError():
             return Exit.USAGE, str(error)
         case errors.NoSubscribers():
             return Exit.NOBODY, f"{error}: `zfabric topics` shows who listens to what"

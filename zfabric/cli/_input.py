@@ -42,16 +42,20 @@ def parse(data: bytes, form: str, where: str = "VALUE") -> Any:
         raise Stop(Exit.FAILED, f"{where} is not UTF-8 text: send it as bytes with --raw") from None
 
 
-async def lines() -> AsyncGenerator[bytes, None]:
+async def lines(bytes_max: int) -> AsyncGenerator[bytes, None]:
     """The lines of stdin without their ends; empty ones are left out."""
-    rest = b""
+    begun = bytearray()
     async for chunk in chunks():
-        *whole_lines, rest = (rest + chunk).split(b"\n")
-        for line in whole_lines:
-            if line := line.rstrip(b"\r"):
+        first, *following = chunk.split(b"\n")
+        begun += first
+        for next_line in following:
+            if line := bytes(begun).rstrip(b"\r"):
                 yield line
-    if rest:
-        yield rest
+            begun = bytearray(next_line)
+        if len(begun) > bytes_max:
+            raise _too_long("a line of stdin", bytes_max)
+    if line := bytes(begun).rstrip(b"\r"):
+        yield line
 
 
 async def whole(bytes_max: int) -> bytes:
@@ -60,8 +64,12 @@ async def whole(bytes_max: int) -> bytes:
     async for chunk in chunks():
         found += chunk
         if len(found) > bytes_max:
-            raise Stop(Exit.FAILED, f"stdin is longer than one message may be ({bytes_max} bytes): send it in parts")
+            raise _too_long("stdin", bytes_max)
     return bytes(found)
+
+
+def _too_long(what: str, bytes_max: int) -> Stop:
+    return Stop(Exit.FAILED, f"{what} is longer than one message may be ({bytes_max} bytes): send it in parts")
 
 
 async def chunks() -> AsyncGenerator[bytes, None]:

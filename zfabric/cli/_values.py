@@ -13,7 +13,7 @@ import msgspec
 
 from zfabric.model import Message
 
-__all__ = ["FieldMissing", "json_line", "pick", "record", "safe", "short"]
+__all__ = ["FieldMissing", "json_line", "pick", "record", "safe", "safe_text", "short"]
 
 ARRAY_ITEMS_MAX = 16
 "Items of an array that are shown."
@@ -25,6 +25,11 @@ _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069
 def safe(text: str) -> str:
     """The text without what a terminal would obey: control characters and changes of direction are spelt out."""
     return _UNSAFE.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
+
+
+def safe_text(text: str) -> str:
+    """The same for text that may have several lines, and tabs."""
+    return re.sub(r"[^\n\t]+", lambda match: safe(match.group()), text)
 
 
 def plain(value: Any) -> Any:
@@ -63,8 +68,9 @@ def _base64(data: bytes | bytearray | memoryview) -> str:
 
 
 def json_line(value: Any) -> bytes:
-    """One line of JSON."""
-    return msgspec.json.encode(value) + b"\n"
+    """One line of JSON, with what a terminal would obey spelt out, which JSON itself allows in a string."""
+    line = msgspec.json.encode(value) + b"\n"
+    return line if line.isascii() and b"\x7f" not in line else safe_text(line.decode()).encode()
 
 
 def record(message: Message, value: Any) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Self
 
 from zfabric.cli._output import Output, count
 from zfabric.events import (
+    AccessDenied,
+    AuthenticationFailed,
     DecodeError,
     DiscoveryFailed,
     DuplicateId,
@@ -39,6 +41,7 @@ _CAUSES = {
     "signature": "not signed as it must be",
     "store": "the store that had them is gone, and another has not",
 }
+_DENIALS = {True: "may not", False: "does not let us"}
 
 
 class Warnings:
@@ -107,8 +110,10 @@ class Warnings:
             case LogMissing():
                 then = "waiting for it" if event.waits else "going on with another store"
                 output.warn(f"the store of {event.topic} left, or was wiped: {then}")
-            case PeerRefused():
-                output.warn(f"no connection with {event.address}: {event.detail or event.reason}")
+            case PeerRefused(address=other, detail=why) | AuthenticationFailed(peer=other, reason=why):
+                output.warn(f"no connection with {other}: {why or event.reason}")
+            case AccessDenied():
+                output.warn(f"{event.peer.name} {_DENIALS[event.here]} {event.action} {event.name}")
             case DuplicateId() | ProtocolError():
                 output.warn(f"{event.address} does not speak our protocol: {getattr(event, 'reason', 'duplicate id')}")
             case SignatureRefused():

@@ -13,7 +13,7 @@ from zfabric.cli._look import LOOK_S, least_look_s, open_node, settle
 from zfabric.cli._options import Options, TopicParameter, networked
 from zfabric.cli._output import Output, count
 from zfabric.cli._running import run
-from zfabric.cli._values import short
+from zfabric.cli._values import safe, short
 from zfabric.cli.pull import job_record
 from zfabric.events import JobDead
 from zfabric.model import Job
@@ -50,7 +50,7 @@ def list_them(options: Options, queue: str) -> int:
             if output.json or not output.on_terminal:
                 output.record(job_record(job))
             else:
-                output.line(f"{job.source.name} #{job.seq}  {reason}  {short(job.value)}")
+                output.line(safe(f"{job.source.name} #{job.seq}  {reason}  {short(job.value)}"))
         return Exit.OK
 
     return run(options, show)

@@ -19,6 +19,7 @@ from zfabric.cli._look import find_audience, nearest, open_node, poll
 from zfabric.cli._options import Number, Options, TopicParameter, header_pairs, networked
 from zfabric.cli._output import Output, count
 from zfabric.cli._running import run
+from zfabric.cli._warnings import Warnings
 from zfabric.config import Config
 from zfabric.events import SubscriberJoined, SubscriberLeft
 from zfabric.model import Delivery
@@ -149,7 +150,7 @@ class _Audience:
 
 async def _publish(options: Options, output: Output, job: Job) -> int:
     audience, sent = _Audience(job.topic), 0
-    async with open_node(options, "pub") as node:
+    async with open_node(options, "pub") as node, Warnings(output, node):
         following = asyncio.create_task(audience.follow(node.events()))
         publisher = node.publisher(job.topic, delivery=job.delivery, sign=job.sign)
         try:
@@ -198,7 +199,7 @@ async def _values(job: Job) -> AsyncGenerator[Any, None]:
             yield value
     else:
         number = 0
-        async with aclosing(_input.lines()) as lines:
+        async with aclosing(_input.lines(Config().frame_bytes_max)) as lines:
             async for line in lines:
                 number += 1
                 yield _input.parse(line, job.form, f"line {number} of stdin")

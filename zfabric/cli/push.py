@@ -152,7 +152,7 @@ async def _values(job: Push) -> AsyncGenerator[Any, None]:
         yield await _input.whole(Config().frame_bytes_max // 2)
     else:
         number = 0
-        async with aclosing(_input.lines()) as lines:
+        async with aclosing(_input.lines(Config().frame_bytes_max // 2)) as lines:
             async for line in lines:
                 number += 1
                 yield _input.parse(line, job.form, f"line {number} of stdin")

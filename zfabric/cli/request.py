@@ -15,7 +15,8 @@ from zfabric.cli._look import LOOK_S, open_node, settle
 from zfabric.cli._options import Options, TopicParameter, networked
 from zfabric.cli._output import Output, count
 from zfabric.cli._running import run
-from zfabric.cli._values import json_line, plain
+from zfabric.cli._values import json_line, plain, safe, safe_text
+from zfabric.cli._warnings import Warnings
 from zfabric.errors import NoResponders
 from zfabric.node.node import Node
 
@@ -84,7 +85,7 @@ def command(
 
 
 async def _open(options: Options, output: Output, question: Question, ask: Any) -> int:
-    async with open_node(options, "request") as node:
+    async with open_node(options, "request") as node, Warnings(output, node):
         wait_s = min(LOOK_S, options.timeout or LOOK_S)
         try:
             await node.wait_for_service(question.service, wait_s, version=question.version)
@@ -155,4 +156,6 @@ def _show(output: Output, service: str, value: Any, source: str = "") -> None:
         output.record({"service": service, **({"source": source} if source else {}), "value": plain(value)})
         return
     shown = value if isinstance(value, str) else json_line(plain(value)).decode().rstrip("\n")
+    if output.on_terminal:
+        shown, source = safe_text(shown), safe(source)
     output.line(f"{source}: {shown}" if source else shown)

@@ -18,6 +18,7 @@ from zfabric.cli._output import Output
 from zfabric.cli._running import run
 from zfabric.cli._subprocess import CommandFailed, run_program, split
 from zfabric.cli._values import plain
+from zfabric.cli._warnings import Warnings
 from zfabric.node.services import current_request
 
 __all__ = ["command"]
@@ -44,7 +45,7 @@ def command(options: Options, service: str, line: str, concurrency: int | None, 
 async def _serve(
     options: Options, output: Output, service: str, words: list[str], concurrency: int, version: int
 ) -> int:
-    async with open_node(options, "serve") as node:
+    async with open_node(options, "serve") as node, Warnings(output, node):
 
         async def handle(*arguments: Any) -> Any:
             began, source = time.monotonic(), current_request().source.name
