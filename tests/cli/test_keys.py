@@ -104,6 +104,18 @@ async def test_verbs_use_the_key_and_the_doctor_explains(cli: Commands, tmp_path
     assert (found["key"]["status"], "chmod 600" in found["key"]["detail"]) == ("failed", True)
 
 
+async def test_one_key_and_identities_exclude_each_other(cli: Commands, tmp_path: Path) -> None:
+    """A key that no node would use is not made and not taken over; an identity has roles that there are."""
+    made = await cli.run("keys", "init", "plant", XDG_CONFIG_HOME=str(tmp_path / "other"))
+    wrong = await cli.run("keys", "new", "plant", "ada", "--role", "nonsense")
+    assert (wrong.code, "no role 'nonsense'" in wrong.err) == (77, True)
+    assert (await cli.run("keys", "new", "plant", "ada")).code == 0
+
+    for refused in (await cli.run("keys", "init", "plant"), await cli.run(*made.out.split()[1:])):
+        assert (refused.code, "has identities" in refused.err) == (1, True)
+    assert [record["fabric"] for record in (await cli.run("keys", "list", "--json")).records] == ["plant"]
+
+
 async def test_an_invitation_works_once(cli: Commands, tmp_path: Path) -> None:
     """The newcomer makes its own secret; both ends show its key; the same line is worth nothing afterwards."""
     homes: list[dict[str, Any]] = [{"XDG_CONFIG_HOME": str(tmp_path / name)} for name in ("two", "three")]

@@ -42,6 +42,7 @@ def _init(output: Output, fabric: str) -> int:
     from zfabric.security.keys import FabricKey, new_key
 
     path, key = key_path(fabric), FabricKey.parse(new_key(fabric))
+    _without_identities(fabric)
     try:
         write_key(path, key)
     except FileExistsError:
@@ -49,6 +50,14 @@ def _init(output: Output, fabric: str) -> int:
     output.note(f"made the key of fabric {fabric!r}: {path}")
     _tell(output, key, path)
     return 0
+
+
+def _without_identities(fabric: str) -> None:
+    """One key for all would change nothing where this user's nodes have identities."""
+    from zfabric.security.keyfiles import identities_path
+
+    if (directory := identities_path(fabric)).exists():
+        raise Stop(Exit.FAILED, f"fabric {fabric!r} has identities, which come first: remove {directory} to use a key")
 
 
 @command.command()
@@ -108,6 +117,7 @@ def _join(output: Output, token: str | None) -> int:
         return _enrol(output, token)
     key = FabricKey.parse(token) if token.startswith("zfk1:") else read_key(Path(token))
     path = key_path(key.fabric)
+    _without_identities(key.fabric)
     try:
         write_key(path, key)
     except FileExistsError:

@@ -312,6 +312,7 @@ def _parse_secret(text: bytes) -> tuple[str, str, bytes]:
 def create(directory: Path, fabric: str, name: str, roles: tuple[str, ...] = (MEMBER,)) -> None:
     """Begin a fabric with identities: this one is the first. Raises FileExistsError, InvalidKey or OSError."""
     text, public, signing = new_secret(fabric, name)
+    _check_roles(directory, roles)
     write_private(directory / "self.key", (text + "\n").encode())
     (directory / "trusted").mkdir(mode=0o755, exist_ok=True)
     _trust(directory, name, (public,), (signing,), roles)
@@ -340,13 +341,17 @@ def _trust(
 
 def check_newcomer(directory: Path, name: str, roles: tuple[str, ...]) -> None:
     """Raise InvalidKey, or FileExistsError, where no identity of that name can be trusted with those roles."""
+    _check_roles(directory, roles)
+    path = directory / "trusted" / f"{check_name(name)}.toml"
+    if path.exists():
+        raise FileExistsError(f"{path} exists: there is an identity of that name")
+
+
+def _check_roles(directory: Path, roles: tuple[str, ...]) -> None:
     known = _roles(directory)
     missing = [role for role in roles if role not in known]
     if missing:
         raise InvalidKey(f"there is no role {missing[0]!r} in {directory / 'roles.toml'}")
-    path = directory / "trusted" / f"{check_name(name)}.toml"
-    if path.exists():
-        raise FileExistsError(f"{path} exists: there is an identity of that name")
 
 
 def admit(directory: Path, name: str, public: str, signing: str, roles: tuple[str, ...]) -> dict[str, str]:
