@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
 
@@ -83,6 +84,32 @@ async def test_seeds_that_cannot_be_dialled_do_not_keep_a_node_from_opening(make
     second = await make_node("second", registry=False, seeds=[*nonsense, *first.endpoints, *first.endpoints])
 
     await second.wait_for_peers(1, timeout=10)
+
+
+@pytest.mark.parametrize(
+    ("options", "cure"),
+    [
+        ({"name": "n" * 256}, "up to 255"),
+        ({"fabric": "f" * 256}, "up to 255"),
+        ({"name": "caf\udce9"}, "name= is text"),
+        ({"name": 7}, "name= is text"),
+        ({"seeds": "tcp://127.0.0.1:7400"}, r"list of addresses: \['tcp:"),
+    ],
+)
+async def test_what_no_peer_would_take_is_refused(options: dict[str, Any], cure: str) -> None:
+    """In place of a node that nobody meets."""
+    with pytest.raises(LocalProtocolError, match=cure):
+        await Node(**options, config=Config(mdns=False)).open()
+
+
+async def test_longest_names_meet(make_node: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a program's own file may be called anything."""
+    monkeypatch.setattr("sys.argv", [f"/{'x' * 250}\udce9.py"])
+    first, second = await make_node("n" * 255), await make_node(Node().name)
+
+    await second.wait_for_peers(1, timeout=10)
+
+    assert [peer.name for peer in second.peers] == [first.name]
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
-import socket
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,6 +21,7 @@ from zfabric.node.environment import Environment, Machine
 from zfabric.node.eventhub import EventStream
 from zfabric.node.forking import open_drivers
 from zfabric.node.handlers import Handlers
+from zfabric.node.naming import check_names, introduction, program_name
 from zfabric.node.opentopics import OpenTopic, TopicOptions
 from zfabric.node.publisher import Publisher
 from zfabric.node.queues import NodeQueues, QueueMethods
@@ -38,7 +36,6 @@ from zfabric.node.table import Snapshot, Table
 from zfabric.protocol.core import Core
 from zfabric.security.finding import find_credentials
 from zfabric.wire.codec import Codec
-from zfabric.wire.records import Identity
 from zfabric.wire.topics import Pattern, check_topic
 
 __all__ = ["Node"]
@@ -75,10 +72,10 @@ class Node(QueueMethods, ServiceMethods):
         insecure: bool = False,
         config: Config | None = None,
     ) -> None:
-        self.name = name if name is not None else f"{Path(sys.argv[0] or 'python').stem}-{os.getpid()}"
+        self.name = name if name is not None else program_name()
         self.fabric = fabric
         self._interface = interface
-        self._seeds = tuple(seeds)
+        self._seeds = seeds
         self._key = key
         self._insecure = insecure
         self._config = config or Config()
@@ -102,10 +99,12 @@ class Node(QueueMethods, ServiceMethods):
     async def open(self) -> None:
         """Bind, announce and start to look for peers; does not wait for any.
 
-        Raises InterfaceNotFound, InsecureInterface, InvalidKey, or OSError when an address cannot be bound.
+        Raises InterfaceNotFound, InsecureInterface, InvalidKey, LocalProtocolError for names that are too long, or
+        OSError when an address cannot be bound.
         """
         if self._driver is not None:
             raise LocalProtocolError("a node opens once; make a new one")
+        check_names(self.fabric, self.name)
         environment, config = self._environment, self._config
         scope = environment.scope(self._interface)
         credentials = find_credentials(self.fabric, self._key)
@@ -127,7 +126,7 @@ class Node(QueueMethods, ServiceMethods):
             extend(driver)
         token = environment.random_bytes(16)
         offer, longest = core.lending.offer, config.frame_bytes_max
-        identity = Identity(token, self.fabric, self.name, socket.gethostname(), os.getpid(), (), (), longest, offer)
+        identity = introduction(token, self.fabric, self.name, longest, offer)
         driver.open(identity, credentials, driver.rights.located(self._seeds))
         self.id = node_id.hex()
         self._driver = driver

@@ -60,8 +60,10 @@ class Rights:
     def located(self, seeds: Sequence[str]) -> tuple[str, ...]:
         """Seeds as they are dialled: with identities `tcp://host:port#name` says whose key must answer there.
 
-        Raises InvalidKey where that is missing.
+        Raises InvalidKey where that is missing, LocalProtocolError for a text in place of a list.
         """
+        if isinstance(seeds, str):
+            raise LocalProtocolError(f"seeds= is a list of addresses: [{seeds!r}]")
         if self.identities is None:
             return tuple(seeds)
         found = []

@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 
 import msgspec
 
-__all__ = ["Count", "Digest", "Endpoint", "Endpoints", "Id", "Name", "Start"]
+__all__ = ["NAME_CHARS_MAX", "Count", "Digest", "Endpoint", "Endpoints", "Id", "Name", "Start"]
 
+NAME_CHARS_MAX = 255
 Id = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
-Name = Annotated[str, msgspec.Meta(max_length=255)]
+Name = Annotated[str, msgspec.Meta(max_length=NAME_CHARS_MAX)]
 Endpoint = Annotated[str, msgspec.Meta(max_length=255)]
 Endpoints = Annotated[tuple[Endpoint, ...], msgspec.Meta(max_length=64)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
