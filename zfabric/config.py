@@ -253,6 +253,8 @@ class Config:
     "Sealed files that are open for readers at one time."
     store_record_bytes_max: int = 256 * 1024 * 1024
     "Any record of an export that is imported, at most: a forged file cannot buy more memory."
+    store_threads_max: int = 8
+    "Threads in which a store looks into its log: what others have at work in theirs keeps no reader waiting."
     store_readings_per_peer_max: int = 20_000
     "Topics that one peer reads from a store at once, and patterns that it watches there."
 

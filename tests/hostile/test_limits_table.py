@@ -122,6 +122,7 @@ REACHED = {
     "store_marks_max": "store/test_files.py::test_marks_are_bounded",
     "store_streams_max": "store/test_files.py::test_streams_are_bounded",
     "store_open_files_max": "store/test_files.py::test_few_files_are_open",
+    "store_threads_max": "durable/test_service.py::test_a_store_reads_in_a_bounded_number_of_threads",
     "store_readings_per_peer_max": "durable/test_reading.py::test_too_many_readings_of_one_peer_are_refused",
     "store_jobs_max": "durable/test_queues.py::test_the_index_is_bounded",
     "store_jobs_cache_bytes": "durable/test_queues.py::test_the_index_is_bounded",

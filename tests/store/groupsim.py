@@ -89,7 +89,7 @@ class GroupWorld:
                 self._queue.append((commit, done))
                 self.at(self.now + self.random.uniform(0.001, 0.01), lambda: self._write(run))
 
-        self.groups = Groups(self.log, CONFIG, StoreVoice(self), commit, lambda: self._soon(run), lambda: 0)
+        self.groups = Groups(self.log, CONFIG, StoreVoice(self), commit, lambda: self._soon(run))
         self._watch(self.groups)
         self._soon(run)
 

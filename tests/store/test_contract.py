@@ -376,6 +376,17 @@ def test_retention_lets_the_oldest_go(log: Log, time: Time, retention: Retention
     assert messages(log, "b") == list(range(40))
 
 
+def test_the_log_tells_its_own_time(log: Log, time: Time) -> None:
+    """That which batches are stored by: how old something is does not change when the clock is set."""
+    stored(log, "a", range(1))
+    time.pass_s(60)
+    time.wall_ns -= 365 * 86_400 * 10**9
+    stored(log, "a", range(1, 2))
+
+    assert log.offset_at("a", log.now_ns() - 30 * 10**9) == 1
+    assert log.offset_at("a", log.now_ns() - 90 * 10**9) == 0
+
+
 def test_retention_survives_a_set_clock(log: Log, time: Time) -> None:
     """A clock that is set a year ahead does not empty a stream that keeps its messages for an hour."""
     log.retain("a", Retention(age_s=3600))

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import apsw
 import pytest
 
 from tests.store.crashes import CONFIG
 from tests.store.oracle import STREAMS, Oracle, confirmed
 from zfabric.errors import StoreDamaged
-from zfabric.store import Gap, Log
+from zfabric.store import Gap, Log, Retention
 from zfabric.store.sqlite import SqliteLog
 
 
@@ -111,6 +112,29 @@ def test_a_harmed_file_is_found_when_the_log_opens(tmp_path: Path, harm: Callabl
         assert [finding for finding in log.damage if victim.name in finding]
         assert oracle.complaints(log, gaps_allowed=True) == set()
         assert 0 < gaps(log) < 400
+
+
+@pytest.mark.parametrize("column", ["count", "stored_ns", "gone"])
+def test_retention_lets_nothing_go_because_of_damage(tmp_path: Path, column: str) -> None:
+    """What a bad row says of its end and its age is not believed, and what cannot be read keeps what comes after it."""
+    path = tmp_path / "log"
+    filled(path)
+    victim = sealed(path)[0]
+    if column == "gone":
+        victim.write_bytes(victim.read_bytes()[: 2 * 8192])
+    else:
+        connection = apsw.Connection(str(victim))
+        connection.execute(f"UPDATE batches SET {column} = ?", (1 if column == "stored_ns" else 10**12,))
+        connection.close()
+
+    with SqliteLog(path, CONFIG) as log:
+        stream = log._catalog.streams[STREAMS[0]]
+        damaged = stream.sealed[0]
+        log.retain(STREAMS[0], Retention(bytes=stream.bytes - damaged.bytes // 2, age_s=3600))
+        log.enforce()
+        info = log.info(STREAMS[0])
+        assert info is not None and info.first <= damaged.next
+        assert log.offset_at(STREAMS[0], log.now_ns() - 3600 * 10**9) <= damaged.next
 
 
 def test_a_sealed_file_that_was_put_back_is_found(tmp_path: Path) -> None:

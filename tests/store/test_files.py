@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -15,8 +19,8 @@ from tests.store.conftest import SMALL, Time
 from tests.store.support import P1, P2, append, keyed, messages, one, read_all, stored
 from tests.waiting import wait_until
 from zfabric import Config
-from zfabric.errors import NotStored, OutOfSequence, StoreDamaged, StoreLocked, StoreNotFound
-from zfabric.store import Commit, Key, Mark, Position, PositionUpdate, Retention, StoredBatch, open_log
+from zfabric.errors import NotStored, OutOfSequence, StoreDamaged, StoreFailed, StoreLocked, StoreNotFound
+from zfabric.store import Commit, Key, Mark, Position, PositionUpdate, Retention, StoredBatch, directory, open_log
 from zfabric.store.memory import MemoryLog
 from zfabric.store.sqlite import SqliteLog
 from zfabric.wire.batch import BatchWriter, Meta, parse_batch
@@ -100,6 +104,17 @@ def test_marks_are_bounded(reopen: Reopen) -> None:
         one(log, msgspec.structs.replace(append("a", 7, producer=b"3" * 16), gone=0))
 
 
+def test_marks_are_bounded_in_memory() -> None:
+    """As on disk."""
+    log = MemoryLog(Config(store_marks_max=2))
+    for producer in (b"3" * 16, P2, P1, P2):
+        one(log, append("a", 0, producer=producer))
+
+    assert set(log.marks("a")) == {P1, P2}
+    with pytest.raises(OutOfSequence):
+        one(log, msgspec.structs.replace(append("a", 7, producer=b"3" * 16), gone=0))
+
+
 def test_the_write_ahead_log_is_folded(reopen: Reopen, tmp_path: Path) -> None:
     """After `Config.store_checkpoint_bytes` the write-ahead log starts over instead of growing."""
     log = reopen(store_segment_bytes=10**9, store_checkpoint_bytes=100_000)
@@ -173,6 +188,47 @@ def test_a_store_that_was_never_finished_is_made_again(tmp_path: Path) -> None:
     with SqliteLog(tmp_path / "a", Config(**SMALL), create=True) as log:
         stored(log, "a", range(3))
         assert messages(log, "a") == [0, 1, 2]
+
+
+def test_a_store_whose_making_had_hardly_begun_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed when the first file was about to have its name."""
+    monkeypatch.setattr(Path, "replace", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        SqliteLog(tmp_path / "a", Config(**SMALL), create=True)
+    monkeypatch.undo()
+
+    with SqliteLog(tmp_path / "a", Config(**SMALL), create=True) as log:
+        stored(log, "a", range(3))
+        assert messages(log, "a") == [0, 1, 2]
+
+
+def test_a_witness_that_cannot_be_written_stops_nothing(reopen: Reopen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it would have told of is flushed: on a full disk that copies on write, say."""
+    log = reopen()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", Mock(side_effect=OSError(errno.ENOSPC, "no room")))
+        stored(log, "a", range(3))
+        log.retain("a", Retention(messages=2))
+    stored(log, "a", range(3, 5))
+
+    log = reopen()
+    log.enforce()
+    assert messages(log, "a") == [3, 4]
+
+
+def test_a_new_head_whose_name_may_not_be_safe_stops_the_log(reopen: Reopen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when a full disk is the reason: what the old one got then would be taken back when the log opens again."""
+    log = reopen()
+    monkeypatch.setattr(directory, "fsync_directory", Mock(side_effect=OSError(errno.ENOSPC, "no room")))
+    confirmed = []
+    with suppress(StoreFailed):
+        for base in range(100):
+            confirmed += [one(log, append("a", base))]
+    monkeypatch.undo()
+
+    assert 0 < len(confirmed) < 100
+    log = reopen()
+    assert messages(log, "a")[: len(confirmed)] == list(range(len(confirmed)))
 
 
 def test_a_file_that_is_mostly_dead_is_thinned_out(reopen: Reopen, tmp_path: Path, time: Time) -> None:

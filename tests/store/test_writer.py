@@ -95,6 +95,17 @@ async def test_coroutines_await_their_commit(log: SlowLog) -> None:
     assert outcomes[3] == (Appended(2, 1),)
 
 
+def test_a_thread_may_give_up_at_the_worst_moment(log: SlowLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between a look at its future and the outcome: the writer serves the others."""
+    with Writer(log) as writer:
+        first = writer.submit(Commit([append("a", 0)]))
+        wait_until(lambda: log.groups == [1])
+        monkeypatch.setattr(first, "done", lambda: not first.cancel())
+        log.go.release(2)
+
+        assert writer.submit(Commit([append("a", 1)])).result(10) == (Appended(1, 1),)
+
+
 def test_a_failed_log_confirms_nothing_more(log: SlowLog) -> None:
     """When a write fails, everybody who waits is told, and so is everybody who comes later."""
     told: list[StoreFailed] = []

@@ -248,6 +248,7 @@ CONTROL: dict[str, list[Record]] = {
                 Unwritten(9, "invalid", "cron '61 * * * *': Bad minute"),
                 ToldTopics(10, [TopicTold("orders", 10, 1000, 99_000, Keeps(3600.0, None, 100, False, 86_400.0))]),
                 ToldTopics(11, [], "it is not here"),
+                ToldPositions(12, [], "a row of the head has another checksum"),
             ],
         )
     ],

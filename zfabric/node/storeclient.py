@@ -12,6 +12,7 @@ from zfabric.errors import (
     OutOfSequence,
     PositionFenced,
     ProducerFenced,
+    StoreDamaged,
     StoreFailed,
     StoreLost,
 )
@@ -80,9 +81,11 @@ class StoreClient:
         return answer.offsets
 
     async def positions(self, store: KnownStore, prefix: str) -> dict[str, NamedPosition]:
-        """The named values that begin with `prefix`. Raises StoreLost."""
+        """The named values that begin with `prefix`. Raises StoreLost, StoreDamaged."""
         answer = await self._ask(store, lambda number: AskPositions(number, prefix), RECORD_BYTES)
         assert isinstance(answer, ToldPositions)
+        if answer.error:
+            raise StoreDamaged(store.peer.source.name, answer.error)
         return {position.name: position for position in answer.positions}
 
     async def groups(
@@ -105,9 +108,11 @@ class StoreClient:
         return answer.groups
 
     async def topics(self, store: KnownStore, pattern: str, after: str) -> list[TopicTold]:
-        """The first TOPICS_MAX topics of a store after that name. Raises StoreLost."""
+        """The first TOPICS_MAX topics of a store after that name. Raises StoreLost, StoreDamaged."""
         answer = await self._ask(store, lambda number: AskTopics(number, pattern, after), RECORD_BYTES)
         assert isinstance(answer, ToldTopics)
+        if answer.error:
+            raise StoreDamaged(store.peer.source.name, answer.error)
         return answer.topics
 
     async def purge(self, store: KnownStore, topic: str, before: int | None) -> TopicTold:

@@ -11,6 +11,7 @@ reserve        room that is given up when the disk is full, so that positions an
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -26,12 +27,14 @@ from zfabric.errors import StoreDamaged, StoreLocked, StoreNotFound
 
 __all__ = ["Directory", "fsync_directory"]
 
+logger = logging.getLogger("zfabric.store")
+
 _FORMAT_LINE = re.compile(r"zfabric store (\d+) ([0-9a-f]{32})(?: ([0-9a-f]{32}))?\n")
 _FORMAT_VERSION = 1
 _WITNESS = struct.Struct(">QQI")
 _FILE_NAME = re.compile(r"(log|pack)-(\d{8,})\.db")
-_BESIDE_THE_LOG = {"lock", "witness", "reserve"}
 _UNFINISHED = "FORMAT.unfinished"
+_BESIDE_THE_LOG = {"lock", "witness", "reserve", f"{_UNFINISHED}.new"}
 _CHUNK = 1024 * 1024
 
 
@@ -163,10 +166,16 @@ class Directory:
     # -- witness -------------------------------------------------------------------------------
 
     def testify(self, head: int, commits: int) -> None:
-        """Note how far the head has come; must be called after each commit."""
+        """Note how far the head has come; must be called after each commit.
+
+        The commit is safe without it: one that is behind, or torn, only tells less.
+        """
         record = _WITNESS.pack(head, commits, 0)[:-4]
-        os.lseek(self._witness, 0, os.SEEK_SET)
-        os.write(self._witness, record + crc32(record, crc32(self.id)).to_bytes(4, "big"))
+        try:
+            os.lseek(self._witness, 0, os.SEEK_SET)
+            os.write(self._witness, record + crc32(record, crc32(self.id)).to_bytes(4, "big"))
+        except OSError as error:
+            logger.warning("the witness of %s cannot be written: %s", self.path, error)
 
     def testimony(self) -> tuple[int, int]:
         """How far the head had come at least; (0, 0) when nobody can tell."""

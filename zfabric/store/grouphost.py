@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from math import inf
-from typing import Any
 
-from zfabric.config import Config
 from zfabric.errors import FabricError, LimitExceeded, StoreFailed
-from zfabric.node.driver import Driver
 from zfabric.protocol.peers import PeerRecord
+from zfabric.store.context import Context
 from zfabric.store.group import Group, Read
 from zfabric.store.groups import Done, Groups
-from zfabric.store.log import Append, Appended, Commit, Log
-from zfabric.store.writer import Writer
+from zfabric.store.log import Append, Appended, Commit
 from zfabric.wire.group_records import GroupRecord
 
 __all__ = ["GroupHost"]
@@ -27,35 +23,21 @@ logger = logging.getLogger("zfabric.store")
 class GroupHost:
     """Drives `Groups`; implements `store.group.Voice`."""
 
-    def __init__(
-        self,
-        driver: Driver,
-        log: Log,
-        writer: Writer,
-        config: Config,
-        stored: Callable[[Append, Appended], None],
-        run: Callable[..., Awaitable[Any]],
-    ) -> None:
-        """`stored` hears of the outputs of transactions; `run` runs a function in a thread."""
-        self._driver = driver
-        self._log = log
-        self._writer = writer
-        self._stored = stored
-        self._run = run
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._driver = context.driver
         self._soon = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
         self._reads: set[asyncio.Task[None]] = set()
-        self.groups = Groups(log, config, self, self._commit, self._wake, self._clock_ns, driver.core.gate)
-        driver.core.channels.register(self.groups)
+        core = context.driver.core
+        self.groups = Groups(context.log, context.config, self, self._commit, self._wake, core.gate)
+        core.channels.register(self.groups)
 
     def appended(self, append: Append, appended: Appended) -> None:
         """Something is safe: groups may have readers for it."""
         if appended.offset is not None:
             self.groups.appended(append.stream, appended.offset + appended.count)
-
-    def _clock_ns(self) -> int:
-        return int(self._driver.utc() * 1e9)
 
     async def close(self) -> None:
         """Send nothing any more."""
@@ -79,7 +61,7 @@ class GroupHost:
 
     def _commit(self, commit: Commit, done: Done) -> None:
         try:
-            future = self._writer.commit(commit)
+            future = self._context.writer.commit(commit)
         except (LimitExceeded, StoreFailed) as error:
             refusal = error
             self._driver.loop.call_soon(lambda: done(refusal))
@@ -92,7 +74,7 @@ class GroupHost:
         error = future.exception()
         if error is None:
             for append, appended in zip(commit.appends, future.result(), strict=True):
-                self._stored(append, appended)
+                self._context.stored(append, appended)
             done(None)
         else:
             logger.warning("a commit of groups was not stored: %s", error)
@@ -135,8 +117,8 @@ class GroupHost:
 
     async def _read(self, group: Group, read: Read) -> None:
         try:
-            items = await self._run(self._log.read, read.stream, read.offset, read.max_bytes)
-        except (FabricError, OSError) as error:
+            items = await self._context.run(self._context.log.read, read.stream, read.offset, read.max_bytes)
+        except FabricError as error:
             logger.error("group %s cannot read %s at %d: %s", group.name, read.stream, read.offset, error)
             await asyncio.sleep(1.0)
             read.seat.reading = False

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from zfabric.config import Config
-from zfabric.errors import FabricError, LocalProtocolError
+from zfabric.errors import FabricError, LocalProtocolError, StoreDamaged
 from zfabric.protocol.gate import Gate
 from zfabric.protocol.peers import PeerRecord
 from zfabric.store.group import PREFIX, Group, GroupState, Read, Seat, Voice
@@ -62,7 +62,6 @@ class Groups:
         voice: Voice,
         commit: Callable[[Commit, Done], None],
         wake: Callable[[], None],
-        clock_ns: Callable[[], int],
         gate: Gate | None = None,
     ) -> None:
         """`commit` writes to the log in order; `wake` is called when `flush` or `reads` have something.
@@ -74,7 +73,6 @@ class Groups:
         self._voice = voice
         self._commit = commit
         self._wake = wake
-        self._clock_ns = clock_ns
         self._gate = gate
         self._groups: dict[str, Group] = {}
         self._waiting: dict[str, list[_Waiting]] = {}
@@ -97,7 +95,10 @@ class Groups:
     # -- opening groups ------------------------------------------------------------------------
 
     def _open(self, name: str, join: Join | None) -> Group:
-        """Take over a group from the log, or make a new one; it is ready when the log knows the new term."""
+        """Take over a group from the log, or make a new one; it is ready when the log knows the new term.
+
+        Raises StoreDamaged.
+        """
         known = self._log.position(PREFIX + name)
         term = 1 if known is None else known.epoch + 1
         if known is not None and known.value is not None:
@@ -108,9 +109,10 @@ class Groups:
         sharing = Sharing(
             state.partitions, term, release_s=self._config.group_release_s, return_s=self._config.group_return_s
         )
-        group = self._groups[name] = Group(name, state, sharing, self._voice)
+        group = Group(name, state, sharing, self._voice)
         group.term = term
         group.load(self._log.positions(f"{PREFIX}{name}/"))
+        self._groups[name] = group
         updates = [group.state_update()]
         for info in self._log.streams():
             if group.pattern.matches(info.name):
@@ -134,7 +136,7 @@ class Groups:
             case "last":
                 return self._log.offset_of_last(stream, int(start.value))
             case "since":
-                return self._log.offset_at(stream, self._clock_ns() - round(start.value * 1e9))
+                return self._log.offset_at(stream, self._log.now_ns() - round(start.value * 1e9))
         return end
 
     def _opened(self, group: Group, error: FabricError | None) -> None:
@@ -198,8 +200,11 @@ class Groups:
             self._refuse(peer, join.share, str(error), final=True)
             return
         group = self._groups.get(join.group)
-        if group is None:
-            group = self._open(join.group, join)
+        try:
+            group = group or self._open(join.group, join)
+        except StoreDamaged as error:
+            self._refuse(peer, join.share, str(error)[:1000], final=True)
+            return
         if group.state.pattern != join.pattern:
             reason = f"group {join.group!r} reads {group.state.pattern!r}, not {join.pattern!r}"
             self._refuse(peer, join.share, reason, final=True)

@@ -324,8 +324,8 @@ class Head:
             self._publish_successor(old)
         except (apsw.Error, OSError, BadRow) as error:
             self._connect_again(old)
-            if not _is_for_want_of_room(error):
-                self.fail(error)
+            if not _is_for_want_of_room(error) or self._directory.head() != self.number:
+                self.fail(error)  # if it has its name, what the old one gets from now on would not count
             self.become_full()
             return None
         self._connect_again(old)

@@ -25,7 +25,8 @@ RETRY_S = 0.5
 "Pause before what was not stored is tried again."
 
 _split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
-_encode = msgspec.msgpack.Encoder(order="deterministic").encode
+_encode = msgspec.msgpack.Encoder().encode
+_encode_sorted = msgspec.msgpack.Encoder(order="deterministic").encode
 _NIL = b"\xc0"
 
 
@@ -50,10 +51,18 @@ def _keys(batch: Batch, keys: dict[int, Any]) -> tuple[Key, ...]:
     except msgspec.DecodeError:
         values = []  # each reader will find out; the log does not care
     return tuple(
-        Key(index, _encode(key), index < len(values) and bytes(values[index]) == _NIL)
+        Key(index, _encode_key(key), index < len(values) and bytes(values[index]) == _NIL)
         for index, key in sorted(keys.items())
         if 0 <= index < batch.count
     )
+
+
+def _encode_key(key: Any) -> bytes:
+    """Equal keys give equal bytes, but for maps whose own keys are not all strings: their order counts."""
+    try:
+        return _encode_sorted(key)
+    except TypeError:
+        return _encode(key)
 
 
 class Keeper:
@@ -140,11 +149,15 @@ class Keeper:
             self._stored(batch, append, future.result()[0])
         elif isinstance(error, NotStored):
             self._not_stored(batch, append, error)
-        if not self._outstanding and self._again and self._retry is None:
-            self._retry = self._loop.call_later(RETRY_S, self._try_again)
+        self._look()
+
+    def _look(self) -> None:
+        """Take more when there is room. While nothing is out that will tell, look again soon: others fill the queue."""
         if self.full and not self._again and self._writer.waiting_bytes <= self._queue_bytes // 2:
             self.full = False
             self._has_room(self.lane)
+        if not self._outstanding and (self._again or self.full) and self._retry is None:
+            self._retry = self._loop.call_later(RETRY_S, self._try_again)
 
     def _stored(self, batch: Batch, append: Append, appended: Appended) -> None:
         self._done(self.lane, batch, append, appended)
@@ -154,22 +167,24 @@ class Keeper:
             self._refused.clear()
 
     def _not_stored(self, batch: Batch, append: Append, error: NotStored) -> None:
-        follows = any(
-            other.producer == batch.producer and other.epoch == batch.epoch and other.base < batch.base
-            for other, _ in self._again
-        )
-        if isinstance(error, ProducerFenced) or (isinstance(error, OutOfSequence) and not follows):
+        if isinstance(error, ProducerFenced) or (isinstance(error, OutOfSequence) and not self._follows(batch)):
             self._told(batch.producer, self._topic, batch.epoch, error.reason)
         else:
             self._put_off(batch, append, error.reason)
+
+    def _follows(self, batch: Batch) -> bool:
+        """Whether something of its stream that came before is to be stored later."""
+        return any(
+            other.producer == batch.producer and other.epoch == batch.epoch and other.base < batch.base
+            for other, _ in self._again
+        )
 
     def _put_off(self, batch: Batch, append: Append, reason: str) -> None:
         self._again.append((batch, append))
         if (batch.producer, batch.epoch) not in self._refused:
             self._refused[batch.producer, batch.epoch] = reason
             self._told(batch.producer, self._topic, batch.epoch, reason)
-        if not self._outstanding and self._retry is None:
-            self._retry = self._loop.call_later(RETRY_S, self._try_again)
+        self._look()
 
     def _try_again(self) -> None:
         """Begin with the oldest: when that goes, so does the rest."""
@@ -177,6 +192,12 @@ class Keeper:
         again, self._again = self._again, deque()
         for batch, append in again:
             self._submit(batch, append)
+        self._look()
+
+    @property
+    def busy(self) -> bool:
+        """Whether something that came is not stored yet."""
+        return bool(self._outstanding or self._again)
 
     def close(self) -> None:
         """Store nothing more."""

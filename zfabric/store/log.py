@@ -32,6 +32,7 @@ compaction removed are no loss and are stepped over.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import TracebackType
@@ -315,6 +316,10 @@ class Log(ABC):
     @abstractmethod
     def id(self) -> bytes:
         """16 bytes that name this log for as long as it lives: offsets mean nothing in another one."""
+
+    def now_ns(self) -> int:
+        """The time, in nanoseconds since 1970, by the clock that says when batches are stored."""
+        return time.time_ns()
 
     @property
     @abstractmethod

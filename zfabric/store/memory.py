@@ -55,6 +55,9 @@ class MemoryLog(Log):
         self._lock = threading.RLock()
         self._streams: dict[str, _Stream] = {}
         self._marks: dict[tuple[bytes, str], Mark] = {}
+        "Those that were not used for longest come first."
+        self._forgot = False
+        "Whether there were more than it may keep."
         self._positions: dict[str, Position] = {}
         self._closed = False
 
@@ -72,6 +75,7 @@ class MemoryLog(Log):
             lambda name: self._positions[name].epoch if name in self._positions else -1,
             lambda name: self._streams[name].next if name in self._streams else None,
             self._config.store_streams_max - len(self._streams),
+            lambda: self._forgot,
         )
         try:
             outcome = judge.decide(commit)
@@ -83,7 +87,12 @@ class MemoryLog(Log):
                 self._append(append, appended.offset, now)
         for name in judge.nexts:
             self._streams.setdefault(name, _Stream())
-        self._marks.update(judge.marks)
+        for origin, mark in judge.marks.items():
+            self._marks.pop(origin, None)
+            self._marks[origin] = mark
+        while len(self._marks) > self._config.store_marks_max:
+            del self._marks[next(iter(self._marks))]
+            self._forgot = True
         for name, update in judge.positions.items():
             self._positions[name] = Position(update.value, update.epoch)
         return outcome
@@ -284,6 +293,10 @@ class MemoryLog(Log):
     def id(self) -> bytes:
         """See `Log.id`."""
         return self._id
+
+    def now_ns(self) -> int:
+        """See `Log.now_ns`."""
+        return self._clock()
 
     @property
     def damage(self) -> tuple[str, ...]:

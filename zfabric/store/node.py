@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -46,10 +47,12 @@ class Store:
         self._url = str(url)
         self._topics = tuple(topics)
         self._retention = retention or Retention()
-        self._config = config or Config()
-        self.node = node or Node(name, config=self._config, **options)
+        self.node = node or Node(name, config=config, **options)
+        self._config = config or self.node._config  # noqa: SLF001 - the seam for this class
         self._service: StoreService | None = None
         self._failed: asyncio.Future[None] | None = None
+        self._ending: Future[None] | None = None
+        self._threads: ThreadPoolExecutor
         self.log: Log
 
     def __repr__(self) -> str:
@@ -65,7 +68,14 @@ class Store:
         def on_failure(error: StoreFailed) -> None:
             loop.call_soon_threadsafe(failed.set_exception, error)
 
-        self.log = await asyncio.to_thread(open_log, self._url, self._config, create=True)
+        self._threads = ThreadPoolExecutor(self._config.store_threads_max, "zfabric-store")
+        opening = self._threads.submit(open_log, self._url, self._config, create=True)
+        try:
+            self.log = await asyncio.wrap_future(opening)
+        except BaseException:
+            opening.add_done_callback(_close_opened)  # nobody waits for it any more
+            self._threads.shutdown(wait=False)
+            raise
         self._writer = Writer(self.log, self._config, on_failure=on_failure)
         self._failed = failed
         try:
@@ -78,7 +88,7 @@ class Store:
 
     def _serve(self, driver: Driver) -> None:
         driver.rights.check_stores(self._topics)
-        self._service = StoreService(driver, self.log, self._writer, self._topics, self.log.id, self._config)
+        self._service = StoreService(driver, self.log, self._writer, self._threads, self._topics, self._config)
         self._service.start(self._retention)
 
     async def wait(self) -> None:
@@ -89,18 +99,27 @@ class Store:
 
     async def close(self) -> None:
         """Leave the fabric, write what was accepted, let go of the log."""
-        await self.node.close()
-        if self._failed is None:
-            return
-        await self._end()
-        if self._failed.done():
-            self._failed.exception()
+        try:
+            await self.node.close()
+        finally:
+            if self._failed is not None:
+                await self._end()
+                if self._failed.done():
+                    self._failed.exception()
 
     async def _end(self) -> None:
-        if self._service is not None:
-            await self._service.close()
-        await asyncio.to_thread(self._writer.close)
-        await asyncio.to_thread(self.log.close)
+        try:
+            if self._service is not None:
+                await self._service.close()
+        finally:
+            if self._ending is None:
+                self._ending = self._threads.submit(self._close_log)
+                self._threads.shutdown(wait=False)
+            await asyncio.shield(asyncio.wrap_future(self._ending))
+
+    def _close_log(self) -> None:
+        self._writer.close()
+        self.log.close()
 
     async def __aenter__(self) -> Store:
         await self.open()
@@ -110,3 +129,8 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _close_opened(opening: Future[Log]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
 
-from zfabric.config import Config
 from zfabric.errors import FabricError, LimitExceeded, NotStored, StoreFailed
-from zfabric.node.driver import Driver
 from zfabric.protocol.jobs import QueuePolicy
 from zfabric.protocol.peers import PeerRecord
-from zfabric.store.log import Append, Appended, Commit, Gap, Log
+from zfabric.store.context import Context
+from zfabric.store.log import Append, Appended, Commit, Gap
 from zfabric.store.queue import DurableQueue
-from zfabric.store.writer import Writer
-from zfabric.wire.batch import Batch, Buffer
+from zfabric.wire.batch import Batch
 from zfabric.wire.durable_records import KeepQueue, queue_of
 
 __all__ = ["QueueHost"]
@@ -30,24 +26,10 @@ RETRY_S = 0.5
 class QueueHost:
     """All durable queues of one store."""
 
-    def __init__(
-        self,
-        driver: Driver,
-        log: Log,
-        writer: Writer,
-        config: Config,
-        parse: Callable[[Sequence[Buffer]], Batch],
-        stored: Callable[[Append, Appended], None],
-        run: Callable[..., Awaitable[Any]],
-    ) -> None:
-        """`stored` hears of dead letters; `run` runs a function in a thread."""
-        self._driver = driver
-        self._log = log
-        self._writer = writer
-        self._config = config
-        self._parse = parse
-        self._stored = stored
-        self._run = run
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._driver = context.driver
+        self._log = context.log
         self._queues: dict[str, DurableQueue] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._reading: set[asyncio.Task[None]] = set()
@@ -55,18 +37,33 @@ class QueueHost:
         self._full: set[str] = set()
         "Queues whose last commit was refused: dead letters wait."
         self._closed = False
-        for info in log.streams():
+        self._unreadable: dict[str, str] = {}
+        "Queues that could not be opened, and why."
+        for info in self._log.streams():
             queue = queue_of(info.name)
             if queue is not None and self.refusal(queue) == "":
                 self._advance(self._open(queue))
 
     def _open(self, queue: str) -> DurableQueue:
-        opened = self._queues[queue] = DurableQueue(
-            queue, self._log, self._config, self._parse, self._changed, self._read
-        )
+        """Raises StoreDamaged when the log cannot tell what became of its jobs."""
+        context = self._context
+        opened = DurableQueue(queue, context.log, context.config, context.parse, self._changed, self._read)
+        self._queues[queue] = opened
         self._driver.core.queues.add(opened.dispatcher)
         self._driver.schedule_pump()
         return opened
+
+    def _opened(self, queue: str) -> DurableQueue | None:
+        """The queue, if it can be kept here."""
+        known = self._queues.get(queue)
+        if known is not None or self.refusal(queue):
+            return known
+        try:
+            return self._open(queue)
+        except FabricError as error:
+            logger.error("the queue %r cannot be opened: %s", queue, error)
+            self._unreadable[queue] = str(error)
+            return None
 
     async def close(self) -> None:
         """Read and write nothing any more."""
@@ -84,18 +81,20 @@ class QueueHost:
             return "a job with values beside its body must be alone in its batch"
         if queue in self._queues:
             return ""
+        if queue in self._unreadable:
+            return self._unreadable[queue]
         known = self._driver.core.queues.dispatchers
         if queue in known:
             return f"the store's own node pushes to the queue {queue!r} without durable=True"
-        if len(known) + 1 > self._config.queues_max:
+        if len(known) + 1 > self._context.config.queues_max:
             return "the store has as many queues as Config.queues_max allows"
         return ""
 
     def keep(self, peer: PeerRecord, record: KeepQueue, now: float) -> None:
         """A pusher says how the jobs of a queue are treated."""
-        if self.refusal(record.queue):
+        queue = self._opened(record.queue)
+        if queue is None:
             return  # its writes will be refused, and say why
-        queue = self._queues.get(record.queue) or self._open(record.queue)
         backoff_s, backoff_s_max, window_s = (
             milliseconds / 1000 for milliseconds in (record.backoff_ms, record.backoff_ms_max, record.dedupe_window_ms)
         )
@@ -108,17 +107,15 @@ class QueueHost:
         name = queue_of(append.stream)
         if name is None or appended.offset is None or self._closed:
             return
-        queue = self._queues.get(name)
+        queue = self._opened(name)
         if queue is None:
-            if self.refusal(name):
-                logger.error("nobody gets the jobs of %r: %s", name, self.refusal(name))
-                return
-            queue = self._open(name)
+            logger.error("nobody gets the jobs of %r: %s", name, self.refusal(name))
+            return
         if name in self._loading or appended.offset != queue.loaded or queue.full:
             queue.end = max(queue.end, appended.offset + append.count)
             self._advance(queue)
             return
-        batch = self._parse(append.frames)
+        batch = self._context.parse(append.frames)
         queue.bodies.keep(appended.offset, batch)
         self._take(queue, appended.offset, batch, self._driver.loop.time())
 
@@ -142,18 +139,18 @@ class QueueHost:
         """Read the stream up to its end, or until the index is full."""
         while queue.loaded < queue.end and not queue.full:
             try:
-                items = await self._run(self._log.read, queue.stream, queue.loaded, READ_BYTES)
-            except (FabricError, OSError) as error:
+                items = await self._context.run(self._log.read, queue.stream, queue.loaded, READ_BYTES)
+            except FabricError as error:
                 logger.error("the queue %r cannot be read: %s", queue.queue, error)
                 await asyncio.sleep(RETRY_S)
                 continue
-            now, now_ns = self._driver.loop.time(), int(self._driver.utc() * 1e9)
+            now, now_ns = self._driver.loop.time(), self._log.now_ns()
             for item in items:
                 if isinstance(item, Gap):
                     queue.pass_over(item.offset, item.next, item.reason)
                     continue
                 try:
-                    batch = self._parse(item.frames)
+                    batch = self._context.parse(item.frames)
                 except FabricError as error:
                     queue.pass_over(item.offset, item.next, str(error))
                 else:
@@ -167,10 +164,10 @@ class QueueHost:
             task.add_done_callback(self._reading.discard)
 
     async def _read_values(self, queue: DurableQueue, number: int) -> None:
-        nbytes = max(1, min(READ_BYTES, self._config.store_jobs_cache_bytes // 2))
+        nbytes = max(1, min(READ_BYTES, self._context.config.store_jobs_cache_bytes // 2))
         try:
-            items = await self._run(self._log.read, queue.stream, number, nbytes)
-        except (FabricError, OSError) as error:
+            items = await self._context.run(self._log.read, queue.stream, number, nbytes)
+        except FabricError as error:
             queue.bodies.failed(number, str(error))
         else:
             queue.bodies.arrived(number, items)
@@ -190,7 +187,7 @@ class QueueHost:
         self._committing.add(queue.queue)
         commit = queue.commit(with_dead=with_dead)
         try:
-            future = self._writer.commit(commit)
+            future = self._context.writer.commit(commit)
         except (LimitExceeded, StoreFailed) as error:
             self._refused(queue, commit, error)
             return
@@ -207,7 +204,7 @@ class QueueHost:
         if commit.appends:
             self._full.discard(queue.queue)
         for append, appended in zip(commit.appends, future.result(), strict=True):
-            self._stored(append, appended)
+            self._context.stored(append, appended)
         for key, record in queue.committed():
             self._driver.core.queues.kept(key, record.done)
             self._driver.schedule_pump()
@@ -236,4 +233,4 @@ class QueueHost:
             before = min(queue.floor, queue.loaded, queue.dispatcher.oldest_dedupe_id(now))
             if before > queue.trimmed:
                 queue.trimmed = before
-                await self._run(self._log.trim, queue.stream, before)
+                await self._context.run(self._log.trim, queue.stream, before)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import msgspec
 
+from zfabric.errors import FabricError
 from zfabric.store.log import Append, Gap, Log, StoredBatch
 from zfabric.wire.letters import LetterRecord
 from zfabric.wire.store_records import Indexed, Read, ReadEnd, Stored, Unreadable
@@ -133,7 +133,7 @@ class Reading:
     def __init__(
         self, asked: Read, link: Link, log: Log, tail: Tail, run: Callable[..., Any], frame_bytes_max: int
     ) -> None:
-        """`run(function, ...)` calls a function that blocks, and returns an awaitable of its result."""
+        """`run` calls a function that blocks, see `Context.run`."""
         self._asked = asked
         self._link = link
         self._log = log
@@ -184,8 +184,8 @@ class Reading:
         while True:
             try:
                 return await self._run(function, *arguments)
-            except Exception as error:  # noqa: BLE001 - engines may raise anything
-                logger.error("%s could not be read, and is tried again: %r", self._asked.topic, error)
+            except FabricError as error:
+                logger.error("%s could not be read, and is tried again: %s", self._asked.topic, error)
                 await asyncio.sleep(RETRY_S)
 
     async def _room(self) -> None:
@@ -211,7 +211,7 @@ class Reading:
         return info.first
 
     def _offset_since(self, first: int) -> int:
-        return max(first, self._log.offset_at(self._asked.topic, time.time_ns() - int(self._asked.value * 1e9)))
+        return max(first, self._log.offset_at(self._asked.topic, self._log.now_ns() - int(self._asked.value * 1e9)))
 
     async def _send_last_values(self) -> int:
         """The last message of each key; returns where the log goes on."""

@@ -115,7 +115,7 @@ class BadRow(Exception):
     """The row is not what was written."""
 
 
-def _crc(row: Row, seed: int) -> int:
+def _crc(row: Sequence[Any], seed: int) -> int:
     stream, offset, count, producer, epoch, base, published_ns, stored_ns, flags, body_crc, _, *blobs = row
     crc = crc32(_HEAD.pack(stream, offset, count, epoch, base, published_ns, stored_ns, flags, body_crc), seed)
     crc = crc32(producer or b"", crc)
@@ -166,7 +166,7 @@ def thinned_row(row: Row, dropped: Sequence[tuple[int, int]], body: bytes, seed:
     return _sealed((*row[:9], crc32(body), 0, row[11], _encode(dropped), row[13], body), seed)
 
 
-def check_row(row: Row, seed: int, *, with_body: bool = True) -> None:
+def check_row(row: Sequence[Any], seed: int, *, with_body: bool = True) -> None:
     """Raise BadRow when a row that was read is not what was written."""
     try:
         sound = row[10] == _crc(row, seed) and (not with_body or row[9] == crc32(row[14] or b""))

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from hashlib import blake2b
 from math import inf
-from typing import Any
 
 import msgspec
 
-from zfabric.config import Config
 from zfabric.errors import FabricError, LimitExceeded, NotStored, StoreFailed
-from zfabric.node.driver import Driver
 from zfabric.protocol.jobs import PRIORITY_DEFAULT
 from zfabric.protocol.peers import PeerRecord
+from zfabric.store.context import Context
 from zfabric.store.keeper import append_of
-from zfabric.store.log import Append, Appended, Commit, Log, PositionUpdate
+from zfabric.store.log import Append, Commit, PositionUpdate
 from zfabric.store.schedules import Due, Schedules
-from zfabric.store.writer import Writer
-from zfabric.wire.batch import FLAG_DURABLE, FLAG_RELIABLE, Batch, BatchWriter, Buffer
+from zfabric.wire.batch import FLAG_DURABLE, FLAG_RELIABLE, BatchWriter
 from zfabric.wire.durable_records import PRIORITY, SCHEDULES, ScheduleState, stream_of
 from zfabric.wire.store_records import NamedPosition, Write
 from zfabric.wire.topics import check_topic
@@ -39,26 +36,13 @@ RETRY_S = 0.5
 class ScheduleHost:
     """All schedules of one store."""
 
-    def __init__(
-        self,
-        driver: Driver,
-        log: Log,
-        writer: Writer,
-        config: Config,
-        parse: Callable[[Sequence[Buffer]], Batch],
-        stored: Callable[[Append, Appended], None],
-        run: Callable[..., Awaitable[Any]],
-        refusal: Callable[[str], str],
-    ) -> None:
-        """`stored` hears of jobs; `run` runs a function in a thread; `refusal` tells why a queue cannot be kept."""
-        self._driver = driver
-        self._log = log
-        self._writer = writer
-        self._parse = parse
-        self._stored = stored
-        self._run = run
+    def __init__(self, context: Context, refusal: Callable[[str], str]) -> None:
+        """`refusal` tells why a queue cannot be kept."""
+        self._context = context
+        self._driver = context.driver
+        self._writer = context.writer
         self._refusal = refusal
-        self._schedules = Schedules(log.positions(SCHEDULES), config, driver.utc())
+        self._schedules = Schedules(context.log.positions(SCHEDULES), context.config, context.driver.utc())
         self._turn = asyncio.Lock()
         "Held while something is decided and written."
         self._changed = asyncio.Event()
@@ -129,7 +113,7 @@ class ScheduleHost:
     async def _push(self, due: Due) -> None:
         appends = [] if due.tick is None else [await self._job(due, due.tick)]
         for append, appended in zip(appends, await self._writer.commit(Commit(appends, [due.update])), strict=True):
-            self._stored(append, appended)
+            self._context.stored(append, appended)
         self._schedules.done(due)
 
     async def _job(self, due: Due, tick: int) -> Append:
@@ -137,7 +121,7 @@ class ScheduleHost:
         job = due.state.declaration
         stream = stream_of(job.queue)
         producer = blake2b(f"schedule {due.name}".encode(), digest_size=16).digest()
-        mark = await self._run(self._log.mark, producer, stream)
+        mark = await self._context.run(self._context.log.mark, producer, stream)
         epoch, base = (1, 0) if mark is None else (mark.epoch, mark.next)
         writer = BatchWriter(stream, producer, epoch)
         headers = {**(job.headers or {}), "schedule": due.name, "tick": tick}
@@ -147,4 +131,4 @@ class ScheduleHost:
         writer.buffer += job.value
         writer.count = 1
         now_ns = int(self._driver.utc() * 1e9)
-        return append_of(self._parse(writer.seal(base, now_ns, FLAG_RELIABLE | FLAG_DURABLE)))
+        return append_of(self._context.parse(writer.seal(base, now_ns, FLAG_RELIABLE | FLAG_DURABLE)))

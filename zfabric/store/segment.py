@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -20,11 +20,11 @@ _FROM = (
     f"SELECT {COLUMNS} FROM batches WHERE stream = ?1 AND offset >= coalesce((SELECT max(offset) FROM batches"
     " WHERE stream = ?1 AND offset <= ?2), ?2) AND offset < ?3 ORDER BY offset"
 )
-_AT = "SELECT offset, count, stored_ns FROM batches WHERE stream = ? AND offset <= ? ORDER BY offset DESC LIMIT 1"
 _LIGHT = COLUMNS.replace("sizes, body", "sizes, NULL")
+_AT = f"SELECT {_LIGHT} FROM batches WHERE stream = ? AND offset <= ? ORDER BY offset DESC LIMIT 1"
 _KEYED = f"SELECT {_LIGHT} FROM batches WHERE stream = ? AND offset >= ? AND keys IS NOT NULL ORDER BY offset DESC"
 _SIZES = (
-    "SELECT offset + count, coalesce(length(body), 0) + coalesce(length(keys), 0), stored_ns FROM batches"
+    f"SELECT {_LIGHT}, coalesce(length(body), 0) + coalesce(length(keys), 0) FROM batches"
     " WHERE stream = ? AND offset >= ? ORDER BY offset LIMIT 500"
 )
 
@@ -153,8 +153,9 @@ class Segment:
         with self._lock:
             found: list[tuple[int, int, int]] = []
             try:
-                for end, nbytes, stored_ns in self._query(_SIZES, (stream, offset)):
-                    found.append((end, nbytes, stored_ns))
+                for *row, nbytes in self._query(_SIZES, (stream, offset)):
+                    if self._is_sound(row):
+                        found.append((row[1] + row[2], nbytes, row[7]))
             except (apsw.Error, OSError) as error:
                 self._on_damage(f"{self.name}: {error}")
             return found
@@ -164,18 +165,22 @@ class Segment:
         with self._lock:
             found: list[Row] = []
             try:
-                for row in self._query(_KEYED, (stream, offset)):
-                    try:
-                        check_row(row, self._seed, with_body=False)
-                        found.append(row)
-                    except BadRow as bad:
-                        self._on_damage(f"{self.name}: keys of the batch at {row[1]} cannot be read: {bad}")
+                found += filter(self._is_sound, self._query(_KEYED, (stream, offset)))
             except (apsw.Error, OSError) as error:
                 self._on_damage(f"{self.name}: {error}")
             return found
 
+    def _is_sound(self, row: Sequence[Any]) -> bool:
+        """Whether a row without its body is what was written."""
+        try:
+            check_row(row, self._seed, with_body=False)
+        except BadRow as bad:
+            self._on_damage(f"{self.name}: what is known of the batch at {row[1]} cannot be read: {bad}")
+            return False
+        return True
+
     def offset_at(self, stream: int, first: int, stop: int, time_ns: int) -> int:
-        """The first offset in [first, stop) of a batch stored at or after a time, or `stop`."""
+        """The first offset in [first, stop) of a batch stored at or after a time, or `stop`; sooner where it is bad."""
         with self._lock:
             low, high = first, stop
             while low < high:
@@ -186,10 +191,12 @@ class Segment:
                     return low
                 if row is None:
                     low = middle + 1
-                elif row[2] < time_ns:
-                    low = max(middle + 1, row[0] + row[1])
+                elif not self._is_sound(row):
+                    return low
+                elif row[7] < time_ns:
+                    low = max(middle + 1, row[1] + row[2])
                 else:
-                    high = max(low, row[0])
+                    high = max(low, row[1])
             return low
 
     def batches(self, stream: int, offset: int, stop: int) -> Iterator[Row]:

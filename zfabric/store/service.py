@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence, Sized
+from collections.abc import Awaitable, Callable, Sized
+from concurrent.futures import Executor
 from contextlib import suppress
 from typing import Any
 
@@ -25,16 +26,16 @@ from zfabric.model import Retention
 from zfabric.node.driver import Driver
 from zfabric.protocol.lanes import Lane
 from zfabric.protocol.peers import PeerRecord
+from zfabric.store.context import Context
 from zfabric.store.group import PREFIX
 from zfabric.store.grouphost import GroupHost
 from zfabric.store.keeper import Keeper, append_of
-from zfabric.store.ledger import PREFIX as LEDGER
 from zfabric.store.log import Append, Appended, Commit, Log, PositionUpdate, StreamInfo
 from zfabric.store.queuehost import QueueHost
 from zfabric.store.readings import ENTRY_BYTES, Reading, Tail
 from zfabric.store.schedulehost import ScheduleHost
 from zfabric.store.writer import Writer
-from zfabric.wire.batch import REPAIR_BYTES, Batch, Buffer, parse_batch
+from zfabric.wire.batch import REPAIR_BYTES, Batch
 from zfabric.wire.durable_records import SCHEDULES, KeepQueue, queue_of
 from zfabric.wire.letters import LetterRecord
 from zfabric.wire.records import Start
@@ -75,8 +76,15 @@ class StoreService:
     """A machine that talks over channels: `protocol.channels.Machine`."""
 
     def __init__(
-        self, driver: Driver, log: Log, writer: Writer, patterns: tuple[str, ...], store_id: bytes, config: Config
+        self,
+        driver: Driver,
+        log: Log,
+        writer: Writer,
+        threads: Executor,
+        patterns: tuple[str, ...],
+        config: Config,
     ) -> None:
+        """`threads` are those that look into the log. Raises StoreDamaged."""
         self.records: dict[type[LetterRecord], Callable[[PeerRecord, Any, float], None]] = {
             Write: self._write,
             AskPositions: self._positions,
@@ -87,12 +95,13 @@ class StoreService:
             AskTopics: lambda peer, record, _: self._answer(peer, record.request, self._topics(peer, record)),
             Purge: lambda peer, record, _: self._answer(peer, record.request, self._purge(peer, record)),
         }
+        self._context = Context(driver, log, writer, threads, config, self._appended)
         self._driver = driver
         self._core = driver.core
         self._log = log
         self._writer = writer
         self._config = config
-        self._offer = StoreOffer(store_id, list(patterns))
+        self._offer = StoreOffer(log.id, list(patterns))
         self._patterns = tuple(Pattern(pattern) for pattern in patterns)
         self._keepers: dict[str, Keeper] = {}
         self._tails: dict[str, Tail] = {}
@@ -100,12 +109,11 @@ class StoreService:
         self._watches: dict[bytes, dict[int, tuple[PeerRecord, Pattern]]] = {}
         self._known_streams = {info.name for info in log.streams()}
         self._tasks: set[asyncio.Task[None]] = set()
-        self.queues = QueueHost(driver, log, writer, config, self._parse, self._appended, self._run)
+        self.queues = QueueHost(self._context)
         self.records[KeepQueue] = self.queues.keep
-        refusal = self.queues.refusal
-        self.schedules = ScheduleHost(driver, log, writer, config, self._parse, self._appended, self._run, refusal)
+        self.schedules = ScheduleHost(self._context, self.queues.refusal)
         self._core.channels.register(self)
-        self.groups = GroupHost(driver, log, writer, config, self._appended, self._run)
+        self.groups = GroupHost(self._context)
         self._core.interests.on_durable = self._keep
 
     # -- life ----------------------------------------------------------------------------------
@@ -133,24 +141,21 @@ class StoreService:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return await self._driver.loop.run_in_executor(None, function, *arguments)
-
     async def _tidy(self, retention: Retention) -> None:
         while True:
             await asyncio.sleep(TIDY_S)
             offered = {topic for remote in self._core.interests.remote.values() for topic in remote.topics}
-            for topic in [topic for topic in self._keepers if topic not in offered]:
+            for topic in [t for t, keeper in self._keepers.items() if t not in offered and not keeper.busy]:
                 keeper = self._keepers.pop(topic)
                 keeper.close()
                 self._core.interests.unsubscribe(keeper.lane)
             self._driver.schedule_pump()
             try:
                 await self.queues.trim()
-                await self._run(self._retain, retention)
+                await self._context.run(self._retain, retention)
             except StoreFailed:
                 return  # the store ends
-            except (FabricError, OSError) as error:
+            except FabricError as error:
                 logger.error("retention could not be applied, and is tried again: %s", error)
 
     def _retain(self, retention: Retention) -> None:
@@ -243,8 +248,10 @@ class StoreService:
             appends = tuple(append_of(self._allowed(peer, frames)) for frames in record.batches)
             if appends and record.gone is not None:
                 appends = (msgspec.structs.replace(appends[0], gone=record.gone), *appends[1:])
-            if any(position.name.startswith((PREFIX, LEDGER)) for position in record.positions):
-                raise NotStored(f"names that begin with {PREFIX} or {LEDGER} belong to groups and queues")
+            if any(position.name.startswith((PREFIX, "$")) for position in record.positions):
+                raise NotStored(f"names that begin with {PREFIX} or $ belong to groups and to the store itself")
+            if record.positions and not self._core.gate.may_store(peer, "#"):
+                raise NotStored("positions are written by those who have the right to be a store of everything")
             positions = tuple(PositionUpdate(p.name, p.value, p.epoch) for p in record.positions)
             future = self._writer.commit(Commit(appends, positions))
         except RemoteProtocolError as error:
@@ -282,7 +289,7 @@ class StoreService:
 
     def _allowed(self, peer: PeerRecord, frames: list[bytes]) -> Batch:
         """A batch that this peer may have written. Raises RemoteProtocolError or NotStored."""
-        batch = self._parse(frames)
+        batch = self._context.parse(frames)
         queue = queue_of(batch.topic)
         self._core.gate.check_writes(peer, batch, queue)
         refusal = "" if queue is None else self.queues.refusal(queue, batch)
@@ -292,24 +299,23 @@ class StoreService:
             raise NotStored(f"it was refused: {batch.refused}", batch.topic)
         return batch
 
-    def _parse(self, frames: Sequence[Buffer]) -> Batch:
-        config = self._config
-        return parse_batch(
-            frames,
-            messages_max=config.batch_messages_max,
-            buffers_max=config.buffers_per_batch_max,
-            topic_bytes_max=config.topic_bytes_max,
-        )
-
     def _positions(self, peer: PeerRecord, record: AskPositions, now: float) -> None:
         _ = self._spawn(self._tell_positions(peer, record))
 
     async def _tell_positions(self, peer: PeerRecord, record: AskPositions) -> None:
-        found = await self._run(self._log.positions, record.prefix)
+        try:
+            found = await self._context.run(self._log.positions, record.prefix)
+        except FabricError as error:
+            self._tell(peer, ToldPositions(record.request, [], str(error)[:STORE_NAME_BYTES]))
+            return
         positions = [NamedPosition(name, position.value, position.epoch) for name, position in found.items()]
         positions = [position for position in positions if self.schedules.shows(peer, position)]
         nbytes = sum(64 + len(p.name) + len(p.value or b"") for p in positions)
-        self._tell(peer, ToldPositions(record.request, positions), nbytes)
+        if nbytes > peer.identity.frame_bytes_max - REPAIR_BYTES:
+            reason = f"{len(positions)} positions begin so, more than fit into one frame: ask for a longer prefix"
+            self._tell(peer, ToldPositions(record.request, [], reason))
+        else:
+            self._tell(peer, ToldPositions(record.request, positions), nbytes)
 
     # -- looking after topics ------------------------------------------------------------------
 
@@ -331,7 +337,7 @@ class StoreService:
         pattern = Pattern(record.pattern, bytes_max=self._config.topic_bytes_max)
         found = [
             each
-            for each in await self._run(self._log.streams)
+            for each in await self._context.run(self._log.streams)
             if each.name > record.after
             and pattern.matches(each.name)
             and queue_of(each.name) is None
@@ -347,9 +353,9 @@ class StoreService:
         if known is None:
             raise NotStored("it is not here")
         if before is None:
-            await self._run(self._log.purge, topic)
+            await self._context.run(self._log.purge, topic)
         else:
-            await self._run(self._log.trim, topic, min(before, known.next))
+            await self._context.run(self._log.trim, topic, min(before, known.next))
         return [found for found in [self._log.info(topic)] if found is not None]
 
     # -- reading -------------------------------------------------------------------------------
@@ -382,7 +388,7 @@ class StoreService:
             return
         tail = self._tails.setdefault(record.topic, Tail())
         longest = peer.identity.frame_bytes_max - REPAIR_BYTES
-        reading = Reading(record, _PeerLink(self, peer), self._log, tail, self._run, longest)
+        reading = Reading(record, _PeerLink(self, peer), self._log, tail, self._context.run, longest)
         task = self._spawn(reading.serve())
         task.add_done_callback(lambda _: self._served(record.topic, reading))  # also of one that never began
         readings[record.reading] = reading, task

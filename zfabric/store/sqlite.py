@@ -172,6 +172,10 @@ class SqliteLog(TendedLog):
         """See `Log.id`."""
         return self._directory.id
 
+    def now_ns(self) -> int:
+        """See `Log.now_ns`."""
+        return self._clock()
+
     @property
     def damage(self) -> tuple[str, ...]:
         """See `Log.damage`."""

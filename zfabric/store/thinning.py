@@ -120,6 +120,7 @@ def retained_from(stream: Stream, now_ns: int) -> int:
                 for end, nbytes, stored_ns in sizes:
                     if not goes(end, nbytes, stored_ns):
                         return first
+            return first  # what is left of it cannot be read, and stands before the rest
     return first
 
 

@@ -155,7 +155,8 @@ def _tell_all(told: list[tuple[_Waiting, Outcome | StoreFailed]]) -> None:
 
 
 def _tell(future: _Waiting, outcome: Outcome | StoreFailed) -> None:
-    if future.done():
+    # Who waits in another thread may give up at any moment, and no more from here on.
+    if future.done() if isinstance(future, asyncio.Future) else not future.set_running_or_notify_cancel():
         return
     if isinstance(outcome, NotStored | StoreFailed):
         future.set_exception(outcome)

@@ -132,6 +132,8 @@ class ToldPositions(msgspec.Struct, array_like=True, tag=70, frozen=True):
 
     request: Count
     positions: list[NamedPosition]
+    error: LongName = ""
+    "Why there are none; else empty."
 
 
 # -- reading -----------------------------------------------------------------------------------
