@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
 import zfabric
 from zfabric import Inbox, Message, Position, Source
+
+Connect: TypeAlias = Callable[..., sqlite3.Connection]
 
 
 def message(offset: int, partition: int = 3, topic: str = "orders", store: bytes = bytes(16)) -> Message:
@@ -31,49 +35,53 @@ def bill(connection: sqlite3.Connection, inbox: Inbox, received: Message, *, fai
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A database with a table for effects."""
-    path = tmp_path / "own.db"
-    with sqlite3.connect(path) as connection:
-        connection.execute("CREATE TABLE bills (amount INTEGER)")
-    return path
+def connect(tmp_path: Path) -> Iterator[Connect]:
+    """Makes connections to a database with a table for effects, and closes them."""
+    with ExitStack() as stack:
+
+        def make(**options: Any) -> sqlite3.Connection:
+            return stack.enter_context(closing(sqlite3.connect(tmp_path / "own.db", **options)))
+
+        with make() as connection:
+            connection.execute("CREATE TABLE bills (amount INTEGER)")
+        yield make
 
 
-def bills(path: Path) -> list[int]:
+def bills(connect: Connect) -> list[int]:
     """All effects, as another connection sees them."""
-    return [amount for (amount,) in sqlite3.connect(path).execute("SELECT amount FROM bills ORDER BY rowid")]
+    return [amount for (amount,) in connect().execute("SELECT amount FROM bills ORDER BY rowid")]
 
 
-def test_what_comes_twice_has_one_effect(path: Path) -> None:
+def test_what_comes_twice_has_one_effect(connect: Connect) -> None:
     """After a restart too; other partitions, topics and readers count for themselves."""
     for _ in range(2):
-        connection = sqlite3.connect(path)
+        connection = connect()
         inbox = Inbox(connection, "billing")
         for received in (message(1), message(2), message(2), message(1), message(1, partition=4)):
             bill(connection, inbox, received)
         connection.close()
 
-    assert bills(path) == [10, 20, 10]
-    connection = sqlite3.connect(path)
+    assert bills(connect) == [10, 20, 10]
+    connection = connect()
     assert bill(connection, Inbox(connection, "audit"), message(1))
     assert bill(connection, Inbox(connection, "billing"), message(1, topic="returns"))
 
 
-def test_an_effect_that_fails_leaves_neither_itself_nor_the_position(path: Path) -> None:
+def test_an_effect_that_fails_leaves_neither_itself_nor_the_position(connect: Connect) -> None:
     """It is done when the message comes again."""
-    connection = sqlite3.connect(path)
+    connection = connect()
     inbox = Inbox(connection, "billing")
     with pytest.raises(ArithmeticError):
         bill(connection, inbox, message(1), fail=True)
 
-    assert bills(path) == []
+    assert bills(connect) == []
     assert bill(connection, inbox, message(1))
-    assert bills(path) == [10]
+    assert bills(connect) == [10]
 
 
-def test_two_members_with_one_message_have_one_effect(path: Path) -> None:
+def test_two_members_with_one_message_have_one_effect(connect: Connect) -> None:
     """A member that was stopped and wakes finds the work done, or waits until it is."""
-    one, two = sqlite3.connect(path, timeout=5), sqlite3.connect(path, timeout=0.05)
+    one, two = connect(timeout=5), connect(timeout=0.05)
     first, second = Inbox(one, "billing"), Inbox(two, "billing")
     assert bill(one, first, message(1))
     with first.once(message(2)) as fresh:
@@ -83,12 +91,12 @@ def test_two_members_with_one_message_have_one_effect(path: Path) -> None:
             bill(two, second, message(2))
 
     assert not bill(two, second, message(2))
-    assert bills(path) == [10, 20]
+    assert bills(connect) == [10, 20]
 
 
-def test_the_position_of_a_reader_without_a_group_is_where_it_goes_on(path: Path) -> None:
+def test_the_position_of_a_reader_without_a_group_is_where_it_goes_on(connect: Connect) -> None:
     """`start=inbox.position(topic)`."""
-    connection = sqlite3.connect(path)
+    connection = connect()
     inbox = Inbox(connection, "mirror")
     assert inbox.position("orders") is None
     bill(connection, inbox, message(7, partition=-1))
@@ -96,7 +104,7 @@ def test_the_position_of_a_reader_without_a_group_is_where_it_goes_on(path: Path
     assert inbox.position("orders") == Position("orders", -1, 7, "00" * 16)
 
 
-def test_other_ways_to_write_parameters(path: Path) -> None:
+def test_other_ways_to_write_parameters(connect: Connect) -> None:
     """`format` gives the driver %s; what is not known is refused."""
     seen: list[str] = []
 
@@ -109,7 +117,7 @@ def test_other_ways_to_write_parameters(path: Path) -> None:
         def cursor(self, factory: Any = Recorded) -> Any:
             return super().cursor(factory)
 
-    connection = sqlite3.connect(path, factory=Connection)
+    connection = connect(factory=Connection)
     bill(connection, Inbox(connection, "billing", paramstyle="format"), message(1))
 
     assert any("%s" in sql for sql in seen)
@@ -118,15 +126,15 @@ def test_other_ways_to_write_parameters(path: Path) -> None:
         Inbox(connection, "billing", paramstyle="named")
 
 
-def test_autocommit_is_refused(path: Path) -> None:
+def test_autocommit_is_refused(connect: Connect) -> None:
     """There the position would be kept before the effect is."""
     with pytest.raises(ValueError, match="autocommit"):
-        Inbox(sqlite3.connect(path, isolation_level=None), "billing")
+        Inbox(connect(isolation_level=None), "billing")
 
 
-def test_a_message_without_a_position_is_refused(path: Path) -> None:
+def test_a_message_without_a_position_is_refused(connect: Connect) -> None:
     """It did not come from a store."""
-    connection = sqlite3.connect(path)
+    connection = connect()
     live = Message(1, 1, "orders", 0.0, Source("0" * 32, "shop"))
     with (
         pytest.raises(zfabric.LocalProtocolError, match="no position"),
@@ -135,12 +143,12 @@ def test_a_message_without_a_position_is_refused(path: Path) -> None:
         raise AssertionError
 
 
-def test_positions_of_another_log_mean_nothing(path: Path) -> None:
+def test_positions_of_another_log_mean_nothing(connect: Connect) -> None:
     """A reader that moves to another store is told."""
-    connection = sqlite3.connect(path)
+    connection = connect()
     inbox = Inbox(connection, "billing")
     bill(connection, inbox, message(5))
     with pytest.raises(zfabric.LocalProtocolError, match="another store"):
         bill(connection, inbox, message(6, store=b"x" * 16))
 
-    assert bills(path) == [50]
+    assert bills(connect) == [50]

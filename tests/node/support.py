@@ -40,7 +40,7 @@ async def make_node() -> AsyncIterator[MakeNode]:
 
 
 PRELUDE = """
-import asyncio, os, signal, sys, threading, time
+import asyncio, os, signal, sys, threading, time, warnings
 import zfabric
 from zfabric import Config, Node
 CONFIG = Config(mdns=False, handshake_timeout_s=0.5, reconnect_interval_s=0.02)

@@ -31,6 +31,7 @@ def attempt(name, use):
     else:
         say(name, "worked")
 
+warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, where there are threads
 child = os.fork()
 if child == 0:
     attempt("publish_nowait", lambda: publisher.publish_nowait(1))

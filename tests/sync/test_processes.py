@@ -18,7 +18,7 @@ from zfabric.sync import Node
 ROOT = Path(__file__).parents[2]
 
 PRELUDE = """
-import os, signal, sys, threading, zfabric
+import os, signal, sys, threading, warnings, zfabric
 from tests.sync.support import CONFIG, TIMEOUT_S, innermost_function, wired
 from tests.waiting import wait_until
 from zfabric.sync import Node
@@ -244,6 +244,7 @@ uses = [
     lambda: subscription.receive(0), lambda: next(iter(subscription)), lambda: near.peers, near.statistics,
     lambda: near.subscribe("t"), events.receive,
 ]
+warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, where there are threads
 child = os.fork()
 if not child:
     for use in uses:
