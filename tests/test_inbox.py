@@ -40,7 +40,8 @@ def connect(tmp_path: Path) -> Iterator[Connect]:
     with ExitStack() as stack:
 
         def make(**options: Any) -> sqlite3.Connection:
-            return stack.enter_context(closing(sqlite3.connect(tmp_path / "own.db", **options)))
+            connection: sqlite3.Connection = sqlite3.connect(tmp_path / "own.db", **options)
+            return stack.enter_context(closing(connection))
 
         with make() as connection:
             connection.execute("CREATE TABLE bills (amount INTEGER)")
