@@ -6,6 +6,9 @@ from dataclasses import dataclass, fields
 
 __all__ = ["Config"]
 
+WIRE_LIMITS = {"topic_bytes_max": 255, "selector_bytes_max": 65_536, "group_partitions": 256}
+"What no record has room for more of."
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
@@ -289,10 +292,11 @@ class Config:
             value = getattr(self, field.name)
             if isinstance(value, bool) or field.name in ("port", "shared_memory_bytes"):
                 continue
-            if value <= 0:
+            if not value > 0:
                 raise ValueError(f"Config.{field.name} must be above 0, not {value!r}")
-        if self.group_partitions > 256:
-            raise ValueError(f"Config.group_partitions must be at most 256, not {self.group_partitions!r}")
+        for name, most in WIRE_LIMITS.items():
+            if getattr(self, name) > most:
+                raise ValueError(f"Config.{name} must be at most {most}, not {getattr(self, name)!r}")
         if self.shared_memory_bytes < 0:
             raise ValueError(f"Config.shared_memory_bytes must not be negative, not {self.shared_memory_bytes!r}")
         if not 0 <= self.port <= 65_535:

@@ -425,6 +425,15 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True):
     tombstone_s: float = 86_400.0
     "How long a tombstone stays readable, so that every reader sees the deletion."
 
+    def __post_init__(self) -> None:
+        """Raises TypeError and ValueError."""
+        for name, kinds in (("age_s", int | float), ("bytes", int), ("messages", int), ("tombstone_s", int | float)):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kinds):
+                raise TypeError(f"Retention.{name} must be a number, and whole if it counts, not {value!r}")
+            if value is not None and not value >= 0:
+                raise ValueError(f"Retention.{name} must be 0 or more, not {value!r}")
+
 
 class StoredTopic(msgspec.Struct, frozen=True, kw_only=True):
     """A topic in the log of a store, as of now."""

@@ -19,6 +19,7 @@ from zfabric.config import Config
 from zfabric.errors import LimitExceeded, LocalProtocolError
 from zfabric.model import Message
 from zfabric.node.node import Node
+from zfabric.node.options import texts
 from zfabric.node.subscription import Subscription
 from zfabric.wire.batch import Batch
 from zfabric.wire.topics import Pattern
@@ -52,7 +53,7 @@ class Recorder:
         config: Config | None = None,
     ) -> None:
         self._node = node
-        self._patterns = [Pattern(text) for text in dict.fromkeys(patterns)]
+        self._patterns = [Pattern(text) for text in dict.fromkeys(texts("patterns", patterns))]
         self._delivery = delivery
         self._signed = signed
         self._left = messages_max

@@ -90,7 +90,7 @@ class DurablePusher(Pusher):
         metadata = None
         plain = key is None and headers is None and ttl is None and priority == PRIORITY_DEFAULT
         if not (plain and delay == 0.0 and not_before is None and dedupe_id is None):
-            delay = check_options(self._driver, priority, delay, not_before)
+            delay = check_options(self._driver, priority, delay, not_before, dedupe_id)
             metadata = self._metadata(key, headers, ttl, priority, delay, dedupe_id)
         batch = writer.open
         length = len(batch.buffer)

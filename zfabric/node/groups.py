@@ -8,11 +8,13 @@ from datetime import datetime, timedelta
 from zfabric.errors import GroupRefused
 from zfabric.model import GroupMember, GroupProgress, GroupState
 from zfabric.node.driver import Driver
+from zfabric.node.options import texts
 from zfabric.node.starts import Beginning
 from zfabric.node.storeclient import TIMEOUT_S, StoreClient, Verb, ask_patiently, newest
 from zfabric.protocol.stores import KnownStore
 from zfabric.wire.fields import Start
 from zfabric.wire.group_records import GroupTold
+from zfabric.wire.topics import check_topic
 
 __all__ = ["Groups"]
 
@@ -55,7 +57,13 @@ class Groups:
         into the past. Returns once that is safe. Raises ValueError for anything else, GroupRefused for a topic that the
         group does not read.
         """
-        return await self._do("seek", group, timeout, Beginning(start, None).of_group(), topics)
+        return await self._do(
+            "seek",
+            group,
+            timeout,
+            Beginning(start, None).of_group(),
+            [check_topic(each) for each in texts("topics", topics)],
+        )
 
     async def reset(self, group: str, *, topics: Sequence[str] = (), timeout: float | None = TIMEOUT_S) -> GroupState:
         """Let a group begin again with the oldest messages: `seek` to `"earliest"`."""

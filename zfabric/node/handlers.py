@@ -9,17 +9,21 @@ import queue
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from zfabric.events import HandlerError
 from zfabric.model import Job, Message
 from zfabric.node.driver import Driver
+from zfabric.node.options import said
 from zfabric.node.puller import Puller
+from zfabric.node.signature import unwrapped
 from zfabric.node.subscription import Subscription
 
-__all__ = ["Handlers", "Threads"]
+__all__ = ["Handlers", "Threads", "message_of"]
 
 log = logging.getLogger("zfabric")
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class Threads:
@@ -32,7 +36,7 @@ class Threads:
         self._busy = 0
 
     async def run(self, function: Callable[..., Any], argument: Any) -> Any:
-        """Call the function in a thread."""
+        """Call the function in a thread, and await what it returns if that is an `async def`'s."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self._busy >= len(self._threads) < self._threads_max:
             thread = threading.Thread(target=self._work, name="zfabric-handler", daemon=True)
@@ -41,17 +45,18 @@ class Threads:
         self._busy += 1
         self._jobs.put((future, function, argument))
         try:
-            return await future
+            result = await future
         finally:
             self._busy -= 1
+        return await result if inspect.iscoroutine(result) else result
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             future, function, argument = job
             try:
                 result, error = function(argument), None
-            except Exception as caught:  # noqa: BLE001 - it is raised again in the loop
-                result, error = None, caught
+            except BaseException as caught:  # noqa: BLE001 - it is raised again in the loop
+                result, error = None, _raisable(caught)
             with suppress(RuntimeError):  # the loop may be gone
                 future.get_loop().call_soon_threadsafe(_finish, future, result, error)
             del job, future, function, argument, result, error
@@ -62,6 +67,23 @@ class Threads:
             self._jobs.put(None)
 
 
+def _raisable(error: BaseException) -> Exception:
+    """What ends a call, but neither its thread nor the event loop, and can be raised from a future."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    raised = RuntimeError(f"it raised {type(error).__name__}: {error}")
+    raised.__cause__ = error
+    return raised
+
+
+def message_of(error: BaseException) -> str:
+    """What an exception says, as text that can travel."""
+    try:
+        return said(str(error))
+    except Exception as broken:  # noqa: BLE001 - whatever `__str__` raises
+        return f"its message cannot be shown: {type(broken).__name__}"
+
+
 def _finish(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
     if future.done():
         return
@@ -69,6 +91,13 @@ def _finish(future: asyncio.Future[Any], result: Any, error: BaseException | Non
         future.set_result(result)
     else:
         future.set_exception(error)
+
+
+def _check_handler(handler: object) -> None:
+    """Raise TypeError for what would take messages and do nothing with them."""
+    function = unwrapped(handler)
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f"{_name(function)} yields, and nobody takes that: only a service's handler may")
 
 
 def _name(handler: Callable[..., Any]) -> str:
@@ -84,6 +113,18 @@ class Handlers:
         self._tasks: set[asyncio.Task[None]] = set()
         self.errors = 0
 
+    def decorator(self, what: object, begin: Callable[[Callable[..., Any]], None]) -> Callable[[_F], _F]:
+        """A decorator that lets a function handle what comes from `what`. Raises TypeError where it stands alone."""
+        if callable(what):
+            raise TypeError("the decorator needs a name: `@node.on(topic)`, `@node.worker(queue)`")
+
+        def register(handler: _F) -> _F:
+            _check_handler(handler)
+            begin(handler)
+            return handler
+
+        return register
+
     def start(self, subscription: Subscription, handler: Callable[[Message], Any]) -> None:
         """Call `handler` with every message of the subscription."""
         name = _name(handler)
@@ -97,7 +138,7 @@ class Handlers:
 
     def _async(self, handler: Callable[[Any], Any]) -> Callable[[Any], Awaitable[Any]]:
         """An `async def` as it is, a `def` in a thread."""
-        if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None)):  # noqa: B004
+        if inspect.iscoroutinefunction(unwrapped(handler)):
             return handler
 
         async def call(message: Message) -> Any:
@@ -129,14 +170,14 @@ class Handlers:
             except Exception as error:  # noqa: BLE001 - handlers may raise anything, and it is reported
                 self._report(job, error, name)
                 if not puller.at_most_once:
-                    await job.nack(reason=f"{type(error).__name__}: {error}")
+                    await job.nack(reason=f"{type(error).__name__}: {message_of(error)}")
             else:
                 job._settlement_of_job().ack(job, confirm=False)  # noqa: SLF001 - hidden from users, not from us
 
     def _report(self, message: Message, error: Exception, name: str) -> None:
         self.errors += 1
         log.error("handler %s failed on %s", name, message.topic, exc_info=error)
-        self._driver.emit(HandlerError(message.topic, name, f"{type(error).__name__}: {error}"))
+        self._driver.emit(HandlerError(message.topic, name, f"{type(error).__name__}: {message_of(error)}"))
 
     async def close(self, timeout: float) -> None:
         """Let handlers finish what has arrived for at most `timeout` seconds, then cancel them; but not the caller."""

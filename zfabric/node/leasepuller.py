@@ -11,6 +11,7 @@ from zfabric.errors import DecodeFailed, NotStored
 from zfabric.events import DecodeError
 from zfabric.model import Job
 from zfabric.node.driver import Driver
+from zfabric.node.options import real, said
 from zfabric.node.puller import Puller
 from zfabric.protocol.deliveries import Delivery
 from zfabric.protocol.jobs import PRIORITY_DEFAULT
@@ -274,10 +275,11 @@ class _Settlement:
         return self._puller.kept(delivery, job) if settled else None
 
     def nack(self, job: Job, delay: float | None, reason: str) -> None:
-        self._puller.settle(self._delivery, job, "nack", delay, reason)
+        delay = None if delay is None else real("delay", delay)
+        self._puller.settle(self._delivery, job, "nack", delay, said(str(reason)))
 
     def reject(self, job: Job, reason: str) -> None:
-        self._puller.settle(self._delivery, job, "reject", None, reason)
+        self._puller.settle(self._delivery, job, "reject", None, said(str(reason)))
 
     def renew(self, job: Job) -> None:
         self._puller.renew(self._delivery, job)

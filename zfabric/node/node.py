@@ -23,6 +23,7 @@ from zfabric.node.forking import open_drivers
 from zfabric.node.handlers import Handlers
 from zfabric.node.naming import check_names, introduction, program_name
 from zfabric.node.opentopics import OpenTopic, TopicOptions
+from zfabric.node.options import text, whole
 from zfabric.node.publisher import Publisher
 from zfabric.node.queues import NodeQueues, QueueMethods
 from zfabric.node.requests import Requests
@@ -405,7 +406,7 @@ class Node(QueueMethods, ServiceMethods):
         compiled = Pattern(name, bytes_max=self._config.topic_bytes_max)
         driver.rights.check_subscribe(compiled, signed=signed)
         codec = Codec(type if type is not None else value_type, inline_bytes=self._config.inline_bytes)
-        size = self._config.buffer_bytes if buffer_bytes is None else buffer_bytes
+        size = self._config.buffer_bytes if buffer_bytes is None else whole("buffer_bytes", buffer_bytes)
         _check_reading(size, ack, overflow, delivery, group, member)
         if group is not None:
             return self._share(
@@ -413,7 +414,7 @@ class Node(QueueMethods, ServiceMethods):
                 codec,
                 size,
                 group=check_topic(group),
-                member=member,
+                member=text("member", member),
                 start=beginning.of_group(),
                 signed=signed,
                 manual=ack == "manual",
@@ -479,11 +480,7 @@ class Node(QueueMethods, ServiceMethods):
         handlers = self._handlers
         assert handlers is not None
 
-        def register(handler: Handler) -> Handler:
-            handlers.start(self.subscribe(pattern, **options), handler)
-            return handler
-
-        return register
+        return handlers.decorator(pattern, lambda handler: handlers.start(self.subscribe(pattern, **options), handler))
 
 
 def _check_reading(

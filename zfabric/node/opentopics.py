@@ -11,6 +11,7 @@ import msgspec
 from zfabric.config import Config
 from zfabric.model import Delivery
 from zfabric.node.driver import Driver
+from zfabric.node.options import whole
 from zfabric.node.outboxfile import OutboxFile, Resending
 from zfabric.protocol.keeping import Keeping
 from zfabric.wire.codec import Codec
@@ -48,6 +49,10 @@ class TopicOptions(msgspec.Struct, frozen=True, kw_only=True):
         delivery = Delivery(delivery)
         if confirm not in (None, "sent", "received", "processed", "stored"):
             raise ValueError(f"confirm must be 'sent', 'received', 'processed' or 'stored', not {confirm!r}")
+        history = whole("history", history)
+        window_bytes = None if window_bytes is None else whole("window_bytes", window_bytes)
+        if window_bytes is not None and window_bytes <= 0:
+            raise ValueError(f"window_bytes must be above 0, not {window_bytes}")
         if history < 0:
             raise ValueError(f"history must be 0 or more, not {history}")
         if not durable and (confirm == "stored" or outbox is not None):

@@ -51,14 +51,14 @@ class Publisher(Closing):
         self._codec = codec
         self._encode = codec.encode_plain
         self._config = config
-        self._batch_bytes = config.batch_bytes
+        self._batch_bytes = min(config.batch_bytes, outbox.window_bytes)
         self._inline_bytes = config.inline_bytes
         self._messages_last = config.batch_messages_max - 1
         self._mandatory = mandatory
         self._confirm = confirm
         self._closed = False
         self._plain = not mandatory
-        self._chunks = Chunks(codec, config.batch_bytes)
+        self._chunks = Chunks(codec, self._batch_bytes)
         self._one_by_one = 0
 
     def __repr__(self) -> str:

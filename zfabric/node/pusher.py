@@ -15,6 +15,7 @@ from zfabric.errors import DeliveryFailed, EncodeFailed, LimitExceeded, NodeClos
 from zfabric.node.chunks import Chunks
 from zfabric.node.closing import Closing
 from zfabric.node.driver import Driver
+from zfabric.node.options import SECONDS_MAX, real, text
 from zfabric.protocol.dispatcher import Dispatcher
 from zfabric.protocol.jobs import PRIORITIES, PRIORITY_DEFAULT
 from zfabric.protocol.plainqueue import PlainQueue
@@ -78,7 +79,8 @@ class Pusher(Closing):
         self._config = config
         self._release = release
         self._closed = False
-        self._chunks = Chunks(jobs.codec, config.batch_bytes)
+        self._batch_bytes = min(config.batch_bytes, jobs.dispatcher.policy.queue_bytes)
+        self._chunks = Chunks(jobs.codec, self._batch_bytes)
         self._unpaused = 0
 
     def __repr__(self) -> str:
@@ -151,13 +153,13 @@ class Pusher(Closing):
         buffer, count = jobs.buffer, jobs.count
         length = len(buffer)
         self._encode_into(value, buffer)
-        if self._codec.buffers or len(buffer) - length > self._config.batch_bytes:
+        if self._codec.buffers or len(buffer) - length > self._batch_bytes:
             return self._push_large(length)
         jobs.count = count + 1
         if not count:
             jobs.begun()
         number = self._dispatcher.next_id + count
-        if len(buffer) >= self._config.batch_bytes or jobs.count >= self._config.batch_messages_max:
+        if len(buffer) >= self._batch_bytes or jobs.count >= self._config.batch_messages_max:
             jobs.seal()
         return number
 
@@ -200,7 +202,7 @@ class Pusher(Closing):
             self._check_first()
             if self._push_chunk(chunk):
                 number = self._dispatcher.next_id + jobs.count - 1
-                if len(jobs.buffer) >= self._config.batch_bytes:
+                if len(jobs.buffer) >= self._batch_bytes:
                     jobs.seal()
             else:
                 for value in chunk:
@@ -313,7 +315,7 @@ class Pusher(Closing):
         dedupe_id: str | None,
     ) -> int:
         driver = self._driver
-        delay = check_options(driver, priority, delay, not_before)
+        delay = check_options(driver, priority, delay, not_before, dedupe_id)
         try:
             key, headers, ttl_ms, nbytes = plain_metadata(key, headers, ttl)
         except EncodeFailed as error:
@@ -338,12 +340,19 @@ class Pusher(Closing):
         )
 
 
-def check_options(driver: Driver, priority: int, delay: float, not_before: datetime | None) -> float:
-    """The delay of a job in seconds. Raises ValueError for options that make no sense."""
+def check_options(
+    driver: Driver, priority: int, delay: float, not_before: datetime | None, dedupe_id: str | None
+) -> float:
+    """The delay of a job in seconds. Raises ValueError and TypeError for options that make no sense."""
+    delay = real("delay", delay)
+    if dedupe_id is not None:
+        text("dedupe_id", dedupe_id, inf)
     if priority.__class__ is not int or not 0 <= priority < PRIORITIES:
         raise ValueError(f"priority must be 0 to {PRIORITIES - 1}, not {priority!r}")
     if not_before is not None:
+        if not isinstance(not_before, datetime):
+            raise TypeError(f"not_before must be a datetime, not {not_before!r}")
         delay = max(delay, not_before.astimezone().timestamp() - driver.utc())
-    if not delay < inf:
-        raise ValueError(f"delay must be a number of seconds, not {delay!r}")
+    if delay > SECONDS_MAX:
+        raise ValueError(f"delay must be at most {SECONDS_MAX:.0f} seconds, not {delay!r}")
     return delay

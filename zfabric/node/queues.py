@@ -19,6 +19,7 @@ from zfabric.node.durablepusher import DurablePusher
 from zfabric.node.handlers import Handlers
 from zfabric.node.jobwriter import JobWriter
 from zfabric.node.leasepuller import LeasePuller
+from zfabric.node.options import seconds, whole
 from zfabric.node.plainpuller import PlainPuller
 from zfabric.node.puller import Puller
 from zfabric.node.pusher import OpenJobs, Pusher
@@ -116,7 +117,7 @@ class NodeQueues:
             self._open[name] = shared, options, users - 1
 
     def _check(self, name: str) -> None:
-        check_topic(name, reserved=name.startswith(DEAD_PREFIX), bytes_max=self._config.topic_bytes_max)
+        check_topic(name, reserved=str(name).startswith(DEAD_PREFIX), bytes_max=self._config.topic_bytes_max)
 
     def puller(
         self, queue: str | Topic[Any], *, manual: bool, value_type: Any, selector: str, **options: Any
@@ -157,9 +158,10 @@ class NodeQueues:
         del self._pullers[puller]
         self._pulled[puller.queue] = self._pulled.get(puller.queue, 0) + puller.handed
 
-    def work(self, puller: Puller, handler: Callable[..., Any], concurrency: int) -> None:
-        """Call a handler with every job."""
-        self._handlers.work(puller, handler, concurrency)
+    def worker(self, queue: object, pull: Callable[[], Puller], concurrency: int) -> Callable[[Handler], Handler]:
+        """The decorator for what is called with every job."""
+        handlers = self._handlers
+        return handlers.decorator(queue, lambda handler: handlers.work(pull(), handler, concurrency))
 
     def unroutable(self, source: Source, topic: str, count: int) -> None:
         """No binding took these messages."""
@@ -308,11 +310,13 @@ class QueueMethods(StoreMethods):
         delivery = _delivery(delivery)
         if delivery is Delivery.AT_MOST_ONCE and (max_attempts, backoff_s, backoff_s_max, dedupe_window_s) != _DEFAULTS:
             raise ValueError('max_attempts, backoff_s and dedupe_window_s need delivery="at-least-once"')
+        max_attempts, dedupe_window_s = whole("max_attempts", max_attempts), seconds("dedupe_window_s", dedupe_window_s)
+        backoff_s, backoff_s_max = seconds("backoff_s", backoff_s), seconds("backoff_s_max", backoff_s_max)
         if max_attempts < 0 or not 0 <= backoff_s <= backoff_s_max or dedupe_window_s < 0:
             raise ValueError(
                 "max_attempts, backoff_s and dedupe_window_s must be 0 or more, backoff_s_max not below backoff_s"
             )
-        size = self._config.queue_bytes if queue_bytes is None else queue_bytes
+        size = self._config.queue_bytes if queue_bytes is None else whole("queue_bytes", queue_bytes)
         if size <= 0:
             raise ValueError(f"queue_bytes must be above 0, not {size}")
         if without_store not in ("raise", "buffer"):
@@ -369,11 +373,12 @@ class QueueMethods(StoreMethods):
             if given:
                 raise ValueError(f'{", ".join(given)}: only with delivery="at-least-once"')
             return queues.plain_puller(queue, value_type)
-        credit = options["credit"]
-        if credit is not None and credit < 1:
-            raise ValueError(f"credit must be 1 or more, not {credit}")
+        if options["credit"] is not None:
+            options["credit"] = credit = whole("credit", options["credit"])
+            if credit < 1:
+                raise ValueError(f"credit must be 1 or more, not {credit}")
         for name, default in (("lease_s", config.lease_s), ("handler_timeout_s", config.handler_timeout_s)):
-            options[name] = default if options[name] is None else options[name]
+            options[name] = seconds(name, default if options[name] is None else options[name])
             if options[name] <= 0:
                 raise ValueError("lease_s and handler_timeout_s must be above 0")
         return queues.puller(queue, manual=manual, value_type=value_type, concurrency=concurrency, **options)
@@ -418,14 +423,13 @@ class QueueMethods(StoreMethods):
         again as the queue's back-off says; `await job.reject(reason)` before it makes it a dead letter at once.
         An `async def` runs in the event loop, a `def` in one of Config.handler_threads_max threads.
         """
+        concurrency = whole("concurrency", concurrency)
         if concurrency < 1:
             raise ValueError(f"concurrency must be 1 or more, not {concurrency}")
         queues = self._opened_queues()
         options = {"credit": credit, "selector": selector, "lease_s": lease_s, "handler_timeout_s": handler_timeout_s}
 
-        def register(handler: Handler) -> Handler:
-            puller = self._puller(queue, delivery, type, manual=True, options=dict(options), concurrency=concurrency)
-            queues.work(puller, handler, concurrency)
-            return handler
+        def pull() -> Puller:
+            return self._puller(queue, delivery, type, manual=True, options=dict(options), concurrency=concurrency)
 
-        return register
+        return queues.worker(queue, pull, concurrency)

@@ -18,6 +18,7 @@ from zfabric.model import ProviderReply, Source
 from zfabric.node.deferred import Gathered
 from zfabric.node.driver import Driver
 from zfabric.node.eager import resume
+from zfabric.node.options import flag, real, whole
 from zfabric.node.services import LONG_BYTES, check_size
 from zfabric.node.signature import INLINE
 from zfabric.protocol.calls import RECORD_BYTES, Call, Provider
@@ -57,17 +58,17 @@ class Requests:
             for name, value in options.items():
                 body = encode(value)
                 named[name] = msgspec.Raw(body)
-                nbytes += len(name) + len(body)
+                nbytes += len(encode(name)) + len(body)
         except EncodeFailed as error:
             raise EncodeFailed(service, error.reason) from error.__cause__
         if nbytes > LONG_BYTES:
             check_size(nbytes, self._config)
-        return Call(caller, service, version, msgspec.Raw(encoded), named, nbytes)
+        return Call(caller, service, whole("version", version), msgspec.Raw(encoded), named, nbytes)
 
     def _begin(self, call: Call, timeout: float | None, wait: float) -> None:
         driver = self._driver
         driver.check_open()
-        timeout = self._config.request_timeout_s if timeout is None else timeout
+        timeout = self._config.request_timeout_s if timeout is None else real("timeout", timeout)
         self._calls.begin(call, timeout, driver.loop.time(), wait=wait)
         if self._calls.outstanding == 1:
             driver.pump()  # nothing else is on its way: so nothing would come to share the frame
@@ -98,9 +99,9 @@ class Requests:
         driver = self._driver
         future: asyncio.Future[msgspec.Raw] = driver.loop.create_future()
         call = self._call(future, service, version, arguments, options)
-        call.idempotent = idempotent
+        call.idempotent = flag("idempotent", idempotent)
         if hedge is not None:
-            call.hedge_s = hedge
+            call.hedge_s = real("hedge", hedge)
         self._begin(call, timeout, wait)
         try:
             body = await future

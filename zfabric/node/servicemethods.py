@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from zfabric.errors import LocalProtocolError
 from zfabric.model import ProviderReply
+from zfabric.node.options import whole
 from zfabric.node.requests import Requests
 from zfabric.node.services import Service, Services
 from zfabric.wire.topics import check_topic
@@ -43,6 +44,8 @@ class ServiceMethods:
         services.driver.check_open()
         check_topic(name, bytes_max=services.config.topic_bytes_max)
         services.driver.rights.check("serve", name)
+        version = whole("version", version)
+        concurrency = None if concurrency is None else whole("concurrency", concurrency)
         if version < 0 or (concurrency is not None and concurrency < 1):
             raise ValueError(f"version must be 0 or more and concurrency above 0, not {version} and {concurrency}")
 

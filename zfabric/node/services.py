@@ -21,8 +21,9 @@ from zfabric.model import Source
 from zfabric.node.deferred import Gathered
 from zfabric.node.driver import Driver
 from zfabric.node.eager import EagerTasks
-from zfabric.node.handlers import Threads
-from zfabric.node.signature import INLINE, Signature, Unfit
+from zfabric.node.handlers import Threads, message_of
+from zfabric.node.options import said
+from zfabric.node.signature import INLINE, Signature, Unfit, unwrapped
 from zfabric.protocol.calls import RECORD_BYTES
 from zfabric.protocol.serving import Execution
 from zfabric.wire.codec import Codec
@@ -114,7 +115,7 @@ class Service(Generic[Handler]):
         self.handler = handler
         self._host = host
         self._traces = traces
-        function = handler if inspect.isroutine(handler) else getattr(handler, "__call__", handler)  # noqa: B004
+        function = unwrapped(handler)
         asynchronous = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
         self._generates = inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function)
         self._threaded = not asynchronous
@@ -274,6 +275,7 @@ class Service(Generic[Handler]):
 
     def _failed(self, execution: Execution, error: Exception) -> None:
         number, kind, trace = execution.request.number, type(error).__name__, None
+        message = message_of(error)
         if isinstance(error, Unfit):
             code, kind = "arguments", "TypeError"
         else:
@@ -281,11 +283,11 @@ class Service(Generic[Handler]):
             self._host.errors += 1
             log.error("service %s failed", self.name, exc_info=error)
             self._host.driver.emit(
-                HandlerError(self.name, getattr(self, "__qualname__", self.name), f"{kind}: {error}")
+                HandlerError(self.name, getattr(self, "__qualname__", self.name), f"{kind}: {message}")
             )
             if self._traces:
-                trace = "".join(traceback.format_exception(error))
-        failure = Failure(number, code, kind[:255], str(error)[:MESSAGE_MAX], trace and trace[-MESSAGE_MAX:])
+                trace = said("".join(traceback.format_exception(error)))
+        failure = Failure(number, code, kind[:255], message[:MESSAGE_MAX], trace and trace[-MESSAGE_MAX:])
         self._finish(execution, failure, len(failure.message) + len(trace or ""))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 import typing
@@ -13,7 +14,7 @@ import msgspec
 from zfabric.errors import DecodeFailed, LocalProtocolError
 from zfabric.wire.codec import Codec
 
-__all__ = ["INLINE", "Signature", "Unfit"]
+__all__ = ["INLINE", "Signature", "Unfit", "unwrapped"]
 
 INLINE = sys.maxsize
 "`inline_bytes` of a Codec that sends nothing out of band."
@@ -24,6 +25,18 @@ RESERVED = frozenset({"timeout", "idempotent", "hedge", "version", "wait", "type
 _split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _KEYWORDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def unwrapped(handler: Any) -> Any:
+    """The function that a call of `handler` runs, be it a partial of one or an object with `__call__`.
+
+    Raises TypeError for what cannot be called.
+    """
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    if not callable(handler):
+        raise TypeError(f"{handler!r} is not a callable object")
+    return handler if inspect.isroutine(handler) else handler.__call__
 
 
 class Unfit(Exception):
@@ -38,9 +51,8 @@ class Signature:
     """
 
     def __init__(self, handler: Callable[..., Any], *, streams: bool) -> None:
-        function = handler if inspect.isroutine(handler) else type(handler).__call__
         try:
-            hints = typing.get_type_hints(function, include_extras=True)
+            hints = typing.get_type_hints(unwrapped(handler), include_extras=True)
         except NameError as error:
             raise TypeError(
                 f"an annotation of {handler!r} is not known at the top level of its module: {error}"

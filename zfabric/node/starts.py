@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from zfabric.model import Delivery, Position
 from zfabric.node.driver import Driver
+from zfabric.node.options import real, whole
 from zfabric.node.subscription import Subscription
 from zfabric.protocol.lanes import Lane
 from zfabric.wire.records import PatternRequest, Start
@@ -23,10 +24,10 @@ class Beginning:
 
     def __init__(self, start: StartLike, replay_rate: float | None) -> None:
         """Raises ValueError."""
-        if replay_rate is not None and replay_rate <= 0:
+        if replay_rate is not None and real("replay_rate", replay_rate) <= 0:
             raise ValueError(f"replay_rate must be above 0, not {replay_rate}")
         self._start, self._offsets, self._store_id = _begin_at(start)
-        self._rate = replay_rate or 0.0
+        self._rate = float(replay_rate or 0.0)
         self._live = not self._offsets and not self._rate
 
     def of_group(self) -> Start:
@@ -107,4 +108,5 @@ def _begin(start: str | int | datetime | timedelta) -> Start:
             return Start(start)  # type: ignore[arg-type] # one of the three
         kinds = "'latest', 'earliest', 'last-per-key', a number, datetime, timedelta or positions"
         raise ValueError(f"start must be {kinds}, not {start!r}")
+    start = whole("start", start)
     return Start("seq", start) if start >= 0 else Start("last", -start)

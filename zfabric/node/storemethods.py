@@ -13,6 +13,7 @@ from zfabric.model import Schedule, Topic
 from zfabric.node.declared import Declared
 from zfabric.node.driver import Driver
 from zfabric.node.groups import Groups
+from zfabric.node.options import text
 from zfabric.node.storeclient import TIMEOUT_S, StoreClient, ask_patiently, newest
 from zfabric.node.stores import Stores
 from zfabric.protocol.jobs import PRIORITIES, PRIORITY_DEFAULT
@@ -152,7 +153,7 @@ class StoreMethods:
 def _check(
     name: str, cron: str | None, every: int | None, missed: str, priority: int, headers: dict[str, Any] | None
 ) -> None:
-    if not 0 < len(name) <= NAME_MAX:
+    if not 0 < len(text("name", name)) <= NAME_MAX:
         raise ValueError(f"the name of a schedule has 1 to {NAME_MAX} characters, not {len(name)}")
     if (cron is None) == (every is None):
         raise ValueError("a schedule has either cron= or every=")

@@ -7,6 +7,7 @@ import msgspec
 from zfabric.errors import NotStored
 from zfabric.model import Retention, StoredTopic
 from zfabric.node.driver import Driver
+from zfabric.node.options import whole
 from zfabric.node.storeclient import TIMEOUT_S, StoreClient, ask_patiently, newest
 from zfabric.protocol.stores import KnownStore
 from zfabric.wire.store_records import TOPICS_MAX, TopicTold
@@ -45,6 +46,9 @@ class Stores:
         store of the topic. Raises TopicError, ValueError, and NotStored where no store has the topic or one refuses.
         """
         check_topic(topic)
+        before = None if before is None else whole("before", before)
+        if before is not None and before < 0:
+            raise ValueError(f"before must be 0 or more, not {before}")
 
         async def remove(client: StoreClient) -> tuple[StoredTopic, ...]:
             await client.wait_for(self._any)

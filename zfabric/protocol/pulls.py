@@ -36,7 +36,7 @@ DONE_PER_RECORD_MAX = 5000
 CREDIT_MIN = 2
 "An adaptive puller's credit, at least, beside what its concurrency needs."
 CREDIT_FIRST = 16
-DELAY_MS_MAX = 10**12
+DELAY_S_MAX = 1e9
 
 
 class Pull:
@@ -338,11 +338,11 @@ class Pull:
         reason: str = "",
     ) -> bool:
         """Jobs are given back, or up."""
+        delay_ms = None if delay_s is None else round(min(max(0.0, delay_s), DELAY_S_MAX) * 1000)
+        record = JobsUndone(self.number, delivery.jobs.lease, start, stop, why, delay_ms, reason[:1000])
         if not self._settled(delivery, start, stop):
             return False
         source = delivery.source
-        delay_ms = None if delay_s is None else min(max(0, round(delay_s * 1000)), DELAY_MS_MAX)
-        record = JobsUndone(self.number, delivery.jobs.lease, start, stop, why, delay_ms, reason[:1000])
         self._tell(source.peer_id, record)
         return True
 

@@ -14,6 +14,7 @@ from zfabric.config import Config
 from zfabric.errors import LocalProtocolError, StoreFailed
 from zfabric.node.driver import Driver
 from zfabric.node.node import Node
+from zfabric.node.options import texts
 from zfabric.store.engines import open_log
 from zfabric.store.log import Log, Retention
 from zfabric.store.service import StoreService
@@ -45,7 +46,7 @@ class Store:
         **options: Any,
     ) -> None:
         self._url = str(url)
-        self._topics = tuple(topics)
+        self._topics = texts("topics", topics)
         self._retention = retention or Retention()
         self.node = node or Node(name, config=config, **options)
         self._config = config or self.node._config  # noqa: SLF001 - the seam for this class

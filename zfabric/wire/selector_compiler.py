@@ -101,6 +101,8 @@ _ANY, _TEXT, _NUMBER, _CONDITION = "a header", "text", "a number", "a condition"
 
 def compile_selector(text: str, bytes_max: int, depth_max: int) -> Evaluate:
     """Check a selector and return what evaluates it: to True, False or None. Raises SelectorError."""
+    if not isinstance(text, str):
+        raise SelectorError(repr(text), 0, f"it must be str, not {type(text).__name__}")
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > bytes_max:
         raise SelectorError(text[:_SHOWN_MAX] + "...", f"{size} bytes are over Config.selector_bytes_max = {bytes_max}")
@@ -118,6 +120,10 @@ def compile_selector(text: str, bytes_max: int, depth_max: int) -> Evaluate:
         raise SelectorError(text, f"{text[position]!r} cannot stand here{cure}", position) from None
     except _Refused as error:
         raise SelectorError(text, error.reason, error.position) from None
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SelectorError(text, "lone surrogates are no UTF-8", error.start) from None
     if node.depth > depth_max:
         reason = f"operators {node.depth} deep in each other are over Config.selector_depth_max = {depth_max}"
         raise SelectorError(text, reason, node.position)

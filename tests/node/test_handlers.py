@@ -1,0 +1,108 @@
+"""Handlers that are plain functions: whatever they raise or return ends one call, not the thread and what waits."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+from typing import Any
+
+import pytest
+
+from tests.contract.support import TIMEOUT
+from zfabric import Node, RemoteError
+from zfabric.testing import MemoryFabric
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+ENDS = [lambda: sys.exit(3), lambda: next(iter(())), _interrupt]
+
+
+async def _pair(fabric: MemoryFabric) -> tuple[Node, Node]:
+    return await fabric.open("a"), await fabric.open("b")
+
+
+@pytest.mark.parametrize("end", ENDS, ids=["exit", "stop-iteration", "interrupt"])
+async def test_a_thread_outlives_what_its_function_raises(end: Any) -> None:
+    """sys.exit() in a worker, a service and a message's handler."""
+    async with MemoryFabric() as fabric:
+        a, b = await _pair(fabric)
+        heard: list[int] = []
+
+        @b.worker("jobs")
+        def work(job: Any) -> None:
+            end()
+
+        @b.service("service")
+        def serve(ends: bool) -> int:
+            if ends:
+                end()
+            return 1
+
+        @b.on("topic", delivery="at-least-once")
+        def hear(message: Any) -> None:
+            heard.append(message.value)
+            end()
+
+        jobs = a.pusher("jobs", max_attempts=1)
+        topic = a.publisher("topic", delivery="at-least-once", confirm="processed")
+        await a.wait_for_service("service", timeout=TIMEOUT)
+        await topic.wait_for(subscribers=1, timeout=TIMEOUT)
+        async with asyncio.timeout(TIMEOUT):
+            await jobs.push_many(range(3))
+            await jobs.flush()
+            await topic.publish_many(range(3))
+            with pytest.raises(RemoteError, match="it raised"):
+                await a.request("service", True)
+            assert await a.request("service", False) == 1
+        assert a.statistics().queues["jobs"].dead == 3
+        assert heard == [0, 1, 2]
+
+
+async def test_an_async_function_is_awaited_however_it_is_wrapped() -> None:
+    """A partial, a lambda, and an object with `__call__`: its job would count as done with nothing done."""
+    done: list[str] = []
+
+    async def work(tag: str, job: Any) -> str:
+        done.append(tag)
+        return tag
+
+    class Works:
+        async def __call__(self, job: Any) -> str:
+            return await work("object", job)
+
+    handlers: dict[str, Any] = {
+        "partial": functools.partial(work, "partial"),
+        "lambda": lambda job: work("lambda", job),
+        "object": Works(),
+    }
+    async with MemoryFabric() as fabric:
+        a, b = await _pair(fabric)
+        for name, handler in handlers.items():
+            b.worker(name)(handler)
+            b.service(name)(handler)
+            await a.wait_for_service(name, timeout=TIMEOUT)
+            async with asyncio.timeout(TIMEOUT):
+                jobs = a.pusher(name, max_attempts=1)
+                await jobs.push(1)
+                await jobs.flush()
+                assert await a.request(name, 1) == name
+    assert done == [tag for tag in handlers for _ in range(2)]
+
+
+async def test_a_partial_s_arguments_are_checked_as_its_function_says() -> None:
+    """Annotations are found behind it."""
+
+    async def add(left: int, right: int) -> int:
+        return left + right
+
+    async with MemoryFabric() as fabric:
+        a, b = await _pair(fabric)
+        b.service("add")(functools.partial(add, 1))
+        await a.wait_for_service("add", timeout=TIMEOUT)
+        assert await a.request("add", 2) == 3
+        with pytest.raises(RemoteError, match="Expected `int`"):
+            await a.request("add", "2")
