@@ -11,7 +11,7 @@ import pytest
 
 from tests.contract.support import TIMEOUT
 from zfabric import Node, RemoteError
-from zfabric.testing import MemoryFabric
+from zfabric.testing import MemoryFabric, eventually
 
 
 def _interrupt() -> None:
@@ -60,6 +60,36 @@ async def test_a_thread_outlives_what_its_function_raises(end: Any) -> None:
             assert await a.request("service", False) == 1
         assert a.statistics().queues["jobs"].dead == 3
         assert heard == [0, 1, 2]
+
+
+async def test_what_was_cancelled_within_a_handler_is_an_error_like_any_other() -> None:
+    """A handler that awaits a task which was cancelled is not cancelled itself: it is told of, and goes on."""
+    done: list[Any] = []
+
+    async def handle(value: Any) -> None:
+        done.append(getattr(value, "value", value))
+        if len(done) % 2:
+            task = asyncio.create_task(asyncio.Event().wait())
+            task.cancel()
+            await task
+
+    async with MemoryFabric() as fabric:
+        a, b = await _pair(fabric)
+        for decorator in (b.on("topic"), b.worker("jobs"), b.service("service")):
+            decorator(handle)
+        await a.wait_for_service("service", timeout=TIMEOUT)
+        with pytest.raises(RemoteError, match="CancelledError"):
+            await a.request("service", 1)
+        await a.request("service", 2)
+        async with asyncio.timeout(TIMEOUT):
+            topic, jobs = a.publisher("topic"), a.pusher("jobs", max_attempts=1)
+            await topic.wait_for(subscribers=1)
+            await topic.publish_many([3, 4])
+            await eventually(lambda: done[-1] == 4)
+            await jobs.push_many([5, 6])
+            await jobs.flush()
+        assert done == [1, 2, 3, 4, 5, 6]
+        assert (b.statistics().handler_errors, a.statistics().queues["jobs"].dead) == (3, 1)
 
 
 async def test_an_async_function_is_awaited_however_it_is_wrapped() -> None:

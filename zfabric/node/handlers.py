@@ -19,7 +19,7 @@ from zfabric.node.puller import Puller
 from zfabric.node.signature import unwrapped
 from zfabric.node.subscription import Subscription
 
-__all__ = ["Handlers", "Threads", "message_of"]
+__all__ = ["Handlers", "Threads", "ends_the_task", "message_of"]
 
 log = logging.getLogger("zfabric")
 
@@ -74,6 +74,12 @@ def _raisable(error: BaseException) -> Exception:
     raised = RuntimeError(f"it raised {type(error).__name__}: {error}")
     raised.__cause__ = error
     return raised
+
+
+def ends_the_task(error: BaseException) -> bool:
+    """Whether the task that runs is being cancelled. If only what it awaits was, that is an error like any other."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 def message_of(error: BaseException) -> str:
@@ -155,7 +161,9 @@ class Handlers:
         async for message in subscription:
             try:
                 await call(message)
-            except Exception as error:  # noqa: BLE001 - handlers may raise anything, and it is reported
+            except (Exception, asyncio.CancelledError) as error:
+                if ends_the_task(error):
+                    raise
                 self._report(message, error, name)
 
     async def _work(self, puller: Puller, call: Callable[[Job], Awaitable[Any]], name: str) -> None:
@@ -163,18 +171,18 @@ class Handlers:
             job = jobs[0]
             try:
                 await call(job)
-            except asyncio.CancelledError:
-                if not puller.at_most_once:
-                    await job.nack(0, "its handler was cancelled")
-                raise
-            except Exception as error:  # noqa: BLE001 - handlers may raise anything, and it is reported
+            except (Exception, asyncio.CancelledError) as error:
+                if ends_the_task(error):
+                    if not puller.at_most_once:
+                        await job.nack(0, "its handler was cancelled")
+                    raise
                 self._report(job, error, name)
                 if not puller.at_most_once:
                     await job.nack(reason=f"{type(error).__name__}: {message_of(error)}")
             else:
                 job._settlement_of_job().ack(job, confirm=False)  # noqa: SLF001 - hidden from users, not from us
 
-    def _report(self, message: Message, error: Exception, name: str) -> None:
+    def _report(self, message: Message, error: BaseException, name: str) -> None:
         self.errors += 1
         log.error("handler %s failed on %s", name, message.topic, exc_info=error)
         self._driver.emit(HandlerError(message.topic, name, f"{type(error).__name__}: {message_of(error)}"))

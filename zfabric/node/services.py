@@ -21,7 +21,7 @@ from zfabric.model import Source
 from zfabric.node.deferred import Gathered
 from zfabric.node.driver import Driver
 from zfabric.node.eager import EagerTasks
-from zfabric.node.handlers import Threads, message_of
+from zfabric.node.handlers import Threads, ends_the_task, message_of
 from zfabric.node.options import said
 from zfabric.node.signature import INLINE, Signature, Unfit, unwrapped
 from zfabric.protocol.calls import RECORD_BYTES
@@ -207,9 +207,7 @@ class Service(Generic[Handler]):
             else:
                 result = await self.handler(*arguments, **options)
             body = self._encode(result)
-        except asyncio.CancelledError:
-            self._give_up(execution)
-        except Exception as error:  # noqa: BLE001 - the client is told
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the client is told
             self._failed(execution, error)
         else:
             self._finish(execution, Reply(execution.request.number, msgspec.Raw(body)), len(body))
@@ -228,9 +226,7 @@ class Service(Generic[Handler]):
                         break
             finally:
                 await values.aclose()
-        except asyncio.CancelledError:
-            self._give_up(execution)
-        except Exception as error:  # noqa: BLE001 - the client is told
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the client is told
             self._failed(execution, error)
         else:
             self._finish(execution, End(execution.request.number), 0)
@@ -273,7 +269,10 @@ class Service(Generic[Handler]):
         driver.core.serving.give_up(execution, driver.loop.time())
         driver.schedule_pump()
 
-    def _failed(self, execution: Execution, error: Exception) -> None:
+    def _failed(self, execution: Execution, error: BaseException) -> None:
+        if ends_the_task(error) or (execution.cancelled and isinstance(error, asyncio.CancelledError)):
+            self._give_up(execution)
+            return
         number, kind, trace = execution.request.number, type(error).__name__, None
         message = message_of(error)
         if isinstance(error, Unfit):
