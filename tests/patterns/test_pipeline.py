@@ -158,6 +158,21 @@ async def test_failures_are_tried_again_and_then_told(nodes: list[Node]) -> None
     assert (attempts[3], attempts[5]) == (4, 3)
 
 
+async def test_what_was_cancelled_within_a_function_is_a_failure(nodes: list[Node]) -> None:
+    """It would hold its item for a day."""
+
+    async def awaits(value: int) -> int:
+        task = asyncio.create_task(asyncio.Event().wait())
+        task.cancel()
+        await task
+        return value
+
+    pipeline = Pipeline("p", attempts=1).map(awaits)
+    async with pipeline.serve(nodes[1]):
+        with pytest.raises(ItemFailed, match="CancelledError"):
+            await collect(pipeline, nodes[0], [1])
+
+
 async def test_a_source_that_raises_ends_the_run(nodes: list[Node]) -> None:
     """With its own error."""
 
