@@ -123,7 +123,7 @@ class Workers:
         stage.statistics.received += len(values)
         try:
             outcome = await stage.call(self._caller, values)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - functions may raise anything
+        except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise  # else only what the function awaited was cancelled
