@@ -18,7 +18,7 @@ from zfabric.cli._rates import Meter, Meters
 from zfabric.cli._values import FieldMissing, json_line, pick, plain, safe, safe_text, short
 from zfabric.cli._warnings import Warnings
 from zfabric.cli.bw import human, size
-from zfabric.events import AccessDenied, AuthenticationFailed, DecodeError, Event, Gap, PeerRefused
+from zfabric.events import AccessDenied, AuthenticationFailed, DecodeError, Event, Gap, PeerRefused, ProtocolError
 from zfabric.model import Message, Source
 from zfabric.node.node import Node
 
@@ -185,13 +185,25 @@ async def test_losses_are_summed_up(capsys: pytest.CaptureFixture[str]) -> None:
         pass
 
     assert capsys.readouterr().err.splitlines() == [
-        "warning: no connection with tcp://x:1: no",
-        "warning: no connection with tcp://x:2: it has no key",
         "warning: camera does not let us subscribe cam.#",
         "warning: camera may not publish cam.front",
         "warning: lost 1,000 messages of cam.front from camera: a queue on the way was full",
         "warning: 1 message of cam.front from camera did not decode: bad payload",
+        "warning: no connection with tcp://x:1: no",
+        "warning: no connection with tcp://x:2: it has no key",
     ]
+
+
+async def test_strangers_do_not_fill_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    """However many frames they send, and from however many addresses."""
+    events = [ProtocolError(f"tcp://x:{number % 100}", "nonsense") for number in range(1000)]
+
+    async with Warnings(Output(Options()), cast("Node", _Node(*events))):
+        pass
+
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "warning: tcp://x:0 does not speak our protocol: nonsense (10 times)"
+    assert (len(lines), lines[-1]) == (11, "warning: 90 more warnings like that")
 
 
 async def test_a_line_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,9 @@ from zfabric.node.node import Node
 __all__ = ["Warnings"]
 
 _SUM_UP_S = 1.0
-"Losses of this time make one line."
+"Losses of this time make one line, and so does what strangers do again and again."
+_STRANGERS_MAX = 10
+"Lines about strangers in that time: they may come from ever new addresses."
 
 _CAUSES = {
     "overflow": "a queue on the way was full",
@@ -53,6 +55,7 @@ class Warnings:
         self._events = node.events()
         self._lost: Counter[tuple[str, str, str]] = Counter()
         self._undecodable: Counter[tuple[str, str, str]] = Counter()
+        self._strangers: Counter[str] = Counter()
 
     async def __aenter__(self) -> Self:
         self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._sum_up())]
@@ -83,8 +86,13 @@ class Warnings:
             self._output.warn(f"lost {count(number, 'message')} of {topic} from {source}: {why}")
         for (topic, source, reason), number in self._undecodable.items():
             self._output.warn(f"{count(number, 'message')} of {topic} from {source} did not decode: {reason}")
+        for text, number in self._strangers.most_common(_STRANGERS_MAX):
+            self._output.warn(f"{text} ({number:,} times)" if number > 1 else text)
+        if len(self._strangers) > _STRANGERS_MAX:
+            self._output.warn(f"{count(len(self._strangers) - _STRANGERS_MAX, 'more warning')} like that")
         self._lost.clear()
         self._undecodable.clear()
+        self._strangers.clear()
 
     def _differ(self, event: IncompatibleDelivery) -> str:
         peer, offered, requested = event.peer.name, event.offered, event.requested
@@ -111,11 +119,12 @@ class Warnings:
                 then = "waiting for it" if event.waits else "going on with another store"
                 output.warn(f"the store of {event.topic} left, or was wiped: {then}")
             case PeerRefused(address=other, detail=why) | AuthenticationFailed(peer=other, reason=why):
-                output.warn(f"no connection with {other}: {why or event.reason}")
+                self._strangers[f"no connection with {other}: {why or event.reason}"] += 1
             case AccessDenied():
                 output.warn(f"{event.peer.name} {_DENIALS[event.here]} {event.action} {event.name}")
             case DuplicateId() | ProtocolError():
-                output.warn(f"{event.address} does not speak our protocol: {getattr(event, 'reason', 'duplicate id')}")
+                reason = getattr(event, "reason", "duplicate id")
+                self._strangers[f"{event.address} does not speak our protocol: {reason}"] += 1
             case SignatureRefused():
                 output.warn(f"refused {event.topic} from {event.source.name}: {event.reason}")
             case DiscoveryFailed():
