@@ -316,6 +316,32 @@ async def test_keys_rotate(town: Town, opened: Opened) -> None:
     await exchange(mayor, new)
 
 
+@pytest.mark.parametrize("delivery", ["at-most-once", "at-least-once"])
+async def test_a_publisher_hears_that_its_right_is_gone(town: Town, opened: Opened, delivery: str) -> None:
+    """Where its own directory says so, publishing raises, until the right is back; others go on."""
+    roles, clerk, mayor = town.root / "clerk" / "roles.toml", await opened("clerk", "clerk"), await opened("mayor")
+    async with mayor.subscribe("orders.b") as subscription:
+        orders, other = (
+            clerk.publisher("orders.a", delivery=delivery),
+            clerk.publisher("orders.b", delivery="at-least-once"),
+        )
+        mayor.subscribe("orders.a")
+        for publisher in (orders, other):
+            await publisher.wait_for(1, timeout=30)
+        roles.write_text('[clerk]\npublish = ["orders.b"]\n')
+        await wait_until_async(lambda: orders._outbox.denied)
+        with pytest.raises(NotAuthorized, match=r"publish 'orders\.a'"):
+            await orders.publish("x")
+        with pytest.raises(NotAuthorized):
+            await orders.publish_many(["x", "y"])
+        await other.publish("y")
+        assert (await subscription.receive(timeout=30)).value == "y"
+
+        roles.write_text('[clerk]\npublish = ["#"]\n')
+        await wait_until_async(lambda: not orders._outbox.denied)
+        await orders.publish_many(["x", "y"])
+
+
 async def test_a_broken_directory_changes_nothing(town: Town, opened: Opened) -> None:
     """Nodes go on with what they read before; a node that starts is told."""
     mayor, ada = await opened("mayor"), await opened("ada")

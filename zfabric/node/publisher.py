@@ -109,7 +109,8 @@ class Publisher(Closing):
         `key` names what the value is about (for `overflow="latest"`), `headers` are free metadata, and after
         `ttl` seconds the message is dropped instead of delivered. Raises EncodeFailed for a value that cannot
         travel or does not fit the topic's type, NoSubscribers if the publisher is `mandatory` and alone, WindowFull
-        if a reliable publisher would have to wait, NotStored if a durable one finds no store that stores.
+        if a reliable publisher would have to wait, NotStored if a durable one finds no store that stores, NotAuthorized
+        if this node's identity has lost the right.
         """
         outbox = self._outbox
         if not (outbox.ready and self._plain):
@@ -315,6 +316,8 @@ class Publisher(Closing):
         outbox = self._outbox
         if self._closed:
             raise NodeClosed(f"the publisher of {self.topic!r} is closed")
+        if outbox.denied:
+            self._driver.rights.check("publish", self.topic)
         if self._mandatory and not outbox.subscribers:
             raise NoSubscribers(self.topic)
         if outbox.keeping is not None and outbox.keeping.stops:

@@ -316,6 +316,8 @@ class Core:
     def trust_changed(self, now: float) -> None:
         """The authority judges differently from now on: part with those whom it does not trust, greet the others."""
         self._now = self.gate.now = now
+        for outbox in self.interests.outboxes.values():
+            outbox.permit(allowed=self._authority.may(self._authority.name, "publish", outbox.topic))
         for peer in [peer for peer in self.peers.known.values() if not self._authority.trusts(peer.user)]:
             self.peers.revoked(peer, now)
         self.gate.reported.clear()

@@ -85,6 +85,7 @@ class Outbox:
         "base",
         "begun",
         "delivery",
+        "denied",
         "epoch",
         "evicted",
         "full",
@@ -143,6 +144,8 @@ class Outbox:
         self.window_bytes = config.window_bytes if window_bytes is None else window_bytes
         self.waiting_bytes = 0
         self.full = False
+        self.denied = False
+        "This node's identity lost the right to publish it."
         self.ready = False
         "Somebody listens, and there is room: the one thing to look at before each message."
         self.local_full = False
@@ -198,7 +201,13 @@ class Outbox:
 
     def judge(self) -> None:
         """Call after any change to what `ready` depends on."""
-        self.ready = self.listeners > 0 and not self.full and not (self.keeping is not None and self.keeping.stops)
+        stops = self.denied or self.full or (self.keeping is not None and self.keeping.stops)
+        self.ready = self.listeners > 0 and not stops
+
+    def permit(self, *, allowed: bool) -> None:
+        """Whether this node's identity may publish it from now on."""
+        self.denied = not allowed
+        self.judge()
 
     def skip(self) -> int:
         """Number a message that nobody listens to."""
