@@ -210,6 +210,17 @@ async def test_replies_and_dead_letters_on_a_terminal(node: zfabric.Node) -> Non
     assert listed == 0 and "because \\u001b[2J" in letters and "\x1b" not in letters
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="descriptors of POSIX")
+@pytest.mark.parametrize("arguments", [["pub", "a"], ["keys", "list"], ["sub", "a", "--timeout", "0.1"]])
+def test_streams_may_be_closed(arguments: list[str]) -> None:
+    """As some who start programs leave them: nothing comes from there, and nothing is broken by it."""
+    closing = "import os, sys; os.close(0), os.close(1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    command = [sys.executable, "-c", closing, "-P", "-m", "zfabric", *arguments]
+    done = subprocess.run(command, stderr=subprocess.PIPE, env=environment(), timeout=30, check=False)
+
+    assert (done.returncode in (0, 69, 75), b"Traceback" in done.stderr) == (True, False), done.stderr
+
+
 def test_the_examples_are_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Where the examples are not installed, `demo` says how to get them."""
     monkeypatch.setitem(sys.modules, "zfabric.examples", None)

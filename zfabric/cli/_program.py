@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -120,8 +121,16 @@ def program() -> None:
     """See HELP."""
 
 
+def _open_streams() -> None:
+    """Whoever starts this may have closed them: then nothing comes, and what is written goes nowhere."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - for as long as the process lives
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
+    _open_streams()
     try:
         outcome: Any = program.main(
             args=list(sys.argv[1:] if arguments is None else arguments), prog_name=PROGRAM_NAME, standalone_mode=False
