@@ -241,8 +241,8 @@ async def test_waiting_in_vain_for_a_store_names_the_cure(fabric: MemoryFabric) 
 async def test_a_store_that_comes_late_is_known_for_what_it_lacks(
     fabric: MemoryFabric, make_store: MakeStore, tmp_path: Path
 ) -> None:
-    """Another has it; that is said once for each log, and of a store that restarts, of what it missed meanwhile."""
-    shop = await fabric.open("shop")
+    """Another has it; that is said once for each log, and of a store that was away too long, of what it missed."""
+    shop = await fabric.open("shop", config=Config(grace_s=0.3))
     events = shop.events()
     orders = shop.publisher("orders", durable=True, confirm="stored")
     for url, stores in (("memory:", 1), (str(tmp_path), 2)):
@@ -252,6 +252,8 @@ async def test_a_store_that_comes_late_is_known_for_what_it_lacks(
     await store.close()
     await until(lambda: orders.stores == 1, TIMEOUT)
     await orders.publish_many(range(10))
+    outbox = shop._driver.core.interests.outboxes["orders"]  # type: ignore[union-attr]
+    await until(lambda: len(outbox.readers) == 1, TIMEOUT)
     await make_store(str(tmp_path), name="store-2")
     await orders.wait_for(stores=2, timeout=TIMEOUT)
     await make_store("memory:", name="store-3")
@@ -266,6 +268,53 @@ async def test_a_store_that_comes_late_is_known_for_what_it_lacks(
     assert [told[0], told[-1]] == [("store-2", 0, 9, True), ("store-3", 0, 29, True)]
     ((name, first, last, elsewhere),) = told[1:-1]  # as far as the publisher had heard, in what it had stored
     assert (name, last, elsewhere) == ("store-2", 29, True) and 10 <= first <= 20
+
+
+async def test_stores_that_are_restarted_in_turn_lack_nothing(
+    fabric: MemoryFabric, make_store: MakeStore, tmp_path: Path
+) -> None:
+    """Each gets what was published and confirmed by the other meanwhile, although it had said goodbye."""
+    shop = await fabric.open("shop", config=Config(grace_s=600))
+    events = shop.events()
+    orders = shop.publisher("orders", durable=True, confirm="stored")
+    outbox = shop._driver.core.interests.outboxes["orders"]  # type: ignore[union-attr]
+    stores = {name: await make_store(str(tmp_path / name), name=name) for name in ("one", "two")}
+    await orders.wait_for(stores=2, timeout=TIMEOUT)
+    for name in ("one", "two", "one"):
+        await stores[name].close()
+        await until(lambda: orders.stores == 1)
+        await orders.publish_many(range(100))
+        stores[name] = await make_store(str(tmp_path / name), name=name)
+        await until(lambda: {values_in(each, "orders") for each in stores.values()} == {outbox.base})
+    await shop.close()
+
+    assert [event async for event in events if isinstance(event, StoreLacks)] == []
+
+
+async def test_a_store_that_said_goodbye_holds_nobody_up(
+    fabric: MemoryFabric, make_store: MakeStore, tmp_path: Path
+) -> None:
+    """It is kept for as the window has room; what it lacks then is told when it comes back."""
+    shop = await fabric.open("shop", config=Config(grace_s=600))
+    events = shop.events()
+    orders = shop.publisher("orders", durable=True, confirm="stored", window_bytes=50_000)
+    await make_store(name="one")
+    two = await make_store(str(tmp_path), name="two")
+    await orders.wait_for(stores=2, timeout=TIMEOUT)
+    await orders.publish(0)
+    await until(lambda: values_in(two, "orders") == 1)
+    await two.close()
+    await until(lambda: orders.stores == 1)
+    async with asyncio.timeout(TIMEOUT):
+        for _ in range(100):
+            await orders.publish(bytes(1000))
+    two = await make_store(str(tmp_path), name="two")
+    await orders.wait_for(stores=2, timeout=TIMEOUT)
+    await orders.publish("both have this")
+    told = await asyncio.wait_for(anext(event async for event in events if isinstance(event, StoreLacks)), TIMEOUT)
+    await until(lambda: values_in(two, "orders") == 102 - told.count)
+
+    assert (told.peer.name, told.last, told.elsewhere) == ("two", 100, True)
 
 
 async def test_a_store_that_cannot_store_says_why(

@@ -181,7 +181,7 @@ class Interests:
         self._evaluate(peer, now)
 
     def peer_left(self, peer: PeerRecord, now: float, *, for_good: bool) -> None:
-        """A peer is gone: stop sending to it and following it; reliable readers may still come back."""
+        """A peer is gone: stop sending to it and following it; reliable readers, and stores anyway, may come back."""
         remote = self.remote.pop(peer.id, None)
         if remote is not None and remote.following is not None:
             self._effects.do(DisconnectFeed(remote.following))
@@ -189,7 +189,7 @@ class Interests:
             for key in [key for key in outbox.remote if key[0] == peer.id]:
                 self._detach(peer, outbox, key, now, for_good=for_good)
             if for_good:
-                for reader in [r for r in outbox.readers.values() if r.peer_id == peer.id]:
+                for reader in [r for r in outbox.readers.values() if r.peer_id == peer.id and not r.request.store]:
                     outbox.drop_reader(reader, now)
             outbox.evicted = {key for key in outbox.evicted if key[0] != peer.id}
         for lane in self.lanes.values():
@@ -373,7 +373,7 @@ class Interests:
             elif reader.peer_id != peer.id:
                 del outbox.readers[reader.peer_id, reader.lane]
                 reader = Reader(peer.id, peer.identity.name, request, reader.processed, now)
-            reader.away_since = None
+            reader.away_since, reader.parted = None, False
             reader.progress_at = now
             outbox.readers[key] = reader
             position = reader.received
@@ -410,10 +410,10 @@ class Interests:
             outbox.keeping.detached(peer.id, now, None if reader is None else (reader.received, reader.processed))
             self.waiting.append(outbox)
         if reader is not None:
-            if for_good:
+            if for_good and not reader.request.store:
                 outbox.drop_reader(reader, now)
             else:
-                reader.away_since = now
+                reader.away_since, reader.parted = now, for_good
                 self.waiting.append(outbox)
         outbox.count_listeners()
 

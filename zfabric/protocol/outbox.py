@@ -45,7 +45,11 @@ class Sealed(msgspec.Struct, frozen=True, gc=False):
 class Reader:
     """One subscription of one peer, as its publisher sees it."""
 
-    __slots__ = ("away_since", "beyond", "lane", "name", "peer_id", "processed", "progress_at", "received", "request")
+    # fmt: off
+    __slots__ = (
+        "away_since", "beyond", "lane", "name", "parted", "peer_id", "processed", "progress_at", "received", "request",
+    )
+    # fmt: on
 
     def __init__(self, peer_id: bytes, name: str, request: PatternRequest, start: int, now: float) -> None:
         self.peer_id = peer_id
@@ -56,6 +60,8 @@ class Reader:
         self.processed = start
         self.beyond = RangeSet()
         self.away_since: float | None = None
+        self.parted = False
+        "It is away and said goodbye: nobody waits for it when the window is full."
         self.progress_at = now
 
     def __repr__(self) -> str:
@@ -355,6 +361,9 @@ class Outbox:
         while history and history[0].end <= floor and (history[0].end <= oldest or self._history_bytes > bytes_max):
             self._history_bytes -= history.popleft().nbytes
         held_up = self.waiting_bytes >= self.window_bytes or self.base - floor >= self._config.window_messages_max
+        if held_up and (parted := next((reader for reader in self.slowest() if reader.parted), None)) is not None:
+            self.drop_reader(parted, now)
+            return
         if held_up:
             self.full_since = min(self.full_since, now)
         elif not (self._config.evict_slow and self.waiting_bytes * 2 > self.window_bytes):
