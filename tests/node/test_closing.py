@@ -13,7 +13,7 @@ import pytest
 from tests.node.support import TIMEOUT, MakeNode, Start, connect, line_of, next_event
 from tests.waiting import SLACK_S, wait_until_async
 from zfabric import Config, Message, Node, NodeClosed, PeerLeft, ProviderLost, Subscription
-from zfabric.node.deferred import CALLS_PER_TURN
+from zfabric.node.deferred import THINGS_PER_TURN
 
 PEER = """
 async def main():
@@ -262,7 +262,7 @@ async def test_a_request_that_is_begun_while_the_node_closes_ends_with_it(make_n
 async def test_readers_that_wait_for_their_turn_go_on_though_the_node_closes(make_node: MakeNode) -> None:
     """The first of many that a batch wakes closes the node: more than one turn of the loop has room for."""
     node, other = await make_node("a"), await make_node("b")
-    subscriptions = [node.subscribe("t") for _ in range(3 * CALLS_PER_TURN)]
+    subscriptions = [node.subscribe("t") for _ in range(3 * THINGS_PER_TURN)]
     publisher = other.publisher("t")
     await publisher.wait_for(subscribers=1, timeout=TIMEOUT)
     closing: list[asyncio.Task[None]] = []

@@ -71,10 +71,11 @@ class Client:
         """Begin a call."""
         outcome = Outcome(value)
         arguments = encode([value])
-        call = Call(outcome, service, 1, msgspec.Raw(arguments), {}, RECORD_BYTES + len(arguments), **options)
+        now, nbytes = self.party.world.now, RECORD_BYTES + len(arguments)
+        call = Call(outcome, service, 1, msgspec.Raw(arguments), {}, nbytes, timeout, now + timeout, **options)
         if hedge_s is not None:
             call.hedge_s = hedge_s
-        self.party.core.calls.begin(call, timeout, self.party.world.now, wait=wait)
+        self.party.core.calls.begin(call, now, wait)
         self.party.pump()
         self.calls.append(call)
         self.outcomes.append(outcome)
@@ -111,13 +112,14 @@ class Worker:
         self.state: ServiceState = party.core.serving.offer(offer, self, party.world.now, streams=streams)
         party.pump()
 
-    def start(self, execution: Execution) -> None:
+    def run(self, execution: Execution) -> bool:
         """Work for a while."""
         self.begun[self._value(execution)] += 1
         self.running += 1
         self.most = max(self.most, self.running)
         self.held.append(execution)
         self.party.world.after(self.seconds, self.finish, execution)
+        return True
 
     def finish(self, execution: Execution) -> None:
         """The work is done."""

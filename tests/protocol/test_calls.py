@@ -19,6 +19,7 @@ from zfabric.errors import (
     ProviderLost,
     RequestTimeout,
 )
+from zfabric.protocol.serving import Execution
 
 FAST = Config(heartbeat_interval_s=0.5, peer_timeout_s=1.5, rejoin_s=1000, channel_retry_s=0.2)
 
@@ -229,8 +230,8 @@ def test_timeouts_and_cancellation_reach_the_handler() -> None:
     assert not unwanted.done()
     assert worker.cancelled == ["unwanted", "late"]
     assert worker.running == 0
-    assert client.party.core.calls.outstanding == 0
-    assert worker.party.core.serving.idle
+    assert not client.party.core.calls.outstanding
+    assert not worker.party.core.serving.executions
 
 
 def test_a_provider_stops_by_itself_at_the_deadline() -> None:
@@ -244,6 +245,22 @@ def test_a_provider_stops_by_itself_at_the_deadline() -> None:
     world.run(1)
 
     assert worker.cancelled == ["late"]
+
+
+def test_what_begins_too_late_is_cancelled_before_it_begins() -> None:
+    """A provider that has much to do may come to a request after its deadline; what is in time is called."""
+    world = World()
+    client, (worker,) = fabric(world, "worker")
+    serving, held = worker.party.core.serving, list[Execution]()
+    serving.start = held.append
+    for seconds in (1.0, 10.0):
+        client.call(seconds, timeout=seconds)
+    world.run(0.5)
+
+    serving.run(held, world.now + 5)
+
+    assert [execution.cancelled for execution in held] == [True, False]
+    assert list(serving.executions.values()) == held[1:]
 
 
 def test_a_hedge_asks_a_second_provider() -> None:
@@ -451,6 +468,6 @@ def test_every_call_ends_once_whatever_happens(seed: int) -> None:
         assert idempotent or begun[number] <= 1, f"call {number} was begun {begun[number]} times"
     for worker in workers:
         assert all(times <= 1 for times in worker.begun.values()), "a provider began a call twice"
-    assert client.party.core.calls.outstanding == 0
-    assert all(worker.party.core.serving.idle for worker in workers if worker.party.alive)
+    assert not client.party.core.calls.outstanding
+    assert not any(worker.party.core.serving.executions for worker in workers if worker.party.alive)
     assert all(provider.outstanding == 0 for provider in client.party.core.calls.providers("work", 1))

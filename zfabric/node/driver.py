@@ -11,9 +11,9 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from heapq import heappop, heappush
 from math import inf
+from typing import Any
 
 import msgspec
 
@@ -79,7 +79,9 @@ class Driver(JobSockets):
         self._waiters: dict[asyncio.Future[None], None] = {}
         self._alarm = Alarm(core.timer, self._on_alarm)
         self._pump_soon = self._pump_at_end = False
-        self._deferred = Deferred(self.pump)
+        self.deferred = Deferred(self.pump)
+        self.resume: Callable[[tuple[Any, Any]], object] = self.deferred.kind(resume)
+        "Gives a future (first) its result in the next pump; the task that waits for it goes on there."
         self._holding: set[Sink] = set()
         self._confirming: dict[tuple[Outbox, str], list[tuple[int, int, asyncio.Future[None]]]] = {}
         "Heaps of (message after the one that is waited for, a number, who waits), by level."
@@ -167,7 +169,7 @@ class Driver(JobSockets):
 
     async def close(self, timeout: float) -> None:
         """Send what is open, say goodbye, stop. Always returns within about `timeout` seconds."""
-        if self._deferred.running:
+        if self.deferred.running:
             await asyncio.sleep(0)  # the task that closes the node was let go on by `pump`, which is to end before
         deadline = self.loop.time() + timeout
         self.flush()
@@ -180,7 +182,6 @@ class Driver(JobSockets):
         self.core.goodbye()
         self.pump()
         self.open_state = "closed"
-        self._deferred.leave(self.loop)
         for outbox in self.core.interests.outboxes.values():
             outbox.ready = False  # publishers look there first
         self._alarm.cancel()
@@ -198,6 +199,7 @@ class Driver(JobSockets):
             self.events.close()
             self._confirm()
             self._wake()
+            self.schedule_pump()  # who waited goes on
 
     def check_open(self) -> None:
         """Raise NodeClosed or NodeForked unless the node can be used."""
@@ -345,7 +347,7 @@ class Driver(JobSockets):
 
     def schedule_pump(self) -> None:
         """Carry out the core's actions later in this turn of the loop."""
-        if self._deferred.running:
+        if self.deferred.running:
             self._pump_at_end = True
         elif not self._pump_soon:
             self._pump_soon = True
@@ -355,17 +357,14 @@ class Driver(JobSockets):
         """Carry out the core's actions at that time, which its timer tells as well."""
         self._alarm.by(self.loop, due)
 
-    def defer(self, call: Callable[[], object]) -> None:
-        """Call something that may run users' code, once the core is done with what it does now: in the next pump."""
-        self._deferred.add(call)
-
     def pump(self) -> None:
         """Carry out the core's actions until there are none."""
-        if self._deferred.running:
+        if self.deferred.running:
             self._pump_at_end = True  # of these calls
             return
         self._pump_soon = False
         if self.open_state != "open":
+            self._make_calls()
             return
         if self._confirming:
             self._confirm()
@@ -379,14 +378,15 @@ class Driver(JobSockets):
             self._confirm()  # what was due may have changed something
         if self._waiters:
             self._wake()
-        if self._deferred.waiting:
+        if self.deferred.waiting:
             self.schedule_pump()
 
     def _make_calls(self) -> None:
         """Let users' code run, and send at once what it publishes: it may be waiting for that."""
-        if self._deferred.waiting:
-            self._deferred.run(self.loop)
-            self.flush()
+        if self.deferred.waiting:
+            self.deferred.run(self.loop)
+            if self._dirty:
+                self.flush()
 
     def _carry_out(self, now: float) -> None:
         while actions := self.core.actions(now):
@@ -459,7 +459,7 @@ class Driver(JobSockets):
             confirmed = outbox.confirmed(level) if self.open_state == "open" else inf
             while waiting and waiting[0][0] <= confirmed:
                 _, _, waiter = heappop(waiting)
-                self.defer(partial(resume, [(waiter, None)]))
+                self.resume((waiter, None))
             self._check_kept(outbox, level)
             if not waiting:
                 del self._confirming[outbox, level]

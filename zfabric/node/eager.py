@@ -9,10 +9,10 @@ and is the current one while coroutines begin: the first of them that waits take
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from asyncio.tasks import _enter_task, _leave_task
 from collections.abc import Coroutine, Generator, Iterable
 from contextlib import suppress
+from contextvars import Context, copy_context
 from types import coroutine
 from typing import Any, TypeVar
 
@@ -26,17 +26,19 @@ def resume(results: Iterable[tuple[asyncio.Future[T], T]]) -> None:
 
     Where that cannot be (a task cannot run inside of another), it goes on in the next turn of the loop, as ever.
     """
+    kind = asyncio.Future
+    is_done, set_result, remove = kind.done, kind.set_result, kind.remove_done_callback  # found once for all
     busy = asyncio.current_task() is not None
     for future, result in results:
-        if future.done():
+        if is_done(future):
             continue
         waiting = future._callbacks  # noqa: SLF001 - there is no other way to call them at once
         if busy or not waiting or len(waiting) > 1:
-            future.set_result(result)
+            set_result(future, result)
             continue
         ((step, context),) = waiting
-        future.remove_done_callback(step)
-        future.set_result(result)
+        remove(future, step)
+        set_result(future, result)
         context.run(step, future)
 
 
@@ -56,7 +58,7 @@ class EagerTasks:
         standby = self._standby
         if standby is None or standby.handed_over.done() or standby.task.cancelling():  # by one that is done
             standby = self._standby = _Standby(loop)
-        context = contextvars.copy_context()
+        context = copy_context()
         caller = asyncio.current_task(loop)
         if caller is not None:
             _leave_task(loop, caller)
@@ -85,12 +87,12 @@ class _Standby:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.handed_over: asyncio.Future[None] = loop.create_future()
-        self._begun: tuple[Coroutine[Any, Any, None], contextvars.Context, Any] | None = None
+        self._begun: tuple[Coroutine[Any, Any, None], Context, Any] | None = None
         running = self._run()
         running.send(None)  # to within its `try`: else a cancellation before its first turn would end it there
         self.task: asyncio.Task[None] = loop.create_task(running, name="zfabric-standby")
 
-    def take_over(self, work: Coroutine[Any, Any, None], context: contextvars.Context, waits_for: Any) -> None:
+    def take_over(self, work: Coroutine[Any, Any, None], context: Context, waits_for: Any) -> None:
         """Go on with a coroutine that waits for a future, or for its next turn (None)."""
         self._begun = work, context, waits_for
         if not self.handed_over.done():

@@ -21,7 +21,7 @@ SECONDS_MAX = 1e9
 
 def whole(name: str, value: Any) -> int:
     """A whole number, numpy's too. Raises TypeError, and ValueError for one that records have no room for."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if value.__class__ is not int and (isinstance(value, bool) or not isinstance(value, Integral)):
         raise TypeError(f"{name} must be a whole number, not {value!r}")
     number = int(value)
     if abs(number) > WHOLE_MAX:
@@ -31,7 +31,7 @@ def whole(name: str, value: Any) -> int:
 
 def real(name: str, value: Any) -> float:
     """A number, numpy's too. Raises TypeError, and ValueError for one that is none."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if value.__class__ is not float and (isinstance(value, bool) or not isinstance(value, Real)):
         raise TypeError(f"{name} must be a number, not {value!r}")
     number = float(value)
     if isnan(number):

@@ -15,9 +15,7 @@ import msgspec
 from zfabric.config import Config
 from zfabric.errors import DecodeFailed, EncodeFailed, NodeClosed
 from zfabric.model import ProviderReply, Source
-from zfabric.node.deferred import Gathered
 from zfabric.node.driver import Driver
-from zfabric.node.eager import resume
 from zfabric.node.options import flag, real, whole
 from zfabric.node.services import LONG_BYTES, check_size
 from zfabric.node.signature import INLINE
@@ -36,7 +34,7 @@ class Requests:
         self._driver = driver
         self._config = config
         self._calls = driver.core.calls
-        self._calls.deliver = Gathered[tuple[Any, msgspec.Raw]](driver.defer, resume).add
+        self._calls.deliver = driver.resume
         self._plain = Codec(inline_bytes=INLINE)
         self._codec = lru_cache(CODECS_MAX)(partial(Codec, inline_bytes=INLINE))
 
@@ -47,33 +45,51 @@ class Requests:
         except DecodeFailed as error:
             raise DecodeFailed(f"the reply of {service!r}: {error.reason}") from error.__cause__
 
-    def _call(
-        self, caller: Any, service: str, version: int, arguments: tuple[Any, ...], options: dict[str, Any]
+    def _begin(
+        self,
+        caller: Any,
+        service: str,
+        version: int,
+        arguments: tuple[Any, ...],
+        options: dict[str, Any],
+        timeout: float | None,
+        wait: float,
+        idempotent: bool = False,
+        hedge_s: float = inf,
+        credit: int = 0,
+        only: Provider | None = None,
     ) -> Call:
-        self._driver.rights.check("request", service)
-        encode, named = self._plain.encode, {}
+        """Encode a call and begin it. Its caller may be told of its end before this returns."""
+        driver = self._driver
+        driver.check_open()
+        driver.rights.check("request", service)
+        encode = self._plain.encode
         try:
             encoded = encode(arguments)
             nbytes = RECORD_BYTES + len(encoded)
-            for name, value in options.items():
-                body = encode(value)
-                named[name] = msgspec.Raw(body)
-                nbytes += len(encode(name)) + len(body)
+            if options:
+                bodies = {name: encode(value) for name, value in options.items()}
+                nbytes += sum(len(encode(name)) + len(body) for name, body in bodies.items())
+                options = {name: msgspec.Raw(body) for name, body in bodies.items()}
         except EncodeFailed as error:
             raise EncodeFailed(service, error.reason) from error.__cause__
         if nbytes > LONG_BYTES:
             check_size(nbytes, self._config)
-        return Call(caller, service, whole("version", version), msgspec.Raw(encoded), named, nbytes)
-
-    def _begin(self, call: Call, timeout: float | None, wait: float) -> None:
-        driver = self._driver
-        driver.check_open()
+        version = whole("version", version)
         timeout = self._config.request_timeout_s if timeout is None else real("timeout", timeout)
-        self._calls.begin(call, timeout, driver.loop.time(), wait=wait)
-        if self._calls.outstanding == 1:
+        now = driver.loop.time()
+        # fmt: off
+        call = Call(
+            caller, service, version, msgspec.Raw(encoded), options, nbytes, timeout, now + timeout, idempotent,
+            credit, only, hedge_s,
+        )
+        # fmt: on
+        self._calls.begin(call, now, wait)
+        if len(self._calls.outstanding) == 1:
             driver.pump()  # nothing else is on its way: so nothing would come to share the frame
         else:
             driver.schedule_pump()
+        return call
 
     def _cancel(self, call: Call) -> None:
         if self._driver.open_state == "open":
@@ -85,7 +101,6 @@ class Requests:
         service: str,
         arguments: tuple[Any, ...],
         options: dict[str, Any],
-        *,
         timeout: float | None,
         idempotent: bool,
         hedge: float | None,
@@ -96,13 +111,11 @@ class Requests:
         """See Node.request."""
         if hedge is not None and not idempotent:
             raise ValueError("hedge= asks two providers: it needs idempotent=True")
-        driver = self._driver
-        future: asyncio.Future[msgspec.Raw] = driver.loop.create_future()
-        call = self._call(future, service, version, arguments, options)
-        call.idempotent = flag("idempotent", idempotent)
-        if hedge is not None:
-            call.hedge_s = real("hedge", hedge)
-        self._begin(call, timeout, wait)
+        future: asyncio.Future[msgspec.Raw] = asyncio.Future(loop=self._driver.loop)
+        hedge_s = inf if hedge is None else real("hedge", hedge)
+        if idempotent is not False:
+            idempotent = flag("idempotent", idempotent)
+        call = self._begin(future, service, version, arguments, options, timeout, wait, idempotent, hedge_s)
         try:
             body = await future
         except asyncio.CancelledError:
@@ -123,9 +136,9 @@ class Requests:
     ) -> AsyncGenerator[Any, None]:
         """See Node.stream."""
         inlet = _Inlet(self._driver.loop)
-        lane = self._lane(inlet, service, version, arguments, options)
+        timeout = inf if timeout is None else timeout
+        lane = self._lane(inlet, service, version, arguments, options, timeout, wait)
         try:
-            self._begin(lane.call, inf if timeout is None else timeout, wait)
             while (found := await inlet.next()) is not None:
                 _, outcome = found
                 if isinstance(outcome, Exception):
@@ -151,10 +164,8 @@ class Requests:
         lanes: list[_Lane] = []
         try:
             for provider in await self._providers(service, version, wait):
-                lane = self._lane(inlet, service, version, arguments, options)
-                lane.call.only = provider
+                lane = self._lane(inlet, service, version, arguments, options, timeout, 0, provider)
                 lanes.append(lane)
-                self._begin(lane.call, timeout, 0)
             while (found := await inlet.next()) is not None:
                 lane, outcome = found
                 assert lane.call.only is not None
@@ -169,13 +180,22 @@ class Requests:
                 self._cancel(lane.call)
 
     def _lane(
-        self, inlet: _Inlet, service: str, version: int, arguments: tuple[Any, ...], options: dict[str, Any]
+        self,
+        inlet: _Inlet,
+        service: str,
+        version: int,
+        arguments: tuple[Any, ...],
+        options: dict[str, Any],
+        timeout: float | None,
+        wait: float,
+        only: Provider | None = None,
     ) -> _Lane:
         """One more call whose items come by an inlet."""
         lane = _Lane(inlet)
-        lane.call = self._call(lane, service, version, arguments, options)
-        lane.call.credit = self._config.stream_bytes
         inlet.open += 1
+        lane.call = self._begin(
+            lane, service, version, arguments, options, timeout, wait, credit=self._config.stream_bytes, only=only
+        )
         return lane
 
     def _read(self, lane: _Lane, body: msgspec.Raw) -> None:

@@ -78,17 +78,8 @@ class ServiceMethods:
         Raises NoResponders, RequestTimeout, RemoteError (InvalidArguments), ProviderLost, Overloaded, EncodeFailed,
         DecodeFailed or LimitExceeded.
         """
-        return (self._requests or self._client()).request(
-            service,
-            arguments,
-            options,
-            timeout=timeout,
-            idempotent=idempotent,
-            hedge=hedge,
-            version=version,
-            wait=wait,
-            type=type,
-        )
+        requests = self._requests or self._client()
+        return requests.request(service, arguments, options, timeout, idempotent, hedge, version, wait, type)
 
     def stream(
         self,

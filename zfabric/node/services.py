@@ -18,7 +18,6 @@ from zfabric.config import Config
 from zfabric.errors import EncodeFailed, LimitExceeded, LocalProtocolError
 from zfabric.events import HandlerError
 from zfabric.model import Source
-from zfabric.node.deferred import Gathered
 from zfabric.node.driver import Driver
 from zfabric.node.eager import EagerTasks
 from zfabric.node.handlers import Threads, ends_the_task, message_of
@@ -114,19 +113,22 @@ class Service(Generic[Handler]):
         self.version = version
         self.handler = handler
         self._host = host
+        self._driver = host.driver
+        self._serving = host.serving
         self._traces = traces
         function = unwrapped(handler)
         asynchronous = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
-        self._generates = inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function)
+        generates = inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function)
+        self._work = self._stream if generates else self._reply
         self._threaded = not asynchronous
         config = host.config
         default = config.service_threads_max if self._threaded else config.service_concurrency
         self.concurrency = default if concurrency is None else concurrency
-        self._signature = Signature(handler, streams=self._generates)
+        self._signature = Signature(handler, streams=generates)
         self._codec = Codec(self._signature.result, inline_bytes=INLINE)
         self._tasks: dict[Execution, asyncio.Task[None]] = {}
         offer = Offer(name, version, self.concurrency)
-        self.state = host.driver.core.serving.offer(offer, self, host.driver.loop.time(), streams=self._generates)
+        self.state = host.driver.core.serving.offer(offer, self, host.driver.loop.time(), streams=generates)
         functools.update_wrapper(self, handler, updated=())
 
     def __repr__(self) -> str:
@@ -164,9 +166,20 @@ class Service(Generic[Handler]):
 
     # -- what the core calls -------------------------------------------------------------------
 
-    def start(self, execution: Execution) -> None:
-        """Call the handler, once the core is done with what it does now."""
-        self._host.taken.add((self, execution))
+    def run(self, execution: Execution) -> bool:
+        """Call the handler now; it goes on in a task if it has to wait. Returns whether it does."""
+        wanted = not execution.cancelled
+        if not wanted:
+            self._give_up(execution)
+            return False
+        work = self._work
+        task = self._host.eager.start(work(execution))
+        if task is None:
+            return False
+        self._tasks[execution] = task
+        if execution.cancelled:
+            self.cancel(execution)
+        return True
 
     def cancel(self, execution: Execution) -> None:
         """Nobody wants the result. A thread cannot be stopped: its handler may look at `cancelled`."""
@@ -183,22 +196,11 @@ class Service(Generic[Handler]):
 
     # -- running -------------------------------------------------------------------------------
 
-    def run(self, execution: Execution) -> None:
-        """Call the handler now; it goes on in a task if it has to wait."""
-        wanted = not execution.cancelled
-        if not wanted:
-            self._give_up(execution)
-            return
-        task = self._host.eager.start(self._stream(execution) if self._generates else self._reply(execution))
-        if task is not None:
-            self._tasks[execution] = task
-            if execution.cancelled:
-                self.cancel(execution)
-
     async def _reply(self, execution: Execution) -> None:
-        _current.set((execution, self._host.driver.loop))
+        _current.set((execution, self._driver.loop))
         try:
-            arguments, options = self._signature.bind(execution.request.arguments, execution.request.options)
+            request = execution.request
+            arguments, options = self._signature.bind(request.arguments, request.options)
             if self._threaded:
                 context = contextvars.copy_context()
                 result = await self._host.threads.run(
@@ -210,10 +212,10 @@ class Service(Generic[Handler]):
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the client is told
             self._failed(execution, error)
         else:
-            self._finish(execution, Reply(execution.request.number, msgspec.Raw(body)), len(body))
+            self._finish(execution, Reply(request.number, msgspec.Raw(body)), len(body))
 
     async def _stream(self, execution: Execution) -> None:
-        _current.set((execution, self._host.driver.loop))
+        _current.set((execution, self._driver.loop))
         try:
             arguments, options = self._signature.bind(execution.request.arguments, execution.request.options)
             values = self.handler(*arguments, **options)
@@ -233,7 +235,7 @@ class Service(Generic[Handler]):
 
     async def _send(self, execution: Execution, body: bytes) -> None:
         """Send one value of a stream; returns when the next may be sent."""
-        driver = self._host.driver
+        driver = self._driver
         item = Item(execution.request.number, msgspec.Raw(body))
         if not driver.core.serving.add_item(execution, item, RECORD_BYTES + len(body), driver.loop.time()):
             execution.state = driver.loop.create_future()
@@ -256,16 +258,16 @@ class Service(Generic[Handler]):
     def _finish(self, execution: Execution, outcome: Reply | Failure | End, nbytes: int) -> None:
         if self._tasks:
             self._tasks.pop(execution, None)
-        driver, serving = self._host.driver, self._host.serving
+        driver, serving = self._driver, self._serving
         serving.finish(execution, outcome, RECORD_BYTES + nbytes, driver.loop.time())
-        if serving.idle:
+        if not serving.executions:
             driver.pump()  # nothing more will come to share the frame
         else:
             driver.schedule_pump()
 
     def _give_up(self, execution: Execution) -> None:
         self._tasks.pop(execution, None)
-        driver = self._host.driver
+        driver = self._driver
         driver.core.serving.give_up(execution, driver.loop.time())
         driver.schedule_pump()
 
@@ -281,9 +283,7 @@ class Service(Generic[Handler]):
             code = "error"
             self._host.errors += 1
             log.error("service %s failed", self.name, exc_info=error)
-            self._host.driver.emit(
-                HandlerError(self.name, getattr(self, "__qualname__", self.name), f"{kind}: {message}")
-            )
+            self._driver.emit(HandlerError(self.name, getattr(self, "__qualname__", self.name), f"{kind}: {message}"))
             if self._traces:
                 trace = said("".join(traceback.format_exception(error)))
         failure = Failure(number, code, kind[:255], message[:MESSAGE_MAX], trace and trace[-MESSAGE_MAX:])
@@ -299,9 +299,12 @@ class Services:
         self.config = config
         self.threads = Threads(config.service_threads_max)
         self.eager = EagerTasks(driver.loop)
-        self.taken = Gathered[tuple[Service[Any], Execution]](driver.defer, _run)
+        self.serving.start = driver.deferred.kind(self._run)
         self.errors = 0
         self._services: list[Service[Any]] = []
+
+    def _run(self, executions: Iterable[Execution]) -> None:
+        self.serving.run(executions, self.driver.loop.time())
 
     def add(
         self, handler: Handler, name: str, version: int, concurrency: int | None, *, traces: bool
@@ -346,11 +349,6 @@ def check_size(nbytes: int, config: Config) -> None:
     """Raise LimitExceeded for what does not fit into a frame."""
     if nbytes + FRAME_MARGIN_BYTES > config.frame_bytes_max:
         raise LimitExceeded("frame_bytes_max", nbytes + FRAME_MARGIN_BYTES, config.frame_bytes_max)
-
-
-def _run(taken: Iterable[tuple[Service[Any], Execution]]) -> None:
-    for service, execution in taken:
-        service.run(execution)
 
 
 def _call(function: Callable[[], Any]) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from functools import partial
 from operator import length_hint
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,6 @@ from zfabric.model import Message, Overflow, Source
 from zfabric.node.buffer import BatchQueue, LatestSlots, MessageBuffer, decode_batch, decode_bundle
 from zfabric.node.closing import Closing
 from zfabric.node.driver import Driver
-from zfabric.node.eager import resume
 from zfabric.node.manualacks import ManualAcks
 from zfabric.protocol.history import History
 from zfabric.protocol.lanes import Lane
@@ -269,7 +267,7 @@ class Subscription(Closing):
         waiter = self._waiter
         if waiter is not None:
             self._waiter = None
-            self._driver.defer(partial(resume, [(waiter, None)]))
+            self._driver.resume((waiter, None))
 
     def _decode(self, batch: Batch | Bundle, source: Source) -> list[Message]:
         if isinstance(batch, Bundle):

@@ -27,9 +27,9 @@ from zfabric.errors import (
     RequestTimeout,
 )
 from zfabric.model import ServiceOffer
+from zfabric.protocol.channels import Channels
 from zfabric.protocol.deadlines import Deadlines
 from zfabric.protocol.inbox import Jitter
-from zfabric.protocol.loopback import Loopback
 from zfabric.protocol.peers import PeerRecord
 from zfabric.wire.letters import LetterRecord
 from zfabric.wire.service_records import Cancel, Credit, End, Failure, Item, Offer, Reply, Request, ServiceOffers
@@ -88,16 +88,17 @@ class Call(msgspec.Struct, eq=False):
     options: dict[str, msgspec.Raw]
     nbytes: int
     "What it takes on its way, about."
+    timeout: float
+    deadline: float
     idempotent: bool = False
     credit: int = 0
     only: Provider | None = None
     hedge_s: float = inf
     number: int = 0
-    timeout: float = inf
-    deadline: float = inf
     wait_until: float = -inf
-    due: int = -1
-    later: int = -1
+    due: dict[Call, None] | None = None
+    later: dict[Call, None] | None = None
+    "Where it stands among the deadlines, and among those that are tried again."
     at: tuple[Provider, ...] = ()
     "Who works on it."
     tried: tuple[bytes, ...] = ()
@@ -109,7 +110,7 @@ class Call(msgspec.Struct, eq=False):
 class Calls:
     """The calls of one node; a machine that talks over channels."""
 
-    def __init__(self, config: Config, links: Loopback, jitter: Jitter) -> None:
+    def __init__(self, config: Config, channels: Channels, jitter: Jitter) -> None:
         self.records: dict[type[LetterRecord], Callable[[PeerRecord, Any, float], None]] = {
             ServiceOffers: self._offered,
             Reply: self._replied,
@@ -119,10 +120,12 @@ class Calls:
         }
         self._offers: dict[bytes, tuple[Offer, ...]] = {}
         self._config = config
-        self._links = links
+        self._calls_max = config.requests_max
+        self._channels = channels
         self._jitter = jitter
         self._providers: dict[tuple[str, int], list[Provider]] = {}
-        self._calls: dict[int, Call] = {}
+        self.outstanding: dict[int, Call] = {}
+        "Calls that have not ended, by number."
         self._numbers = 0
         self._deadlines: Deadlines[Call] = Deadlines()
         self._later: Deadlines[Call] = Deadlines()
@@ -133,11 +136,6 @@ class Calls:
 
     # -- what the node does --------------------------------------------------------------------
 
-    @property
-    def outstanding(self) -> int:
-        """Calls that have not ended."""
-        return len(self._calls)
-
     def providers(self, service: str, version: int) -> list[Provider]:
         """Who offers it now."""
         return self._providers.get((service, version), [])
@@ -147,23 +145,21 @@ class Calls:
         versions = sorted(other for name, other in self._providers if name == service)
         return NoResponders(service, version, tuple(versions))
 
-    def begin(self, call: Call, timeout: float, now: float, *, wait: float = 0.0) -> None:
+    def begin(self, call: Call, now: float, wait: float = 0.0) -> None:
         """Start a call. Its caller may be told of its end before this returns.
 
         Raises NoResponders if nobody offers the service for `wait` seconds, and LimitExceeded.
         """
-        if len(self._calls) >= self._config.requests_max:
-            raise LimitExceeded("requests_max", len(self._calls) + 1, self._config.requests_max)
+        if len(self.outstanding) >= self._calls_max:
+            raise LimitExceeded("requests_max", len(self.outstanding) + 1, self._calls_max)
         self._numbers = call.number = number = self._numbers + 1
-        call.timeout = timeout
-        call.deadline = deadline = now + timeout
         if wait > 0:
-            call.wait_until = now + min(wait, timeout)
+            call.wait_until = now + min(wait, call.timeout)
         provider = self._choose(call)
         if provider is None and wait <= 0 and not self._blocked(call):
             raise self.nobody(call.service, call.version)
-        self._calls[number] = call
-        call.due = self._deadlines.add(deadline, call)
+        self.outstanding[number] = call
+        call.due = self._deadlines.add(call.deadline, call)
         if provider is None:
             self._try(call, now)
         else:
@@ -176,19 +172,19 @@ class Calls:
 
     def give_up(self, error: FabricError, now: float) -> None:
         """End all calls: the node closes."""
-        for call in list(self._calls.values()):
+        for call in list(self.outstanding.values()):
             self._fail(call, error, now)
 
     def cancel(self, call: Call, now: float) -> None:
         """Nobody waits for the call any more."""
-        if self._calls.get(call.number) is call:
+        if self.outstanding.get(call.number) is call:
             self._end(call, now)
 
     def grant(self, call: Call, nbytes: int, now: float) -> None:
         """The items of a stream that were read make room for more."""
-        if self._calls.get(call.number) is call:
+        if self.outstanding.get(call.number) is call:
             for provider in call.at:
-                self._links.tell(provider.peer, Credit(call.number, nbytes), RECORD_BYTES, now)
+                self._channels.tell(provider.peer, Credit(call.number, nbytes), RECORD_BYTES, now)
 
     # -- giving a call to a provider -----------------------------------------------------------
 
@@ -211,14 +207,13 @@ class Calls:
 
     def _choose(self, call: Call) -> Provider | None:
         """The less busy of two."""
+        usable = self._providers.get((call.service, call.version), [])
         if call.only is not None:
             usable = [] if call.tried else [call.only]
-        else:
-            usable = self._providers.get((call.service, call.version), [])
-            if call.tried or call.at:
-                asked = _asked(call)
-                usable = [provider for provider in usable if provider.peer.id not in asked]
-        has_room = self._links.has_room
+        elif call.tried or call.at:
+            asked = _asked(call)
+            usable = [provider for provider in usable if provider.peer.id not in asked]
+        has_room = self._channels.has_room
         count = len(usable)
         if count == 1:
             return usable[0] if has_room(usable[0].peer) else None
@@ -241,24 +236,32 @@ class Calls:
         return not _asked(call).issuperset(provider.peer.id for provider in providers)
 
     def _give(self, call: Call, provider: Provider, now: float) -> None:
-        peer = provider.peer
-        call.at = (*call.at, provider)
+        call.at = (*call.at, provider) if call.at else (provider,)
         provider.outstanding += 1
-        if call.later >= 0:
-            self._later.remove(call.later, call)
-            call.later = -1
+        if call.later:
+            call.later.pop(call, None)
+            call.later = None
         if call.hedge_s < inf and len(call.at) == 1:
             self._again(call, now + call.hedge_s)
-        budget_s = None if call.deadline == inf else max(0.0, call.deadline - now)
-        name, version, body, options = call.service, call.version, call.arguments, call.options
-        record = Request(call.number, name, version, body, options, budget_s, call.idempotent, call.credit)
-        self._links.tell(peer, record, call.nbytes, now)
+        deadline = call.deadline
+        record = Request(
+            call.number,
+            call.service,
+            call.version,
+            call.arguments,
+            call.options,
+            None if deadline == inf else max(0.0, deadline - now),
+            call.idempotent,
+            call.credit,
+        )
+        self._channels.tell(provider.peer, record, call.nbytes, now)
 
     def _park(self, call: Call) -> None:
         self._parked[call] = None
 
     def _again(self, call: Call, when: float) -> None:
-        self._later.remove(call.later, call)
+        if call.later:
+            call.later.pop(call, None)
         call.later = self._later.add(when, call)
 
     def _pause(self, call: Call, now: float) -> None:
@@ -282,19 +285,19 @@ class Calls:
 
     # -- how a call ends -----------------------------------------------------------------------
 
-    def _end(self, call: Call, now: float) -> None:
-        """Forget a call, and tell whoever still works on it."""
-        del self._calls[call.number]
-        self._deadlines.remove(call.due, call)
-        if call.later >= 0:
-            self._later.remove(call.later, call)
+    def _end(self, call: Call, now: float, by: PeerRecord | None = None) -> None:
+        """Forget a call, and tell whoever still works on it, besides the one that has ended it."""
+        del self.outstanding[call.number]
+        if call.due:
+            call.due.pop(call, None)
+        if call.later:
+            call.later.pop(call, None)
         if self._parked:
             self._parked.pop(call, None)
-        if call.at:
-            for provider in call.at:
-                provider.outstanding -= 1
-                self._links.tell(provider.peer, Cancel(call.number), RECORD_BYTES, now)
-            call.at = ()
+        for provider in call.at:
+            provider.outstanding -= 1
+            if provider.peer is not by:
+                self._channels.tell(provider.peer, Cancel(call.number), RECORD_BYTES, now)
 
     def _fail(self, call: Call, error: FabricError, now: float) -> None:
         self._end(call, now)
@@ -303,19 +306,26 @@ class Calls:
 
     def _answered(self, peer: PeerRecord, number: int) -> Call | None:
         """The call that this peer has worked on; it does so no more."""
-        call = self._calls.get(number)
+        call = self.outstanding.get(number)
         return call if call is not None and _leaves(call, peer) else None
 
     # -- what providers say --------------------------------------------------------------------
 
     def _replied(self, peer: PeerRecord, reply: Reply, now: float) -> None:
-        call = self._calls.get(reply.number)
-        if call is not None and _leaves(call, peer):
-            self._end(call, now)
-            if call.credit:
-                call.caller.set_result(reply.body)
-            else:
-                self.deliver((call.caller, reply.body))
+        call = self.outstanding.get(reply.number)
+        if call is None:
+            return
+        for provider in call.at:
+            if provider.peer is peer:
+                break
+        else:
+            return  # it does not work on it
+        self._end(call, now, peer)
+        if call.credit:
+            call.caller.set_result(reply.body)
+        else:
+            deliver = self.deliver
+            deliver((call.caller, reply.body))
 
     def _failed(self, peer: PeerRecord, failure: Failure, now: float) -> None:
         call = self._answered(peer, failure.number)
@@ -348,7 +358,7 @@ class Calls:
             self._try(call, now)
 
     def _item(self, peer: PeerRecord, item: Item, now: float) -> None:
-        call = self._calls.get(item.number)
+        call = self.outstanding.get(item.number)
         if call is not None and call.credit and any(provider.peer is peer for provider in call.at):
             call.caller.add_item(item.body)  # type: ignore[attr-defined] # who gives credit can take items
 
@@ -394,15 +404,15 @@ class Calls:
         """A peer is gone, and so are its replies."""
         self._withdraw(peer, set())
         self._offers.pop(peer.id, None)
-        for call in list(self._calls.values()):
-            if self._calls.get(call.number) is call and _leaves(call, peer):
+        for call in list(self.outstanding.values()):
+            if self.outstanding.get(call.number) is call and _leaves(call, peer):
                 self._lost(call, peer, now)
         self._reconsider(now)
 
     def has_room(self, peer: PeerRecord, now: float) -> None:
         """A peer takes more."""
         for call in list(self._parked):
-            if not self._links.has_room(peer):
+            if not self._channels.has_room(peer):
                 break
             provider = self._choose(call) if call in self._parked else None
             if provider is not None:
@@ -420,9 +430,9 @@ class Calls:
         for call in self._deadlines.due(now):
             self._fail(call, RequestTimeout(call.service, call.timeout, tuple(self._names(call))), now)
         for call in self._later.due(now):
-            if self._calls.get(call.number) is not call:
+            if self.outstanding.get(call.number) is not call:
                 continue
-            call.later = -1
+            call.later = None
             if not call.at or (call.hedge_s < inf and len(call.at) == 1):
                 self._parked.pop(call, None)
                 self._try(call, now)

@@ -16,10 +16,13 @@ from collections.abc import Callable, Iterable
 from math import inf
 from typing import Any, Protocol
 
+import msgspec
+
 from zfabric.config import Config
 from zfabric.protocol.effects import Effects
 from zfabric.protocol.peers import PeerRecord, PeerTable
 from zfabric.wire.letters import LETTER_RECORDS_MAX, Broken, Letter, LetterAck, LetterRecord
+from zfabric.wire.records import Identity
 
 __all__ = ["Channels", "Machine"]
 
@@ -46,15 +49,12 @@ class Machine(Protocol):
         """The peer has acknowledged something: where `Channels.has_room` said no, it may say yes now."""
 
 
-class Closed:
+class Closed(msgspec.Struct, frozen=True):
     """One letter that is not acknowledged."""
 
-    __slots__ = ("nbytes", "number", "records")
-
-    def __init__(self, number: int, records: list[LetterRecord], nbytes: int) -> None:
-        self.number = number
-        self.records = records
-        self.nbytes = nbytes
+    number: int
+    records: list[LetterRecord]
+    nbytes: int
 
 
 class Channel:
@@ -62,7 +62,7 @@ class Channel:
 
     # fmt: off
     __slots__ = (
-        "ack_at", "acked", "doublings", "expected", "kept", "nbytes", "next_number", "open", "open_bytes", "peer",
+        "ack_at", "acked", "doublings", "expected", "kept", "kept_bytes", "next_number", "open", "open_bytes", "peer",
         "retry_at", "session", "theirs", "unsaid"
     )
     # fmt: on
@@ -76,8 +76,7 @@ class Channel:
         self.open_bytes = 0
         self.unsaid: list[Closed] = []
         self.kept: deque[Closed] = deque()
-        self.nbytes = 0
-        "Of all records that are not acknowledged."
+        self.kept_bytes = 0
         self.next_number = 0
         self.retry_at = inf
         self.doublings = 0
@@ -93,6 +92,7 @@ class Channel:
             self.next_number += 1
             self.kept.append(closed)
             self.unsaid.append(closed)
+            self.kept_bytes += self.open_bytes
             self.open, self.open_bytes = [], 0
 
     def timer(self) -> float:
@@ -101,10 +101,14 @@ class Channel:
 
 
 class Channels:
-    """The channels of one node."""
+    """The channels of one node to its peers, and to itself (`own`), which hears at once what it says."""
 
-    def __init__(self, config: Config, effects: Effects, peers: PeerTable) -> None:
+    def __init__(self, me: bytes, config: Config, effects: Effects, peers: PeerTable) -> None:
+        self.own = PeerRecord(me, Identity(bytes(16), "", "", "", 0, (), ()), 0.0)
+        self._own_words: deque[LetterRecord] = deque()
+        self._hears_itself = False
         self._config = config
+        self._bytes_max = config.channel_bytes
         self._effects = effects
         self._peers = peers
         self.unheard: list[LetterRecord] = []
@@ -125,24 +129,44 @@ class Channels:
 
     # -- what machines call --------------------------------------------------------------------
 
-    def tell(self, peer: PeerRecord, record: LetterRecord, nbytes: int = 64) -> None:
+    def tell(self, peer: PeerRecord, record: LetterRecord, nbytes: int = 64, now: float = 0.0) -> None:
         """Say something to a peer that has joined, in this turn's letter. `nbytes` is about its length.
 
-        It is taken even where there is no room: machines ask `has_room` before they say what can wait.
+        It is taken even where there is no room: machines ask `has_room` before they say what can wait. Those that may
+        speak to this node itself give `now`, and must have finished whatever the answer may change.
         """
+        if peer is self.own:
+            self._tell_itself(record, now)
+            return
         channel = self._channels[peer.id]
-        if channel.open_bytes + nbytes > LETTER_BYTES or len(channel.open) >= LETTER_RECORDS_MAX:
-            channel.close_letter()
-        if not channel.open:
+        letter = channel.open
+        if not letter:
             self._dirty[peer.id] = channel
-        channel.open.append(record)
+        elif channel.open_bytes + nbytes > LETTER_BYTES or len(letter) >= LETTER_RECORDS_MAX:
+            channel.close_letter()
+            letter = channel.open
+        letter.append(record)
         channel.open_bytes += nbytes
-        channel.nbytes += nbytes
+
+    def _tell_itself(self, record: LetterRecord, now: float) -> None:
+        """This node hears itself at once, but not in the middle of what it is hearing."""
+        self._own_words.append(record)
+        if self._hears_itself:
+            return
+        self._hears_itself = True
+        try:
+            while self._own_words:
+                record = self._own_words.popleft()
+                self._dispatch[type(record)](self.own, record, now)
+        finally:
+            self._hears_itself = False
 
     def has_room(self, peer: PeerRecord) -> bool:
         """Whether less than Config.channel_bytes wait for this peer's acknowledgement."""
         channel = self._channels.get(peer.id)
-        return channel is not None and channel.nbytes < self._config.channel_bytes
+        if channel is None:
+            return peer is self.own
+        return channel.kept_bytes + channel.open_bytes < self._bytes_max
 
     @property
     def quiet(self) -> bool:
@@ -190,7 +214,7 @@ class Channels:
         channel = self._channels.get(peer.id)
         if channel is None or letter.session < channel.theirs:
             return
-        if letter.yours not in (0, channel.session):
+        if letter.yours and letter.yours != channel.session:
             self._peers.tell(peer, Broken(letter.session), now=now)
             return
         if letter.session > channel.theirs > 0:
@@ -203,14 +227,17 @@ class Channels:
             self._owe_ack(channel, now)
             return
         channel.expected += 1
-        many = channel.expected - channel.acked >= LETTERS_PER_ACK
-        self._owe_ack(channel, now if many else now + self._config.ack_delay_s)
-        find, screen = self._dispatch.get, self.screen
-        for record in letter.records:
-            allowed = record if screen is None else screen(peer, record)
+        if channel.expected - channel.acked >= LETTERS_PER_ACK:
+            self._owe_ack(channel, now)
+        elif channel.ack_at == inf:
+            self._owe_ack(channel, now + self._config.ack_delay_s)
+        records, find = letter.records, self._dispatch.get
+        if self.screen is not None:
+            records = [allowed for record in records if (allowed := self.screen(peer, record)) is not None]
+        for record in records:
             handle = find(type(record))
-            if allowed is not None and handle is not None:  # else it is for a store, and this node is none
-                handle(peer, allowed, now)
+            if handle is not None:  # else it is for a store, and this node is none
+                handle(peer, record, now)
 
     def acked(self, peer: PeerRecord, ack: LetterAck, now: float) -> None:
         """Letters have arrived."""
@@ -220,7 +247,7 @@ class Channels:
         channel.theirs = ack.session
         progressed = False
         while channel.kept and channel.kept[0].number < ack.number:
-            channel.nbytes -= channel.kept.popleft().nbytes
+            channel.kept_bytes -= channel.kept.popleft().nbytes
             progressed = True
         if progressed:
             channel.doublings = 0
@@ -276,7 +303,7 @@ class Channels:
         self._timed[channel.peer.id] = channel
 
     def _owe_ack(self, channel: Channel, when: float) -> None:
-        channel.ack_at = min(channel.ack_at, when)
+        channel.ack_at = when
         self._timed[channel.peer.id] = channel
 
     # -- time ----------------------------------------------------------------------------------

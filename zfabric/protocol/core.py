@@ -34,7 +34,6 @@ from zfabric.protocol.histories import Histories
 from zfabric.protocol.inbox import Jitter
 from zfabric.protocol.interests import Interests
 from zfabric.protocol.lending import Lending, LoanLost, Memory
-from zfabric.protocol.loopback import Loopback
 from zfabric.protocol.markers import MarkerCounts, parse_marker
 from zfabric.protocol.membership import Step
 from zfabric.protocol.outbox import Outbox
@@ -116,24 +115,21 @@ class Core:
         self.interests = Interests(me, config, self._effects, self.peers, usable)
         self.gate = Gate(self._authority, config, self._effects, self.peers)
         self.lending = Lending(me, config, self.peers, memory)
-        self.channels = Channels(config, self._effects, self.peers)
+        self.channels = Channels(me, config, self._effects, self.peers)
         self.signatures = Signatures(signer, self._not_signed, required=config.require_signatures)
         self.streams = Streams(config, self._effects, self.peers, self.interests, jitter, self.signatures)
         if self._authority.distinguishes:
             self.channels.screen = self.gate.screen
-        self._loopback = Loopback(me, self.channels)
-        self.calls = Calls(config, self._loopback, jitter)
-        self.serving = Serving(config, self._loopback)
-        self.queues = Queues(
-            config, self._effects, self.channels, self._loopback, self.not_protocol, self.interests.reachable
-        )
-        self._loopback.register(self.queues)
-        self._loopback.register(self.calls)
-        self._loopback.register(self.serving)
+        self.calls = Calls(config, self.channels, jitter)
+        self.serving = Serving(config, self.channels)
+        self.queues = Queues(config, self._effects, self.channels, self.not_protocol, self.interests.reachable)
+        self.channels.register(self.queues)
+        self.channels.register(self.calls)
+        self.channels.register(self.serving)
         self.stores = Stores(config, self.channels, self.interests, self._parse, self.not_protocol, self.signatures)
         self.channels.register(self.stores)
-        self.shares = Shares(config, self._loopback, self._parse, self.not_protocol, self.stores.home)
-        self._loopback.register(self.shares)
+        self.shares = Shares(config, self.channels, self._parse, self.not_protocol, self.stores.home)
+        self.channels.register(self.shares)
         self.stores.watch(self.shares.stores_changed)
         self.histories = Histories(config, self._effects, self.peers, self.streams, self.stores)
         self._dispatch = self._handlers()
@@ -170,7 +166,7 @@ class Core:
     def introduce(self, identity: Identity) -> None:
         """Set, or change, what HELLO and WELCOME say of this node."""
         self.peers.identity = identity
-        self._loopback.own.source = Source(self.me.hex(), identity.name)
+        self.channels.own.source = Source(self.me.hex(), identity.name)
 
     def reintroduce(self, now: float) -> None:
         """The identity changed: greet every peer again."""
@@ -210,7 +206,7 @@ class Core:
             self.not_protocol(self.peers.address(route), error)
             self.peers.damaged(route)
             return
-        if not self._speaks_for_itself(sender, user, now):
+        if self._authority.distinguishes and not self._speaks_for_itself(sender, user, now):
             return
         if len(records) > HELLOS_PER_FRAME_MAX < sum(isinstance(record, Hello) for record in records):
             self.not_protocol(self.peers.address(route), RemoteProtocolError("one frame holds too many HELLOs"))
@@ -223,8 +219,6 @@ class Core:
 
     def _speaks_for_itself(self, sender: bytes, user: str, now: float) -> bool:
         """Whether whoever speaks is trusted, and the node id is its own: an id belongs to one identity."""
-        if not self._authority.distinguishes:
-            return True
         known = self.peers.known.get(sender)
         if not self._authority.trusts(user):
             self.not_authenticated(user, "it is not trusted any more", now)
@@ -427,7 +421,7 @@ class Core:
         except RemoteProtocolError as error:
             self.not_protocol(f"somebody at puller {puller}", error)
             return
-        own = self._loopback.own
+        own = self.channels.own
         peer = own if batch.producer == self.me else self.peers.known.get(batch.producer)
         if peer is None:
             self.strangers += 1

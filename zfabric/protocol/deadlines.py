@@ -6,14 +6,14 @@ Adding and removing cost the same however many wait; a time is met within a mill
 from __future__ import annotations
 
 from heapq import heappop, heappush
-from math import inf
+from math import floor, inf
 from typing import Generic, TypeVar
 
 __all__ = ["Deadlines"]
 
 T = TypeVar("T")
 
-TICKS_PER_S = 1000
+TICKS_PER_S = 1000.0
 
 
 class Deadlines(Generic[T]):
@@ -26,23 +26,17 @@ class Deadlines(Generic[T]):
         self._ticks: list[int] = []
         "A heap of the buckets' keys."
 
-    def add(self, when: float, thing: T) -> int:
-        """Let the thing be due then, which may be never; `remove` takes the number that is returned."""
+    def add(self, when: float, thing: T) -> dict[T, None]:
+        """Let the thing be due then, which may be never. Take it out of what is returned once it is done."""
         if when == inf:
-            return -1
-        tick = int(when * TICKS_PER_S) + 1
+            return {thing: None}
+        tick = floor(when * TICKS_PER_S) + 1
         bucket = self._buckets.get(tick)
         if bucket is None:
             bucket = self._buckets[tick] = {}
             heappush(self._ticks, tick)
         bucket[thing] = None
-        return tick
-
-    def remove(self, tick: int, thing: T) -> None:
-        """The thing is done, if it was not due before."""
-        bucket = self._buckets.get(tick)
-        if bucket is not None:
-            bucket.pop(thing, None)
+        return bucket
 
     def timer(self) -> float:
         """When the next thing is due."""

@@ -148,7 +148,7 @@ class Effects:
             self._send(route, self._records.pop(route))
             waiting = nbytes
         self._bulk[route] = waiting
-        self.tell(route, record)
+        self._records.setdefault(route, []).append(record)
 
     def tell_once(self, route: Route, record: Record) -> None:
         """Queue a record unless one of its kind waits for that route."""
@@ -161,9 +161,11 @@ class Effects:
         self._actions.append(HangUp(route))
 
     def _send(self, route: Route, records: list[Record]) -> None:
-        for start in range(0, len(records), RECORDS_PER_FRAME):
-            some = records[start : start + RECORDS_PER_FRAME]
-            self._actions.append(Send(route, encode_envelope(self._me, some)))
+        while len(records) > RECORDS_PER_FRAME:
+            self._actions.append(Send(route, encode_envelope(self._me, records[:RECORDS_PER_FRAME])))
+            records = records[RECORDS_PER_FRAME:]
+        if records:
+            self._actions.append(Send(route, encode_envelope(self._me, records)))
 
     @property
     def waiting(self) -> bool:

@@ -15,7 +15,6 @@ from zfabric.protocol.dispatcher import Dispatcher
 from zfabric.protocol.durable import DurableDispatcher
 from zfabric.protocol.effects import Effects
 from zfabric.protocol.jobs import Job, QueuePolicy
-from zfabric.protocol.loopback import Loopback
 from zfabric.protocol.peers import PeerRecord
 from zfabric.protocol.plainqueue import PlainQueue
 from zfabric.protocol.plainqueues import PlainQueues
@@ -63,21 +62,19 @@ class Queues:
         config: Config,
         effects: Effects,
         channels: Channels,
-        loopback: Loopback,
         not_protocol: Callable[[str, RemoteProtocolError], None],
         endpoint: Callable[[PeerRecord, tuple[str, ...], float], str | None],
     ) -> None:
         """`endpoint(peer, endpoints, now)` tells which of a peer's endpoints to connect to."""
         self.dispatchers: dict[str, Dispatcher] = {}
         self.pulls: dict[int, Pull] = {}
-        self.offers: dict[bytes, dict[str, None]] = {loopback.own.id: {}}
+        self.offers: dict[bytes, dict[str, None]] = {channels.own.id: {}}
         "The queues of each peer, and of this node."
         self._config = config
         self._effects = effects
         self._channels = channels
-        self._loopback = loopback
         self._not_protocol = not_protocol
-        self._peers: dict[bytes, PeerRecord] = {loopback.own.id: loopback.own}
+        self._peers: dict[bytes, PeerRecord] = {channels.own.id: channels.own}
         self._workers: dict[tuple[bytes, int], Dispatcher] = {}
         self.reports: dict[bytes, dict[str, QueueFigures]] = {}
         "What nodes answered to the last question."
@@ -85,7 +82,7 @@ class Queues:
         "Those that have not."
         self._pull_numbers = 0
         self.plain = PlainQueues(config, effects, self._peers, self._tell, self._refuse, endpoint)
-        self.plain.offers[loopback.own.id] = {}
+        self.plain.offers[channels.own.id] = {}
         self.plain.offered = self._offered_plain
         self._now = 0.0
         self._hear: dict[type[Any], Callable[[bytes, Any, float], None]] = {
@@ -125,7 +122,7 @@ class Queues:
     @property
     def own_id(self) -> bytes:
         """This node's."""
-        return self._loopback.own.id
+        return self._channels.own.id
 
     def machines(self) -> list[Dispatcher | PlainQueue]:
         """What keeps this node's jobs, of all queues."""
@@ -200,11 +197,11 @@ class Queues:
                 dispatcher.changed = True
 
     def _room(self, peer_id: bytes) -> bool:
-        return self._loopback.has_room(self._peers[peer_id])
+        return self._channels.has_room(self._peers[peer_id])
 
     def _tell(self, peer_id: bytes, record: QueueRecord | PlainRecord | JobsKept, nbytes: int = 64) -> None:
         if peer_id in self._peers:
-            self._loopback.tell(self._peers[peer_id], record, nbytes, self._now)
+            self._channels.tell(self._peers[peer_id], record, nbytes, self._now)
 
     def _from_peer(self, peer: PeerRecord, record: Any, now: float) -> None:
         self._now = now
@@ -247,7 +244,7 @@ class Queues:
         self._tell(peer_id, QueueMismatch(queue, offered, requested))
 
     def _on_mismatch(self, peer_id: bytes, record: QueueMismatch, _now: float) -> None:
-        if peer_id != self._loopback.own.id:
+        if peer_id != self._channels.own.id:
             self._effects.emit(
                 IncompatibleDelivery(record.queue, self.source(peer_id), record.offered, record.requested)
             )
@@ -343,7 +340,7 @@ class Queues:
     def unroutable(self, source: Source, topic: str, count: int) -> None:
         """No binding of this node takes these messages of a peer, or of its own."""
         self._effects.emit(Unroutable(topic, source, count, here=True))
-        if source.id != self._loopback.own.source.id:
+        if source.id != self._channels.own.source.id:
             self._tell(bytes.fromhex(source.id), Unrouted(topic, count))
 
     def _on_unrouted(self, peer_id: bytes, record: Unrouted, _now: float) -> None:

@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterable
 from math import inf
 from typing import Any, Protocol
 
+import msgspec
+
 from zfabric.config import Config
 from zfabric.errors import LimitExceeded, LocalProtocolError
+from zfabric.model import Source
 from zfabric.protocol.calls import RECORD_BYTES
+from zfabric.protocol.channels import Channels
 from zfabric.protocol.deadlines import Deadlines
-from zfabric.protocol.loopback import Loopback
 from zfabric.protocol.peers import PeerRecord
 from zfabric.wire.letters import LetterRecord
 from zfabric.wire.service_records import Cancel, Credit, End, Failure, Item, Offer, Reply, Request, ServiceOffers
@@ -31,8 +34,11 @@ MEAN_WEIGHT = 0.1
 class Runner(Protocol):
     """Runs the handler of a service."""
 
-    def start(self, execution: Execution) -> None:
-        """Call the handler, later; then call `Serving.finish` or `give_up`, exactly once, also after `cancel`."""
+    def run(self, execution: Execution) -> bool:
+        """Call the handler; when it is done, `Serving.finish` or `give_up`, exactly once, also after `cancel`.
+
+        Returns whether it is still at work.
+        """
 
     def cancel(self, execution: Execution) -> None:
         """Nobody wants the result: stop the handler if it can be stopped."""
@@ -60,60 +66,47 @@ class ServiceState:
         return self.mean_s * (len(self.waiting) + 1) / self.offer.concurrency
 
 
-class Execution:
+class Execution(msgspec.Struct, eq=False):
     """One request that was taken."""
 
-    __slots__ = (
-        "began",
-        "cancelled",
-        "credit",
-        "deadline",
-        "due",
-        "key",
-        "peer",
-        "request",
-        "service",
-        "source",
-        "state",
-    )
-
-    def __init__(
-        self, peer: PeerRecord, key: tuple[bytes, int], request: Request, service: ServiceState, now: float
-    ) -> None:
-        self.peer: PeerRecord | None = peer
-        "Who gets the reply; None while that node is lost."
-        self.source = peer.source
-        self.key = key
-        "Names the request in the whole fabric."
-        self.request = request
-        self.service = service
-        self.credit = request.credit
-        self.deadline = inf if request.budget_s is None else now + request.budget_s
-        self.due = -1
-        self.began: float | None = None
-        self.cancelled = False
-        self.state: Any = None
-        "The runner's own."
+    peer: PeerRecord | None
+    "Who gets the reply; None while that node is lost."
+    source: Source
+    key: tuple[bytes, int]
+    "Names the request in the whole fabric."
+    request: Request
+    service: ServiceState
+    credit: int
+    deadline: float
+    began: float | None = None
+    due: dict[Execution, None] | None = None
+    "Where it stands among the deadlines."
+    cancelled: bool = False
+    state: Any = None
+    "The runner's own."
 
 
 class Serving:
     """The services of one node; a machine that talks over channels."""
 
-    def __init__(self, config: Config, links: Loopback) -> None:
+    def __init__(self, config: Config, channels: Channels) -> None:
         self.records: dict[type[LetterRecord], Callable[[PeerRecord, Any, float], None]] = {
             Request: self._requested,
             Cancel: self._cancelled,
             Credit: self._granted,
         }
         self._config = config
-        self._links = links
+        self._channels = channels
         self._services: dict[tuple[str, int], ServiceState] = {}
         self._peers: dict[bytes, PeerRecord] = {}
-        self._executions: dict[tuple[bytes, int], Execution] = {}
+        self.executions: dict[tuple[bytes, int], Execution] = {}
+        "What is worked on or waits, by key."
         self._blocked: dict[Execution, None] = {}
         self._deadlines: Deadlines[Execution] = Deadlines()
         self._kept: OrderedDict[tuple[bytes, int], tuple[Reply | Failure, int]] = OrderedDict()
         self._kept_bytes = 0
+        self.start: Callable[[Execution], object] = self._start
+        "Lets one be `run`, now or soon."
 
     # -- what the node does --------------------------------------------------------------------
 
@@ -141,11 +134,19 @@ class Serving:
             execution, _ = service.waiting.popitem(last=False)
             self._forget(execution)
             self._tell(execution, Failure(execution.request.number, "draining"), now)
-        for execution in [e for e in self._executions.values() if e.service is service]:
+        for execution in [e for e in self.executions.values() if e.service is service]:
             self._tell(execution, Failure(execution.request.number, "stopped"), now)
             self._stop(execution)
         if self._services.get((service.offer.service, service.offer.version)) is service:
             del self._services[service.offer.service, service.offer.version]
+
+    def run(self, executions: Iterable[Execution], now: float) -> None:
+        """Call the handlers of what may begin, unless it is too late for that."""
+        for execution in executions:
+            if execution.deadline <= now and not execution.cancelled:
+                self._stop(execution)
+            if execution.service.runner.run(execution) and not execution.cancelled:
+                execution.due = self._deadlines.add(execution.deadline, execution)
 
     def finish(self, execution: Execution, outcome: Reply | Failure | End, nbytes: int, now: float) -> None:
         """A handler is done."""
@@ -157,7 +158,7 @@ class Serving:
             if execution.request.idempotent and not isinstance(outcome, End):
                 self._keep(execution.key, outcome, nbytes)
             if execution.peer is not None:
-                self._links.tell(execution.peer, outcome, nbytes, now)
+                self._channels.tell(execution.peer, outcome, nbytes, now)
         service.running -= 1
         if service.waiting:
             self._next(service, now)
@@ -176,15 +177,10 @@ class Serving:
             return True  # its end is near
         execution.credit -= nbytes
         self._tell(execution, item, now, nbytes)
-        if execution.credit > 0 and self._links.has_room(execution.peer):
+        if execution.credit > 0 and self._channels.has_room(execution.peer):
             return True
         self._blocked[execution] = None
         return False
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is worked on and nothing waits."""
-        return not self._executions
 
     @property
     def replies_kept(self) -> int:
@@ -195,33 +191,38 @@ class Serving:
 
     def _requested(self, peer: PeerRecord, request: Request, now: float) -> None:
         key = peer.id, request.number
-        if key in self._executions or key in self._kept:
+        if key in self.executions or (request.idempotent and key in self._kept):
             self._again(peer, key, now)
             return
         service = self._services.get((request.service, request.version))
         if service is None:
-            self._links.tell(peer, Failure(request.number, "absent"), RECORD_BYTES, now)
+            self._channels.tell(peer, Failure(request.number, "absent"), RECORD_BYTES, now)
             return
         free = service.running < service.offer.concurrency
         if not free or service.stopping or service.streams:
             refusal = self._refusal(service, request)
             if refusal is not None:
-                self._links.tell(peer, refusal, RECORD_BYTES, now)
+                self._channels.tell(peer, refusal, RECORD_BYTES, now)
                 return
-        execution = self._executions[key] = Execution(peer, key, request, service, now)
-        execution.due = self._deadlines.add(execution.deadline, execution)
+        deadline = inf if request.budget_s is None else now + request.budget_s
+        began = now if free else None
+        execution = Execution(peer, peer.source, key, request, service, request.credit, deadline, began)
+        self.executions[key] = execution
         if free:
-            self._begin(execution, now)
+            service.running += 1
+            start = self.start
+            start(execution)
         else:
             service.waiting[execution] = None
+            execution.due = self._deadlines.add(deadline, execution)
 
     def _again(self, peer: PeerRecord, key: tuple[bytes, int], now: float) -> None:
         """An idempotent request that was taken before, and whose client was lost meanwhile."""
         if key in self._kept:
             outcome, nbytes = self._kept[key]
-            self._links.tell(peer, outcome, nbytes, now)
+            self._channels.tell(peer, outcome, nbytes, now)
         else:
-            self._executions[key].peer = peer
+            self.executions[key].peer = peer
 
     def _refusal(self, service: ServiceState, request: Request) -> Failure | None:
         """Why a request is not taken."""
@@ -237,22 +238,21 @@ class Serving:
         return None
 
     def _cancelled(self, peer: PeerRecord, cancel: Cancel, now: float) -> None:
-        execution = self._executions.get((peer.id, cancel.number))
+        execution = self.executions.get((peer.id, cancel.number))
         if execution is not None:
             self._stop(execution)
 
     def _granted(self, peer: PeerRecord, credit: Credit, now: float) -> None:
-        execution = self._executions.get((peer.id, credit.number))
+        execution = self.executions.get((peer.id, credit.number))
         if execution is not None:
             execution.credit = min(execution.credit + credit.nbytes, execution.request.credit)
             self._unblock((execution,))
 
     # -- what becomes of a request -------------------------------------------------------------
 
-    def _begin(self, execution: Execution, now: float) -> None:
-        execution.service.running += 1
-        execution.began = now
-        execution.service.runner.start(execution)
+    def _start(self, execution: Execution) -> None:
+        assert execution.began is not None
+        self.run((execution,), execution.began)
 
     def _stop(self, execution: Execution) -> None:
         """Nobody wants the result."""
@@ -264,21 +264,25 @@ class Serving:
             execution.service.runner.cancel(execution)
 
     def _forget(self, execution: Execution) -> None:
-        del self._executions[execution.key]
-        self._deadlines.remove(execution.due, execution)
+        del self.executions[execution.key]
+        if execution.due:
+            execution.due.pop(execution, None)
         if self._blocked:
             self._blocked.pop(execution, None)
 
     def _next(self, service: ServiceState, now: float) -> None:
         """A handler has ended: who waits may begin."""
         while service.waiting and service.running < service.offer.concurrency:
-            self._begin(service.waiting.popitem(last=False)[0], now)
+            execution, _ = service.waiting.popitem(last=False)
+            execution.began = now
+            service.running += 1
+            self.start(execution)
 
     def _tell(
         self, execution: Execution, record: Reply | Failure | Item | End, now: float, nbytes: int = RECORD_BYTES
     ) -> None:
         if execution.peer is not None:
-            self._links.tell(execution.peer, record, nbytes, now)
+            self._channels.tell(execution.peer, record, nbytes, now)
 
     def _keep(self, key: tuple[bytes, int], outcome: Reply | Failure, nbytes: int) -> None:
         self._kept[key] = outcome, nbytes
@@ -291,7 +295,7 @@ class Serving:
         for execution in list(executions):
             if execution in self._blocked and execution.credit > 0:
                 assert execution.peer is not None
-                if self._links.has_room(execution.peer):
+                if self._channels.has_room(execution.peer):
                     del self._blocked[execution]
                     execution.service.runner.resume(execution)
 
@@ -299,8 +303,8 @@ class Serving:
 
     def _announce(self, now: float) -> None:
         record, nbytes = self._offers()
-        for peer in [self._links.own, *self._peers.values()]:
-            self._links.tell(peer, record, nbytes, now)
+        for peer in [self._channels.own, *self._peers.values()]:
+            self._channels.tell(peer, record, nbytes, now)
 
     def _offers(self) -> tuple[ServiceOffers, int]:
         offers = [service.offer for service in self._services.values() if not service.stopping]
@@ -310,12 +314,12 @@ class Serving:
         """Tell a peer what this node provides."""
         self._peers[peer.id] = peer
         if self._services:
-            self._links.tell(peer, *self._offers(), now)
+            self._channels.tell(peer, *self._offers(), now)
 
     def peer_left(self, peer: PeerRecord, now: float) -> None:
         """A client is gone: idempotent calls go on, for it may come again and ask; the others are stopped."""
         del self._peers[peer.id]
-        for execution in [e for e in self._executions.values() if e.peer is peer]:
+        for execution in [e for e in self.executions.values() if e.peer is peer]:
             if execution.request.idempotent:
                 execution.peer = None
             else:
@@ -335,5 +339,5 @@ class Serving:
     def handle_timer(self, now: float) -> None:
         """Stop what is too late for its client."""
         for execution in self._deadlines.due(now):
-            if self._executions.get(execution.key) is execution:
+            if self.executions.get(execution.key) is execution:
                 self._stop(execution)

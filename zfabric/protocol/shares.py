@@ -68,7 +68,7 @@ class Holder(Protocol):
 
 
 class Voice(Protocol):
-    """How records reach the store: reliably, in order, until it is lost (`protocol.loopback`)."""
+    """How records reach the store: reliably, in order, until it is lost (`protocol.channels`)."""
 
     def tell(self, peer: PeerRecord, record: GroupRecord, nbytes: int, now: float) -> None:
         """Say something."""

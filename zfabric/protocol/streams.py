@@ -76,11 +76,12 @@ class Streams(Sending):
 
     def take(self, peer: PeerRecord, batch: Batch, lanes: tuple[Lane, ...], now: float) -> None:
         """A batch from the feed. Raises TopicError for a stream with an impossible name, or LimitExceeded."""
-        best_effort = [lane for lane in lanes if lane.best_effort or not (batch.reliable or lane.request.delivery)]
+        reliable = batch.reliable
+        best_effort = [lane for lane in lanes if lane.best_effort or not (reliable or lane.request.delivery)]
         if best_effort:
             self._take_best_effort(peer, batch, best_effort)
-        for lane in lanes:
-            if batch.reliable and not lane.best_effort:
+        for lane in lanes if reliable else ():
+            if not lane.best_effort:
                 inbox = self._reliable_inbox(lane, peer.id, batch.topic, batch.epoch)
                 self._report_late(peer, inbox, batch)
                 if batch.epoch >= inbox.epoch:

@@ -41,8 +41,9 @@ from zfabric.wire.bundle import is_address, tagged
 __all__ = ["ZmqTransport"]
 
 # Plain integers: pyzmq's enums cost a microsecond each time.
-_EVENTS, _POLLIN, _RCVMORE = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.RCVMORE)
-_NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
+_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
+_NOBLOCK, _AND_MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
+_send = zmq.backend.Socket.send  # the other one is for draft sockets, too, and calls this one
 
 OUTLET_QUEUE_MIN, OUTLET_QUEUE_MAX = 8, 10_000
 "Batches in one subscriber's queue: between these, as many as make Config.outlet_queue_bytes."
@@ -191,12 +192,12 @@ class ZmqTransport(Pipes):
     def send(self, route: Route, frame: bytes) -> bool:
         """Send a control frame; False if the route is gone or its queue full."""
         socket, routing_id = (self._dialler, _routing_id(route)) if isinstance(route, int) else (self._inbox, route)
-        parts = (routing_id, frame, _crc(frame)) if self._with_crc else (routing_id, frame)
         try:
-            socket.send(parts[0], _NOBLOCK | _SNDMORE)
-            for part in parts[1:-1]:
-                socket.send(part, _NOBLOCK | _SNDMORE)
-            socket.send(parts[-1], _NOBLOCK)
+            _send(socket, routing_id, _AND_MORE)
+            if self._with_crc:
+                _send(socket, frame, _AND_MORE)
+                frame = _crc(frame)
+            _send(socket, frame, _NOBLOCK)
         except zmq.ZMQError:
             return False
         finally:  # a call that fails swallows the edge as well
@@ -253,12 +254,12 @@ class ZmqTransport(Pipes):
         self._fit_outlet_queue(sum(map(len, frames)))
         outlet = self._outlet
         if len(frames) == 1:
-            outlet.send(frames[0], _NOBLOCK)
+            _send(outlet, frames[0], _NOBLOCK)
         else:
-            outlet.send(frames[0], _NOBLOCK | _SNDMORE)
+            _send(outlet, frames[0], _AND_MORE)
             for frame in frames[1:-1]:
-                outlet.send(frame, _NOBLOCK | _SNDMORE, copy=False)
-            outlet.send(frames[-1], _NOBLOCK, copy=False)
+                _send(outlet, frame, _AND_MORE, copy=False)
+            _send(outlet, frames[-1], _NOBLOCK, copy=False)
         self._look(outlet)
 
     def _fit_outlet_queue(self, nbytes: int) -> None:
@@ -310,7 +311,8 @@ class ZmqTransport(Pipes):
         route: Route = routing_id
         if socket is self._dialler:
             route = _route(routing_id)
-            user = self._user_at(self._dialled.get(route, ""))
+            if self._distinguishes:
+                user = self._user_at(self._dialled.get(route, ""))
         whole = len(frames) == 1 or (len(frames) == 2 and frames[1] == _crc(frames[0]))
         self._receiver.on_control(route, frames[0] if whole else b"", user)
 
@@ -360,11 +362,13 @@ class ZmqTransport(Pipes):
             if count and not int(feed.get(_EVENTS)) & _POLLIN:  # cheaper than the exception
                 break
             try:
-                frames: list[Buffer] = [feed.recv(_NOBLOCK)]
+                last = feed.recv(_NOBLOCK, copy=False)
             except zmq.ZMQError:
                 break
-            while feed.get(_RCVMORE):
-                frames.append(feed.recv(copy=False).buffer)
+            frames: list[Buffer] = [last.bytes]
+            while last.more:  # cheaper than the socket's own option
+                last = feed.recv(copy=False)
+                frames.append(last.buffer)
             self._receiver.on_batch(frames, user)
             nbytes += len(frames[0])
             if nbytes >= BURST_BYTES:

@@ -92,6 +92,7 @@ class Codec:
         "_decode_framed",
         "_decode_inline",
         "_decode_many",
+        "_direct",
         "_encode",
         "_frames",
         "_next_frame",
@@ -119,6 +120,9 @@ class Codec:
         encoder = Encoder(enc_hook=self._encode_other)
         self._encode = encoder.encode
         self.encode_plain = encoder.encode_into if self.type is Any else None
+        self._direct = _EXACT if self.type is Any else _EXACT & {self.type}
+        if inline_bytes < sys.maxsize:
+            self._direct -= {bytes}
         self._decode_many = self._decoder(list[self.type])  # type: ignore[name-defined] # a type made at run time
         self._decode_each = self._decoder(self.type)
         self._decode_blobs = self._decoder(self.type | Ext) if _holds_blobs(self.type) else None
@@ -163,10 +167,10 @@ class Codec:
     def encode(self, value: Any) -> bytes:
         """One value by itself; nothing of it may travel out of band. Raises EncodeFailed without a topic."""
         kind = value.__class__
-        unchecked = self.encode_plain is not None or (kind is self.type and kind in _EXACT)
-        if unchecked and (kind not in SPECIAL_TYPES or (kind is bytes and len(value) < self.inline_bytes)):
+        if kind in self._direct or (self.encode_plain is not None and kind not in SPECIAL_TYPES):
+            encode = self._encode
             try:
-                return self._encode(value)
+                return encode(value)
             except BaseException as error:  # noqa: BLE001 - it is raised again
                 self.fail(error, bytearray(), 0, 0)
         buffer = bytearray()
@@ -287,8 +291,9 @@ class Codec:
 
     def decode(self, body: Buffer | msgspec.Raw) -> Any:
         """One value by itself. Raises DecodeFailed."""
+        decode = self._decode_each
         try:
-            return self._decode_each(body)
+            return decode(body)
         except Exception as error:  # types of users run code here, too
             raise _decode_failed(error) from error
 
