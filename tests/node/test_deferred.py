@@ -28,11 +28,11 @@ async def test_one_turn_deals_with_as_many_as_it_has_room_for() -> None:
     deferred.run(loop)
 
     assert turns == [list(range(THINGS_PER_TURN)), [-1]]
-    assert not deferred.waiting
+    assert not deferred.waiting()
     await asyncio.sleep(0)
     later = turns[2:]
     assert later == [[THINGS_PER_TURN, THINGS_PER_TURN + 1]]
-    assert not deferred.waiting
+    assert not deferred.waiting()
 
 
 async def test_what_ends_one_of_them_does_not_end_the_others() -> None:

@@ -35,7 +35,6 @@ class Deferred:
         self._kinds.append((things, deal))
         return things.append
 
-    @property
     def waiting(self) -> bool:
         """Whether `run` has something to do."""
         return not self._left and any(self._things)

@@ -378,12 +378,12 @@ class Driver(JobSockets):
             self._confirm()  # what was due may have changed something
         if self._waiters:
             self._wake()
-        if self.deferred.waiting:
+        if self.deferred.waiting():
             self.schedule_pump()
 
     def _make_calls(self) -> None:
         """Let users' code run, and send at once what it publishes: it may be waiting for that."""
-        if self.deferred.waiting:
+        if self.deferred.waiting():
             self.deferred.run(self.loop)
             if self._dirty:
                 self.flush()

@@ -31,7 +31,7 @@ def whole(name: str, value: Any) -> int:
 
 def real(name: str, value: Any) -> float:
     """A number, numpy's too. Raises TypeError, and ValueError for one that is none."""
-    if value.__class__ is not float and (isinstance(value, bool) or not isinstance(value, Real)):
+    if value.__class__ not in (int, float) and (isinstance(value, bool) or not isinstance(value, Real)):
         raise TypeError(f"{name} must be a number, not {value!r}")
     number = float(value)
     if isnan(number):
