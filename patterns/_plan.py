@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterable, Callable, Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from typing import Any, Literal
 
-__all__ = ["Caller", "Kind", "Plan", "Stage", "StageStatistics"]
+__all__ = ["Caller", "Kind", "Plan", "Stage", "StageStatistics", "reason_of"]
 
 Kind = Literal["map", "flat_map", "filter"]
 
@@ -53,8 +54,10 @@ class Stage:
                 self.statistics.busy_s += time.perf_counter() - begun
             if self.kind == "map":
                 outcome.append(result)
+            elif self.kind == "flat_map" and isinstance(result, AsyncIterable):
+                outcome += [value async for value in result]
             elif self.kind == "flat_map":
-                outcome.extend(result)
+                outcome += result
             elif result:
                 outcome.append(value)
         return outcome
@@ -73,19 +76,22 @@ class Caller:
 
     async def call(self, value: Any) -> Any:
         """The function's result. Raises what it raises, and BrokenProcessPool for a value that kills its process."""
-        function, executor = self._stage.function, self._executor
-        if executor is None:
-            return await function(value)
+        if self._executor is None:
+            return await self._stage.function(value)
+        result = await self._run(self._executor, partial(_called, self._stage.function, self._stage.kind, value))
+        return await result if inspect.iscoroutine(result) else result
+
+    async def _run(self, executor: Executor, call: Callable[[], Any]) -> Any:
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(executor, function, value)
+            return await loop.run_in_executor(executor, call)
         except BrokenProcessPool:
             if self._executor is executor:
                 self._executor = _pool(self._stage.workers)
         # One of several has killed its process, and the pool with it: which one shows when each is alone.
         alone = _pool(1)
         try:
-            return await loop.run_in_executor(alone, function, value)
+            return await loop.run_in_executor(alone, call)
         finally:
             alone.shutdown(wait=False)
 
@@ -93,6 +99,29 @@ class Caller:
         """Call nothing more."""
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _called(function: Callable[[Any], Any], kind: Kind, value: Any) -> Any:
+    """Call it where it shall run, and there make all values of a flat_map.
+
+    What would end the event loop, or cannot be raised from a future, is an error like others.
+    """
+    try:
+        result = function(value)
+        return list(result) if kind == "flat_map" and isinstance(result, Iterable) else result
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            raise
+        raise RuntimeError(f"it raised {type(error).__name__}: {error}") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """An exception's type and message, as text that can travel: not every file's name is UTF-8."""
+    try:
+        message = str(error)
+    except Exception as broken:  # noqa: BLE001 - whatever `__str__` raises
+        message = f"its message cannot be shown: {type(broken).__name__}"
+    return f"{type(error).__name__}: {message}".encode("utf-8", "backslashreplace").decode()
 
 
 def _pool(processes: int) -> ProcessPoolExecutor:

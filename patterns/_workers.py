@@ -7,9 +7,9 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
-from zfabric.patterns._plan import Caller, Plan
+from zfabric.patterns._plan import Caller, Plan, reason_of
 
-from zfabric import DeliveryFailed, Job, Node, NodeClosed, Puller, Pusher
+from zfabric import DeliveryFailed, EncodeFailed, Job, LimitExceeded, Node, NodeClosed, Puller, Pusher
 
 __all__ = ["Workers"]
 
@@ -127,18 +127,27 @@ class Workers:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise  # else only what the function awaited was cancelled
-            stage.statistics.failed += 1
-            if job.attempt < plan.attempts:
-                await job.nack()
-                return
-            failure = [stage.name, f"{type(error).__name__}: {error}"]
-            await self._outlet(plan.results(run)).push([run, index, failure, True], job)
+            await self._failed(job, error)
             return
-        stage.statistics.sent += len(outcome)
-        if self._number + 1 < len(plan.stages):
-            await self._outlet(plan.queue(self._number + 1)).push([run, index, outcome], job)
+        try:
+            if self._number + 1 < len(plan.stages):
+                await self._outlet(plan.queue(self._number + 1)).push([run, index, outcome], job)
+            else:
+                await self._outlet(plan.results(run)).push([run, index, outcome, False], job)
+        except (EncodeFailed, LimitExceeded) as error:
+            await self._failed(job, error)
         else:
-            await self._outlet(plan.results(run)).push([run, index, outcome, False], job)
+            stage.statistics.sent += len(outcome)
+
+    async def _failed(self, job: Job, error: BaseException) -> None:
+        """Nothing came of a job that can travel: try it again, or tell the run."""
+        stage, (run, index, _) = self._stage, job.value
+        stage.statistics.failed += 1
+        if job.attempt < self._plan.attempts:
+            await job.nack()
+        else:
+            failure = [stage.name, reason_of(error)]
+            await self._outlet(self._plan.results(run)).push([run, index, failure, True], job)
 
     def _outlet(self, queue: str) -> Outlet:
         outlet = self._outlets.get(queue)

@@ -85,6 +85,8 @@ class FabricExecutor(Executor):
     """
 
     def __init__(self, name: str = "default", *, in_flight: int = 1000, **options: Any) -> None:
+        if in_flight < 1:
+            raise ValueError(f"in_flight must be 1 or more, not {in_flight}")
         self._name = name
         self._options = {"name": f"executor-{name}", **options}
         self._free = threading.BoundedSemaphore(in_flight)
@@ -192,7 +194,7 @@ class FabricExecutor(Executor):
             return
         try:
             self._pusher.push_nowait([self._id, number, [call]])
-        except FabricError as error:
+        except Exception as error:  # noqa: BLE001 - the future raises it
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
 

@@ -27,6 +27,7 @@ through the fabric.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence, Sized
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from itertools import pairwise
@@ -47,6 +48,8 @@ class Pipeline:
 
     def __init__(self, name: str, *, attempts: int = 3) -> None:
         """`attempts`: how often a function may raise for one item before it counts as failed."""
+        if attempts < 1:
+            raise ValueError(f"attempts must be 1 or more, not {attempts}")
         self.name = name
         self._plan = Plan(name, attempts)
         self._stages = self._plan.stages
@@ -76,8 +79,12 @@ class Pipeline:
     def _add(self, kind: Kind, function: Callable[[Any], Any], workers: int, processes: int) -> Self:
         if self._collect:
             raise ValueError("batch() and window() come last: they collect what all workers have sent")
+        if not callable(function):
+            raise TypeError(f"{function!r} is not a callable object")
         if workers < 1 or processes < 0:
             raise ValueError("workers must be 1 or more, processes 0 or more")
+        if processes and (inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)):
+            raise ValueError("processes= is for a `def`; an `async def` runs in the event loop")
         name = f"{len(self._stages)}-{getattr(function, '__name__', kind).strip('<>_')}"
         statistics = StageStatistics(name)
         self._stages.append(Stage(kind, function, processes or workers, processes > 0, name, statistics))
@@ -92,7 +99,7 @@ class Pipeline:
 
     def window(self, seconds: float) -> Self:
         """Results come in lists of what arrived within `seconds` of their first value."""
-        if seconds <= 0:
+        if not seconds > 0:
             raise ValueError(f"a window lasts longer than {seconds} seconds")
         self._collect.append(("window", seconds))
         return self
@@ -104,6 +111,8 @@ class Pipeline:
 
     def picture(self, format: Literal["mermaid", "dot"] = "mermaid") -> str:  # noqa: A002 - as the command says
         """The stages as a graph in the language of Mermaid or Graphviz."""
+        if format not in ("mermaid", "dot"):
+            raise ValueError(f"format must be 'mermaid' or 'dot', not {format!r}")
         names = ["source", *(f"{stage.name} x{stage.workers}" for stage in self._stages)]
         names += [f"{kind} {amount:g}" for kind, amount in self._collect]
         names.append("sink")
@@ -148,6 +157,10 @@ class Pipeline:
         """
         if not self._stages:
             raise ValueError(f"{self!r} has no stages")
+        if in_flight < 1:
+            raise ValueError(f"in_flight must be 1 or more, not {in_flight}")
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
         run = Run(self._plan, node, source, statistics or PipelineStatistics(), ordered, in_flight, on_error)
         async with aclosing(run.results()) as results:
             async for result in collected(results, self._collect):
