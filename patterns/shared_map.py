@@ -29,11 +29,12 @@ import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from math import inf
 from types import TracebackType
 from typing import Any, Self
 from weakref import WeakSet
 
-from zfabric import FabricError, Node, WindowFull
+from zfabric import FabricError, LocalProtocolError, Node, WindowFull
 
 __all__ = ["Change", "MapOwner", "SharedMap", "Watch"]
 
@@ -71,6 +72,8 @@ class MapOwner:
     ) -> None:
         self._node = node
         self._name = f"map.{name}"
+        if entries_max < 1 or not beat_s > 0:
+            raise ValueError(f"entries_max must be 1 or more and beat_s above 0, not {entries_max} and {beat_s}")
         self._entries_max = entries_max
         self._beat_s = beat_s
         self._owner = uuid.uuid4().hex
@@ -162,6 +165,7 @@ class SharedMap(Mapping[str, Any]):
         self._number = -1
         self._heard_s = 0.0
         self._moved = asyncio.Event()
+        self._open = False
         self._watches: WeakSet[Watch] = WeakSet()
 
     def __repr__(self) -> str:
@@ -177,11 +181,13 @@ class SharedMap(Mapping[str, Any]):
             await self._subscription.close()
             raise
         self._following = asyncio.create_task(self._follow())
+        self._open = True
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._open = False
         await self._subscription.close()
         self._following.cancel()
         await asyncio.gather(self._following, return_exceptions=True)
@@ -216,8 +222,10 @@ class SharedMap(Mapping[str, Any]):
         """Set a key, for `ttl` seconds if given; when it returns, it can be read here.
 
         Raises NoResponders without an owner, RequestTimeout or TimeoutError, ProviderLost if the owner is lost
-        meanwhile, and RemoteError if the owner refuses.
+        meanwhile, RemoteError if the owner refuses, LocalProtocolError if this replica is not open, and ValueError.
         """
+        if ttl is not None and not 0 < ttl < inf:
+            raise ValueError(f"ttl must be a number of seconds above 0, not {ttl!r}")
         await self._request(key, value, ttl, deleted=False)
 
     async def delete(self, key: str) -> None:
@@ -225,6 +233,8 @@ class SharedMap(Mapping[str, Any]):
         await self._request(key, None, None, deleted=True)
 
     async def _request(self, key: str, value: Any, ttl: float | None, *, deleted: bool) -> None:
+        if not self._open:
+            raise LocalProtocolError("open the map first, and change it before it closes: `async with SharedMap(...)`")
         async with asyncio.timeout(self._timeout):
             owner, number = await self._node.request(
                 f"{self._name}.change", key, value, ttl, deleted, timeout=self._timeout

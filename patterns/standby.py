@@ -58,6 +58,12 @@ class Fence:
         self.newest = epoch
 
 
+def _checked(lease_s: float) -> float:
+    if not lease_s > 0:
+        raise ValueError(f"lease_s must be above 0, not {lease_s}")
+    return lease_s
+
+
 class Lease(msgspec.Struct, frozen=True):
     """What the arbiter says: whose term it is. The receiver's own if `granted`."""
 
@@ -69,7 +75,8 @@ class Arbiter:
     """Lends the active role to one member at a time. Run one for each name, on a node of its own."""
 
     def __init__(self, node: Node, name: str, *, lease_s: float = LEASE_S) -> None:
-        self._lease_s = lease_s
+        """Raises ValueError."""
+        self._lease_s = _checked(lease_s)
         self._loop = asyncio.get_running_loop()
         self._holder: str | None = None
         self._until = self._loop.time() + lease_s  # an arbiter before this one may have lent it
@@ -101,7 +108,7 @@ class Standby:
     def __init__(self, node: Node, name: str, *, lease_s: float = LEASE_S) -> None:
         self._node = node
         self._service = f"standby.{name}"
-        self._lease_s = lease_s
+        self._lease_s = _checked(lease_s)
         self._loop = asyncio.get_running_loop()
         self._until = 0.0
         self._epoch = 0

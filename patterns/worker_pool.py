@@ -33,6 +33,8 @@ __all__ = ["WorkerPool", "WorkersFailed"]
 
 PAUSE_S, PAUSE_S_MAX = 0.1, 10.0
 SCALE_INTERVAL_S = 0.5
+NO_PROGRAM = 127
+"The code of a program that could not be started again, as shells have it."
 
 
 class WorkersFailed(FabricError):
@@ -57,6 +59,8 @@ class WorkerPool:
         healthy_s: float = 5.0,
         attempts: int = 5,
     ) -> None:
+        if isinstance(command, str) or not command:
+            raise ValueError(f"the command is a list of the program and its arguments, not {command!r}")
         if size < 0:
             raise ValueError(f"a pool has 0 workers or more, not {size}")
         self.command = tuple(command)
@@ -84,7 +88,11 @@ class WorkerPool:
         return tuple(self._processes)
 
     async def __aenter__(self) -> Self:
-        await self.resize(self._size)
+        try:
+            await self.resize(self._size)
+        except OSError:
+            await self.resize(0)
+            raise
         return self
 
     async def __aexit__(
@@ -93,16 +101,30 @@ class WorkerPool:
         await self.resize(0)
 
     async def resize(self, size: int) -> None:
-        """Have this many workers; returns when those that are too many have ended."""
+        """Have this many workers; returns when new ones have started, and those that are too many have ended.
+
+        Raises OSError for a program that cannot be started.
+        """
         if size < 0:
             raise ValueError(f"a pool has 0 workers or more, not {size}")
         self._size = size
         leaving, self._keepers = self._keepers[size:], self._keepers[:size]
-        self._keepers += [asyncio.create_task(self._keep()) for _ in range(size - len(self._keepers))]
+        started = [self._keeper() for _ in range(size - len(self._keepers))]
         for keeper in leaving:
             keeper.cancel()
-        if leaving:
-            await asyncio.wait(leaving)
+        if leaving or started:
+            await asyncio.wait([*leaving, *started])
+        for future in started:
+            if not future.cancelled():
+                future.result()
+
+    def _keeper(self) -> asyncio.Future[None]:
+        """Have one worker more; done when it has started."""
+        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        keeper = asyncio.create_task(self._keep(started))
+        keeper.add_done_callback(lambda _: started.cancel())
+        self._keepers.append(keeper)
+        return started
 
     @asynccontextmanager
     async def scaled(
@@ -127,26 +149,39 @@ class WorkerPool:
             await self.resize(wanted if wanted >= self._size else self._size - 1)
             await asyncio.sleep(SCALE_INTERVAL_S)
 
-    async def _keep(self) -> None:
+    async def _keep(self, started: asyncio.Future[None]) -> None:
         """Have one worker until cancelled."""
         short = 0
         while True:
             begun = time.monotonic()
-            process = await asyncio.create_subprocess_exec(*self.command)
-            self._processes[process.pid] = process
             try:
-                code = await process.wait()
-            except asyncio.CancelledError:
-                await self._end(process)
-                raise
-            finally:
-                self._processes.pop(process.pid, None)
+                process = await asyncio.create_subprocess_exec(*self.command)
+            except OSError as error:
+                if not started.done():
+                    started.set_exception(error)
+                    return
+                code = NO_PROGRAM
+            else:
+                if not started.done():
+                    started.set_result(None)
+                code = await self._wait(process)
             short = short + 1 if time.monotonic() - begun < self._healthy_s else 1
             if short >= self._attempts:
                 self.failed = WorkersFailed(self.command, short, code)
                 return
             self.restarts += 1
             await asyncio.sleep(min(PAUSE_S * 2 ** (short - 1), PAUSE_S_MAX))
+
+    async def _wait(self, process: Process) -> int:
+        """The code that a worker ends with."""
+        self._processes[process.pid] = process
+        try:
+            return await process.wait()
+        except asyncio.CancelledError:
+            await self._end(process)
+            raise
+        finally:
+            self._processes.pop(process.pid, None)
 
     async def _end(self, process: Process) -> None:
         with suppress(ProcessLookupError):

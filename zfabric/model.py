@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from datetime import datetime
 from enum import StrEnum
+from math import inf
 from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
 import msgspec
@@ -162,6 +163,8 @@ class Message(msgspec.Struct, gc=False):
 
     async def nack(self, delay: float = 0.0) -> None:
         """Not dealt with: it comes again after `delay` seconds, to the same subscription. Needs `ack="manual"`."""
+        if not delay < inf:
+            raise ValueError(f"delay must be a number of seconds, not {delay!r}")
         self._settle().nack(self, delay)
 
     async def reject(self) -> None:

@@ -12,7 +12,7 @@ import pytest
 from zfabric.patterns.shared_map import Change, MapOwner, SharedMap
 
 from tests.waiting import wait_until_async
-from zfabric import Config, Node, NoResponders, RemoteError
+from zfabric import Config, LocalProtocolError, Node, NoResponders, RemoteError
 from zfabric.testing import MemoryFabric, eventually, run
 
 
@@ -157,3 +157,18 @@ def test_limits_and_absence() -> None:
             assert dict(replica) == {"a": 2, "c": 1} and len(owned) == 2
 
     in_memory(scenario)
+
+
+async def test_what_makes_no_sense_is_refused() -> None:
+    """Times that are none, and a replica that is closed: it had waited for its timeout."""
+    async with MemoryFabric(seed=1) as fabric:
+        node = await fabric.open("a")
+        for options in ({"beat_s": 0}, {"entries_max": 0}):
+            with pytest.raises(ValueError, match="beat_s"):
+                MapOwner(node, "m", **options)  # type: ignore[arg-type]
+        async with MapOwner(node, "m"), SharedMap(node, "m") as replica:
+            for ttl in (0, float("nan"), float("inf")):
+                with pytest.raises(ValueError, match="ttl"):
+                    await replica.set("key", 1, ttl=ttl)
+        with pytest.raises(LocalProtocolError, match="open the map"):
+            await replica.set("key", 1)

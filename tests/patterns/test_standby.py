@@ -164,3 +164,13 @@ def test_a_fence_refuses_terms_that_are_over() -> None:
     with pytest.raises(Fenced, match="epoch 3 is over, 7 has begun"):
         fence.check(3)
     assert fence.newest == 7
+
+
+async def test_a_lease_lasts_for_a_time() -> None:
+    """A term of no length, or asking without a pause, is refused."""
+    async with MemoryFabric(seed=1) as fabric:
+        node = await fabric.open("a")
+        for lease_s in (0, -1, float("nan")):
+            for make in (Arbiter, Standby):
+                with pytest.raises(ValueError, match="lease_s"):
+                    make(node, "n", lease_s=lease_s)

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from zfabric.patterns.worker_pool import WorkerPool, WorkersFailed
@@ -101,3 +102,28 @@ async def test_the_pool_follows_its_queue(tmp_path: Path) -> None:
             await wait_until_async(lambda: pool.size == 1, 30)
 
     assert Counter(map(int, done.read_text().split())) == Counter(range(300))
+
+
+async def test_a_program_that_cannot_be_started_is_an_error_at_once(tmp_path: Path) -> None:
+    """And one that can has been started when the pool is open."""
+    async with WorkerPool(IDLE, size=2) as pool:
+        assert len(set(pool.pids)) == 2
+        await pool.resize(3)
+        assert len(set(pool.pids)) == 3
+    with pytest.raises(FileNotFoundError):
+        await WorkerPool([str(tmp_path / "nothing")], size=2).__aenter__()
+    commands: list[Any] = ["sleep 5", []]
+    for command in commands:
+        with pytest.raises(ValueError, match="list of the program"):
+            WorkerPool(command, size=1)
+
+
+async def test_a_program_that_is_gone_breaks_the_pool(tmp_path: Path) -> None:
+    """When it cannot be started again, as when it ends at once."""
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\nrm $0\n")
+    program.chmod(0o700)
+    async with WorkerPool([str(program)], size=1, attempts=2) as pool:
+        await wait_until_async(lambda: pool.failed is not None)
+        assert isinstance(pool.failed, WorkersFailed)
+        assert pool.failed.code == 127

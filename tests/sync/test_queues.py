@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from typing import Any
 
 import pytest
 
 from tests.waiting import wait_until
-from zfabric import Job, NodeClosed, WindowFull
+from zfabric import Job, NodeClosed, TopicError, WindowFull
 from zfabric.sync import Node
 
 TIMEOUT = 30.0
@@ -146,3 +147,13 @@ def test_a_full_queue_is_an_error_where_nobody_waits(near: Node) -> None:
     pusher.push("x" * 200, priority=9)
     with pytest.raises(WindowFull):
         pusher.push_nowait(1)
+
+
+def test_decorators_refuse_what_they_cannot_use(near: Node) -> None:
+    """Where they stand: without its name one would swallow the function."""
+    decorators: list[Any] = [near.on, near.worker, near.service]
+    for decorator in decorators:
+        with pytest.raises((TypeError, TopicError)):
+            decorator(lambda _: None)
+    with pytest.raises(TypeError, match="callable"):
+        near.worker("jobs")(5)  # type: ignore[type-var]

@@ -212,10 +212,8 @@ class Node(ServiceMethods):
         """
         thread = self._opened()
 
-        def register(handler: Handler) -> Handler:
-            return thread.call(lambda: self._engine.on(pattern, **options)(handler))
-
-        return register
+        decorate = thread.call(lambda: self._engine.on(pattern, **options))
+        return lambda handler: thread.call(lambda: decorate(handler))
 
     # -- queues --------------------------------------------------------------------------------
 
@@ -273,10 +271,8 @@ class Node(ServiceMethods):
         """
         thread = self._opened()
 
-        def register(handler: Handler) -> Handler:
-            return thread.call(lambda: self._engine.worker(queue, **options)(handler))
-
-        return register
+        decorate = thread.call(lambda: self._engine.worker(queue, **options))
+        return lambda handler: thread.call(lambda: decorate(handler))
 
     def _watched(self, reader: _R) -> _R:
         self._readers.add(reader)

@@ -66,10 +66,8 @@ class ServiceMethods:
         """
         thread = self._opened()
 
-        def register(handler: Handler) -> Service[Handler]:
-            return Service(thread, thread.call(lambda: self._engine.service(name, **options)(handler)))
-
-        return register
+        decorate = thread.call(lambda: self._engine.service(name, **options))
+        return lambda handler: Service(thread, thread.call(lambda: decorate(handler)))
 
     def request(self, service: str, /, *arguments: Any, **options: Any) -> Any:
         """Call a service and return its reply. Options and errors as for zfabric.Node.request."""
