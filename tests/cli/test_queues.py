@@ -220,3 +220,14 @@ async def test_dead_letters_in_other_hands_are_told(cli: Commands, node: zfabric
     assert "1 dead letter of 'jobs' in other hands" in purged.err
     assert "1 dead letter of 'jobs' dropped" in purged.err
     await held.ack()
+
+
+async def test_options_that_do_not_go_together_are_the_command_line_s_fault(cli: Commands) -> None:
+    """And an id that is no text."""
+    for options in (["--durable"], ["--dedupe-id", "a"]):
+        pushed = await cli.run("push", "jobs", "1", "--delivery", "at-most-once", *options)
+        assert pushed.code == 2, pushed.err
+        assert "need --delivery at-least-once" in pushed.err
+    pushed = await cli.run("push", "jobs", "1", "--dedupe-id", "caf\udce9")
+    assert pushed.code == 2
+    assert "not UTF-8" in pushed.err

@@ -156,3 +156,20 @@ async def test_a_program_that_is_not_there_is_told_at_once(cli: Commands) -> Non
 
     assert outcome.code == 2
     assert "no program" in outcome.err
+
+
+async def test_what_cannot_be_asked_is_the_command_line_s_fault(cli: Commands, node: zfabric.Node) -> None:
+    """No traceback, and nothing is asked."""
+
+    @node.service("echo")
+    async def echo(value: str = "") -> str:
+        return value
+
+    for arguments in (["-o", "timeout=5"], ["-o", "version=2"]):
+        asked = await cli.run("request", "echo", *arguments)
+        assert asked.code == 2, asked.err
+        assert "option of requests" in asked.err
+    asked = await cli.run("request", "echo", "caf\udce9")
+    assert asked.code == 1
+    assert "not UTF-8" in asked.err
+    assert "Traceback" not in asked.err

@@ -90,8 +90,12 @@ def command(
         raise click.UsageError("--text and --raw exclude each other")
     if value is None and sys.stdin.isatty():
         raise click.UsageError("VALUE is missing: give it, or pipe lines into stdin")
-    if delivery == "at-most-once" and (priority != 4 or delay or attempts != 5):
-        raise click.UsageError("--priority, --delay and --attempts need --delivery at-least-once")
+    if delivery == "at-most-once" and (priority != 4 or delay or attempts != 5 or dedupe_id is not None or durable):
+        raise click.UsageError(
+            "--priority, --delay, --attempts, --dedupe-id and --durable need --delivery at-least-once"
+        )
+    if dedupe_id is not None and dedupe_id != os.fsencode(dedupe_id).decode(errors="replace"):
+        raise click.UsageError("--dedupe-id is not UTF-8 text")
     form = _input.Form.RAW if raw else _input.Form.TEXT if text else _input.Form.AUTO
     how = {"key": key, "headers": headers, "priority": priority, "ttl": ttl, "delay": delay or 0.0}
     how["dedupe_id"] = dedupe_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from zfabric.cli._values import json_line, plain, safe, safe_text
 from zfabric.cli._warnings import Warnings
 from zfabric.errors import NoResponders
 from zfabric.node.node import Node
+from zfabric.node.signature import RESERVED
 
 __all__ = ["command"]
 
@@ -72,16 +74,22 @@ def command(
     """
     if everybody and stream:
         raise click.UsageError("--all and --stream exclude each other: --all streams, too")
+    if taken := sorted(RESERVED & named.keys()):
+        raise click.UsageError(f"-o {taken[0]}: no service has an argument of that name, it is an option of requests")
     form = _input.Form.TEXT if text else _input.Form.AUTO
-    question = Question(
-        service=service,
-        arguments=[_input.parse(os.fsencode(argument), form) for argument in arguments],
-        named={name: _input.parse(os.fsencode(value), form) for name, value in named.items()},
-        version=version,
-        idempotent=idempotent,
-    )
     ask = _ask_all if everybody else _stream if stream else _ask
-    return run(options, lambda output: _open(options, output, question, ask))
+
+    def begin(output: Output) -> Coroutine[Any, Any, int]:
+        question = Question(
+            service=service,
+            arguments=[_input.parse(os.fsencode(argument), form) for argument in arguments],
+            named={name: _input.parse(os.fsencode(value), form) for name, value in named.items()},
+            version=version,
+            idempotent=idempotent,
+        )
+        return _open(options, output, question, ask)
+
+    return run(options, begin)
 
 
 async def _open(options: Options, output: Output, question: Question, ask: Any) -> int:

@@ -63,9 +63,9 @@ def add(
     if (cron is None) == (every is None):
         raise click.UsageError("give either --cron or --every")
     form = _input.Form.TEXT if text else _input.Form.AUTO
-    parsed = None if value is None else _input.parse(os.fsencode(value), form)
 
     async def declare(output: Output, node: Node) -> int:
+        parsed = None if value is None else _input.parse(os.fsencode(value), form)
         try:
             await node.schedule(
                 schedule, queue=queue, value=parsed, cron=cron, every=every, timeout=patience(options), **job
