@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,6 +14,7 @@ import pytest
 from tests.cli.processes import Commands
 from zfabric.cli import doctor
 from zfabric.cli._checks_fabric import cure
+from zfabric.cli._checks_live import live
 from zfabric.cli.checks import Check, Situation, Status, ok
 from zfabric.node.rights import mismatch
 
@@ -75,6 +77,13 @@ def test_a_broken_plugin_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert (last.name, last.status) == ("disk", Status.FAILED)
     assert "RuntimeError: no disk" in last.detail
+
+
+async def test_a_machine_that_is_too_slow_is_told_from_a_network_that_lets_nothing_through(runtime_dir: Path) -> None:
+    """The second process takes time to start, too."""
+    (check,) = (found for found in await live(replace(SITUATION, timeout_s=1e-6), registry=True) if found.cure)
+
+    assert (check.status, "was not ready" in check.detail, "--timeout" in check.cure) == (Status.FAILED, True, True)
 
 
 def test_an_unknown_interface_is_a_finding() -> None:

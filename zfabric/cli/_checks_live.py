@@ -107,6 +107,9 @@ async def _try(situation: Situation, token: str, way: str, opened: asyncio.Task[
                     opened_at = await asyncio.shield(opened)
                     found_ms, trip_ms = await _exchange(node, opened_at)
             except TimeoutError:
+                if not opened.done():
+                    slow = f"the second process was not ready in {situation.timeout_s:g} s"
+                    return failed(name, slow, "this machine is busy: give it longer with --timeout")
                 events.close()
                 reasons = [event.reason async for event in events if isinstance(event, DiscoveryFailed)]
                 reason = f": {reasons[0]}" if reasons else ""
