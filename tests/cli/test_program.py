@@ -87,6 +87,8 @@ USAGE = [
     (["pub", "a", "1", "-H", "novalue"], "is not NAME=VALUE"),
     (["pub", "a", "1", "--text", "--raw"], "exclude each other"),
     (["nodes", "--seed", "192.168.0.7"], "is not an address such as tcp://"),
+    (["nodes", "--seed", "tcp://192.168.0.7"], "is not an address such as tcp://"),
+    (["nodes", "--seed", "tcp://192.168.0.7:70000#ada"], "is not an address such as tcp://"),
     (["nodes", "--interface", "nope0"], "no interface 'nope0' here"),
 ]
 

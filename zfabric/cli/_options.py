@@ -140,7 +140,8 @@ def header_pairs(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str,
 def _split_seeds(_ctx: click.Context, _param: click.Parameter, seeds: tuple[str, ...]) -> tuple[str, ...]:
     found = tuple(seed for text in seeds for seed in re.split(r"[,\s]+", text) if seed)
     for seed in found:
-        if not re.match(r"(tcp|ipc)://.", seed):
+        tcp = re.fullmatch(r"tcp://[^/#]+:(\d{1,5})(#.*)?", seed)
+        if not (seed.startswith("ipc:///") or (tcp and 0 < int(tcp[1]) < 65_536)):
             raise click.BadParameter(f"{seed!r} is not an address such as tcp://192.168.0.7:7400")
     return found
 
