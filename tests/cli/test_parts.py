@@ -177,6 +177,7 @@ async def test_losses_are_summed_up(capsys: pytest.CaptureFixture[str]) -> None:
         DecodeError(camera, "cam.front", 7, "bad payload"),
         PeerRefused("tcp://x:1", "fabric", "no"),
         AuthenticationFailed("tcp://x:2", "it has no key"),
+        AuthenticationFailed("tcp://x:3", "it ended the handshake: it has a key, or is no node"),
         AccessDenied(camera, "subscribe", "cam.#", False),
         AccessDenied(camera, "publish", "cam.front", True),
     )

@@ -94,6 +94,13 @@ class Warnings:
         self._undecodable.clear()
         self._strangers.clear()
 
+    def _unconnected(self, other: str, why: str) -> None:
+        text = f"no connection with {other}: {why}"
+        if why.startswith("it ended the handshake"):  # as a node of ours that closes just then does, too
+            self._output.note(text, verbose=1)
+        else:
+            self._strangers[text] += 1
+
     def _differ(self, event: IncompatibleDelivery) -> str:
         peer, offered, requested = event.peer.name, event.offered, event.requested
         if event.topic in self._node.statistics().queues:
@@ -119,7 +126,7 @@ class Warnings:
                 then = "waiting for it" if event.waits else "going on with another store"
                 output.warn(f"the store of {event.topic} left, or was wiped: {then}")
             case PeerRefused(address=other, detail=why) | AuthenticationFailed(peer=other, reason=why):
-                self._strangers[f"no connection with {other}: {why or event.reason}"] += 1
+                self._unconnected(other, why or event.reason)
             case AccessDenied():
                 output.warn(f"{event.peer.name} {_DENIALS[event.here]} {event.action} {event.name}")
             case DuplicateId() | ProtocolError():
