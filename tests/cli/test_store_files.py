@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +126,22 @@ def test_a_store_must_be_there(shell: Shell, tmp_path: Path) -> None:
         shell(verb, tmp_path / "nothing", code=1)
         assert "no store here" in shell.err
     assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes of POSIX")
+def test_copies_are_the_owners_alone(shell: Shell, data: Path, tmp_path: Path) -> None:
+    """The files of a store, of its backup, and an export, whatever the umask says."""
+    before = os.umask(0)
+    try:
+        with open_log(str(tmp_path / "made"), create=True) as log:
+            one(log, append("a", 0))
+            log.enforce()
+        shell("backup", data, tmp_path / "copy")
+        shell("restore", tmp_path / "copy", tmp_path / "again")
+        shell("export", data, tmp_path / "export")
+    finally:
+        os.umask(before)
+
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent != data]
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files if path.stat().st_mode & 0o077} == {}
+    assert {"FORMAT", "lock", "reserve", "export"} <= {path.name for path in files}

@@ -233,9 +233,13 @@ def import_(options: Options, url: str, file: str) -> int:
 
 @contextmanager
 def _opened(file: str, mode: str) -> Iterator[BinaryIO]:
+    from zfabric.store.directory import make_private
+
     if file == "-":
         yield (sys.stdin if mode == "rb" else sys.stdout).buffer
     else:
+        if mode == "wb":
+            make_private(Path(file))
         with Path(file).open(mode) as stream:
             yield stream  # type: ignore[misc]
 

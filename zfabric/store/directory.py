@@ -25,7 +25,7 @@ import apsw
 
 from zfabric.errors import StoreDamaged, StoreLocked, StoreNotFound
 
-__all__ = ["Directory", "fsync_directory"]
+__all__ = ["Directory", "fsync_directory", "make_private"]
 
 logger = logging.getLogger("zfabric.store")
 
@@ -49,9 +49,16 @@ def fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_private(path: Path) -> None:
+    """Make an empty file that only its owner can read, unless it is there: whoever opens a new one asks the umask."""
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+
 def write_durably(path: Path, content: bytes) -> None:
     """Create a small file so that it is there, whole, after a power loss."""
     new = path.with_name(f"{path.name}.new")
+    make_private(new)
     with new.open("wb") as file:
         file.write(content)
         file.flush()
@@ -198,6 +205,7 @@ class Directory:
         path = self.path / "reserve"
         if path.exists() and path.stat().st_size == self._reserve_bytes:
             return
+        make_private(path)
         with path.open("wb") as file:
             for start in range(0, self._reserve_bytes, _CHUNK):
                 file.write(bytes(min(_CHUNK, self._reserve_bytes - start)))
@@ -215,6 +223,7 @@ class Directory:
 
 def _lock(path: Path) -> apsw.Connection:
     """SQLite's own lock on an empty file: it works on every system, and ends with the process."""
+    make_private(path / "lock")
     connection = apsw.Connection(str(path / "lock"))
     try:
         connection.execute("BEGIN EXCLUSIVE")

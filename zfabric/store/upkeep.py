@@ -16,7 +16,7 @@ from zfabric.config import Config
 from zfabric.errors import NotStored, StoreNotFound
 from zfabric.store.catalog import Stream, header_crc
 from zfabric.store.clock import SteadyClock
-from zfabric.store.directory import Directory
+from zfabric.store.directory import Directory, make_private
 from zfabric.store.head import Head, copy_head
 from zfabric.store.reading import ReadableLog
 from zfabric.store.records import INSERT_FILE, INSERT_RANGE, BadRow, seal
@@ -140,8 +140,10 @@ class TendedLog(ReadableLog):
                 if not copy.is_new:
                     raise StoreNotFound(str(target), "a backup needs a directory of its own; this is a store")
                 for name in self._catalog.files:
+                    make_private(target / f"{name}.new")
                     shutil.copyfile(self._directory.path / name, target / f"{name}.new")
                     copy.publish(target / f"{name}.new", name)
+                make_private(target / "head.new")
                 copy_head(self._head.path, target / "head.new", self._vfs)
                 copy.publish(target / "head.new", self._head.name)
                 copy.complete()
