@@ -141,5 +141,5 @@ class Plan:
         return f"{self.name}.{self.stages[number].name}"
 
     def results(self, run: str) -> str:
-        """The queue behind the last stage; each run has its own."""
+        """The queue behind the last stage; runs of one node share it one after the other."""
         return f"{self.name}.results.{run}"

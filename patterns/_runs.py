@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from zfabric.patterns._plan import Plan
 from zfabric.patterns._workers import HELD_S
@@ -20,6 +21,8 @@ Source = Iterable[Any] | AsyncIterable[Any]
 SETTLE_S = 5.0
 "When all results are there, workers may take so long to acknowledge the last items."
 _END = object()
+_runs = count()
+_places: WeakKeyDictionary[Node, set[int]] = WeakKeyDictionary()
 
 
 class ItemFailed(FabricError):
@@ -67,7 +70,9 @@ class Run:
         self._statistics = statistics
         self._ordered = ordered
         self._on_error = on_error
-        self._id = secrets.token_hex(8)
+        self._id = ""
+        self._first = next(_runs) << 40
+        "Numbers of items tell runs apart."
         self._free = asyncio.Semaphore(in_flight)
         self._total: int | None = None
         self._next = 0
@@ -77,6 +82,12 @@ class Run:
 
     async def results(self) -> AsyncGenerator[Any, None]:
         """The results of item after item; an item is done when the one after it is asked for."""
+        with _place(self._node) as self._id:
+            async with aclosing(self._run()) as results:
+                async for result in results:
+                    yield result
+
+    async def _run(self) -> AsyncGenerator[Any, None]:
         queue = self._plan.results(self._id)
         async with (
             self._node.puller(queue, ack="manual", handler_timeout_s=HELD_S) as puller,
@@ -110,7 +121,7 @@ class Run:
         try:
             async for item in _iterate(self._source):
                 await self._free.acquire()
-                await pusher.push([self._id, index, [item]])
+                await pusher.push([self._id, self._first + index, [item]])
                 index = self._statistics.pushed = index + 1
         except BaseException:
             await puller.close()
@@ -122,9 +133,9 @@ class Run:
     async def _taken(self, job: Job) -> AsyncGenerator[Any, None]:
         """What can be yielded now that this job is here."""
         await job.ack()  # from here on it is safe: this process holds the source as well
-        index = job.value[1]
+        index = job.value[1] - self._first
         if index < self._next or index in self._beyond or index in self._early:
-            return  # a worker died, and another did the same again
+            return  # a worker died, and another did the same again; or it is of a run before, which was left
         if not self._ordered:
             async with aclosing(self._values(job)) as values:
                 async for value in values:
@@ -151,9 +162,21 @@ class Run:
         else:
             self._statistics.failed += 1
             if self._on_error == "raise":
-                raise ItemFailed(self._plan.name, index, *values)
+                raise ItemFailed(self._plan.name, index - self._first, *values)
         self._statistics.done += not failed
         self._free.release()
+
+
+@contextmanager
+def _place(node: Node) -> Iterator[str]:
+    """Where the results of a run come: one place for each that goes on at a node, so that queues do not add up."""
+    taken = _places.setdefault(node, set())
+    number = next(number for number in count() if number not in taken)
+    taken.add(number)
+    try:
+        yield f"{node.id}-{number}"
+    finally:
+        taken.remove(number)
 
 
 async def _iterate(source: Source) -> AsyncGenerator[Any, None]:

@@ -82,6 +82,26 @@ async def test_a_process_outlives_a_function_that_leaves() -> None:
         await collect(Pipeline("p", attempts=1).map(leaves, processes=1), [1])
 
 
+async def test_runs_share_their_queues_one_after_the_other() -> None:
+    """A queue for each adds up at workers until they refuse; what a run that was left had asked for is nobody's."""
+    pipeline = Pipeline("p").map(abs)
+    async with MemoryFabric() as fabric, asyncio.timeout(TIMEOUT):
+        feeder, worker = await fabric.open("feeder"), await fabric.open("worker")
+        async with pipeline.serve(worker):
+            for number in range(5):
+                async with aclosing(pipeline.run(feeder, range(100))) as left:
+                    assert await anext(left) == 0
+                async with aclosing(pipeline.run(feeder, range(number))) as whole:
+                    assert [result async for result in whole] == list(range(number))
+            async with (
+                aclosing(pipeline.run(feeder, range(3))) as one,
+                aclosing(pipeline.run(feeder, range(3))) as other,
+            ):
+                pairs = [(await anext(one), await anext(other)) for _ in range(3)]
+            assert pairs == [(0, 0), (1, 1), (2, 2)]
+        assert len([queue for queue in worker.statistics().queues if ".results." in queue]) == 2
+
+
 async def test_flat_map_takes_generators_of_every_kind() -> None:
     """Plain ones are read where they are to run, in a process, too."""
     for pipeline in (
