@@ -61,6 +61,15 @@ def test_one_wrong_letter_is_noticed(index: int, letter: str) -> None:
             FabricKey.parse(text)
 
 
+def test_a_key_that_was_cut_short_is_told_from_what_is_none() -> None:
+    """Whoever pastes half a line is not told that it should begin as it does; a path as text is told what to do."""
+    for missing in range(1, 48):
+        with pytest.raises(InvalidKey, match="damaged"):
+            FabricKey.parse(new_key("plant")[:-missing])
+    with pytest.raises(InvalidKey, match="given as a Path"):
+        FabricKey.parse("/etc/zfabric/plant.key")
+
+
 def test_the_secret_is_not_shown() -> None:
     """Neither `repr` nor the fingerprint tell the secret or the public key."""
     key = FabricKey.parse(new_key("plant"))

@@ -7,7 +7,6 @@ a slip of the hand is told from a wrong key. The CURVE key pair of every member 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import secrets
@@ -63,9 +62,12 @@ class FabricKey:
         """A key from its text. Raises InvalidKey."""
         try:
             fabric, encoded = _split(text.decode("ascii") if isinstance(text, bytes) else text)
+        except ValueError:
+            raise InvalidKey("it is no key of a fabric, which begins with `zfk1:`; a file is given as a Path") from None
+        try:
             raw = base64.b64decode(encoded, altchars=b"-_", validate=True)
-        except (UnicodeError, binascii.Error, ValueError):
-            raise InvalidKey("it is no key of a fabric, which begins with `zfk1:`") from None
+        except ValueError:
+            raise InvalidKey("it is damaged: characters are missing, or wrong") from None
         secret, checksum = raw[:_SECRET_BYTES], raw[_SECRET_BYTES:]
         if len(secret) != _SECRET_BYTES or not hmac.compare_digest(checksum, _checksum(fabric, secret)):
             raise InvalidKey("it is damaged: its checksum is wrong")
