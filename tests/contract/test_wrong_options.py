@@ -142,6 +142,22 @@ async def test_subscriptions_and_publishers(answering: Pair) -> None:
     await _works(a, b)
 
 
+async def test_settling_a_message(answering: Pair) -> None:
+    """A delay that is no number would put the event loop's timers out of order."""
+    a, b = answering
+    topic = a.publisher("topic", delivery="at-least-once")
+    subscription = b.subscribe("topic", ack="manual")
+    await topic.wait_for(subscribers=1, timeout=TIMEOUT)
+    await topic.publish(1)
+    message = await subscription.receive(timeout=TIMEOUT)
+    for delay in (nan, inf):
+        with pytest.raises(ValueError, match="delay"):
+            await message.nack(delay)
+    await message.nack(0.001)
+    await (await subscription.receive(timeout=TIMEOUT)).ack()
+    await _works(a, b)
+
+
 async def test_what_an_exception_says_travels_whatever_it_is(answering: Pair) -> None:
     """Messages with bytes of a file's name, and messages that cannot be made, from services and workers."""
     a, b = answering
