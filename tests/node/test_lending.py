@@ -238,3 +238,20 @@ async def send(publisher: Publisher) -> None:
     """Sixty arrays, not all at once."""
     for number in range(60):
         await publisher.publish(array(number, 200_000))
+
+
+async def test_memory_is_proved_to_those_whose_batches_come(make_node: MakeNode) -> None:
+    """Nodes that publish nothing for each other do not look for each other's memory: a mesh is full of such pairs."""
+    one, two = await make_node("one"), await make_node("two")
+    await one.wait_for_peers(1, timeout=30)
+    await two.wait_for_peers(1, timeout=30)
+    assert one._driver is not None and two._driver is not None
+    lending = one._driver.core.lending, two._driver.core.lending
+    assert not any(each._borrowed for each in lending)
+    publisher, subscription = one.publisher("x"), two.subscribe("x")
+    await publisher.wait_for(subscribers=1, timeout=30)
+    await wait_until_async(lambda: lending[0]._mapping == {bytes.fromhex(two.id)})
+    assert not lending[0]._borrowed
+    await publisher.publish(array(1))
+    assert ((await subscription.receive(timeout=30)).value == 1).all()
+    assert one.statistics().buffers_lent == 1

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import pytest
+
 from tests.node.support import TIMEOUT, MakeNode
 from zfabric.transport.base import Buffer, Route
+from zfabric.wire.records import Heartbeat, encode_envelope
 
 
 class Turns:
@@ -104,3 +107,24 @@ async def test_a_reader_s_request_leaves_at_once(make_node: MakeNode) -> None:
     turn.stop()
 
     assert read[0] in sent
+
+
+async def test_nothing_is_looked_through_after_a_heartbeat(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a large mesh most frames are heartbeats: none asks all machines what they have to say."""
+    one, _ = await make_node("one"), await make_node("two")
+    await one.wait_for_peers(1, timeout=TIMEOUT)
+    driver = one._driver
+    assert driver is not None
+    (peer,) = driver.core.peers.up()
+    frame = encode_envelope(peer.id, [Heartbeat(driver.core.peers._digest)])
+    driver.pump()
+    asked: list[float] = []
+    monkeypatch.setattr(driver.core, "actions", asked.append)
+    heard, peer.last_heard = peer.last_heard, 0.0
+    for _ in range(10):
+        driver.on_control(peer.routes[0], frame)
+        driver.on_burst_end()
+    assert not asked
+    assert peer.last_heard >= heard

@@ -21,12 +21,18 @@ class Bench:
     def __init__(self) -> None:
         self.effects = Effects(bytes(16))
         self.dialled: list[str] = []
+        self.asked: list[str] = []
         self.now = 0.0
-        self.dialler = Dialler(CONFIG, self.effects, lambda _: Hello(None, IDENTITY), lambda _: None)
+        self.dialler = Dialler(CONFIG, self.effects, lambda _: Hello(None, IDENTITY), lambda _: None, self.usable)
 
-    def announce(self, number: int, address: str, keep_s: float = 10.0) -> None:
+    def announce(self, number: int, *addresses: str, keep_s: float = 10.0) -> None:
         """Somebody says to be there."""
-        self.dialler.seek_peer(number.to_bytes(16), (address,), self.now, keep_s)
+        self.dialler.seek_peer(number.to_bytes(16), addresses, self.now, keep_s)
+
+    def usable(self, endpoint: str) -> bool:
+        """All are, and it is remembered who was asked for."""
+        self.asked.append(endpoint)
+        return True
 
     def run(self, until: float) -> None:
         """Let time pass, as a driver does."""
@@ -88,7 +94,7 @@ def test_those_that_failed_make_room_and_those_that_wait_do_not() -> None:
 def test_a_peer_that_was_here_keeps_its_place() -> None:
     """It is sought for `rejoin_s`, whoever is announced meanwhile."""
     bench = Bench()
-    bench.announce(1, "tcp://10.0.0.2:1", CONFIG.rejoin_s)
+    bench.announce(1, "tcp://10.0.0.2:1", keep_s=CONFIG.rejoin_s)
     bench.run(5.0)
     for number in range(2, 5000):
         bench.announce(number, "tcp://10.0.0.1:1")
@@ -131,3 +137,41 @@ def test_who_is_forgotten_while_waiting_is_not_dialled(again: bool) -> None:
     assert bench.dialled[:1] == ["tcp://10.0.0.7:1"][:again]
     bench.run(12.0)
     assert bench.dialler.timer() == inf
+
+
+def test_one_address_on_this_host_is_tried_before_the_others() -> None:
+    """All of them lead to the same node: one connection, not one for each; if nobody answers, all are tried."""
+    bench = Bench()
+    addresses = ("ipc:///run/1.in", "tcp://127.0.0.1:1", "tcp://[::1]:1")
+    bench.announce(1, *addresses)
+    bench.announce(2, "tcp://127.0.0.1:2", "tcp://[::1]:2")
+    bench.announce(3, "tcp://10.0.0.3:1", "tcp://10.0.0.4:1")
+    bench.run(0.1)
+    assert sorted(bench.dialled) == ["ipc:///run/1.in", "tcp://10.0.0.3:1", "tcp://10.0.0.4:1", "tcp://127.0.0.1:2"]
+    bench.run(2.0)
+    assert set(addresses) < set(bench.dialled)
+
+
+def test_who_is_told_of_again_and_again_is_looked_at_once() -> None:
+    """In a mesh each peer tells of all others; that somebody knows fewer of the addresses changes nothing."""
+    bench = Bench()
+    both = "ipc:///run/1.in", "tcp://127.0.0.1:1"
+    for _ in range(100):
+        bench.announce(1, *both)
+    assert bench.asked == list(both)
+    bench.announce(1, both[1])
+    bench.run(0.1)
+    assert bench.dialled == [both[0]]
+
+
+def test_who_came_by_itself_is_not_dialled() -> None:
+    """Unless that has begun: the other might rely on that connection."""
+    bench = Bench()
+    for number in range(20):
+        bench.announce(number, f"tcp://10.0.0.{number}:1")
+    bench.run(0.0)
+    begun = {number for number in range(20) if f"tcp://10.0.0.{number}:1" in bench.dialled}
+    for number in range(20):
+        bench.dialler.need_not(number.to_bytes(16))
+    assert 0 < len(begun) < 20
+    assert numbers(bench) == begun

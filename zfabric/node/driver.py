@@ -278,8 +278,8 @@ class Driver(JobSockets):
 
     def on_control(self, route: Route, frame: bytes, user: str = "") -> None:
         """A control frame arrived."""
-        self._pump_at_end = True
-        self.core.receive(route, frame, self.loop.time(), user)
+        if not self.core.receive(route, frame, self.loop.time(), user):
+            self._pump_at_end = True
 
     def on_filter(self, data: bytes, user: str = "") -> None:
         """A subscription arrived at the outlet."""

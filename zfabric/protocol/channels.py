@@ -282,8 +282,8 @@ class Channels:
         for letter in letters:
             record = Letter(channel.session, channel.theirs, letter.number, letter.records)
             self._peers.tell_bulk(channel.peer, record, letter.nbytes, now=now)
-        if channel.ack_at <= now:
-            self._acknowledge(channel, now)
+        if channel.ack_at <= now or (channel.ack_at < inf and not channel.acked):
+            self._acknowledge(channel, now)  # the first ack travels with the answer to the greeting
         if channel.retry_at == inf:
             self._await_ack(channel, now)
 

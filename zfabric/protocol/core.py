@@ -28,6 +28,7 @@ from zfabric.protocol.authority import Authority, Everybody, Signer
 from zfabric.protocol.bundling import BUNDLED_MIN, group, seal
 from zfabric.protocol.calls import Calls
 from zfabric.protocol.channels import Channels
+from zfabric.protocol.deadlines import Timed
 from zfabric.protocol.effects import Action, AddFilter, Effects, Route
 from zfabric.protocol.gate import Gate
 from zfabric.protocol.histories import Histories
@@ -115,6 +116,7 @@ class Core:
         self.interests = Interests(me, config, self._effects, self.peers, usable)
         self.gate = Gate(self._authority, config, self._effects, self.peers)
         self.lending = Lending(me, config, self.peers, memory)
+        self.interests.on_follow = self.lending.followed
         self.channels = Channels(me, config, self._effects, self.peers)
         self.signatures = Signatures(signer, self._not_signed, required=config.require_signatures)
         self.streams = Streams(config, self._effects, self.peers, self.interests, jitter, self.signatures)
@@ -132,6 +134,9 @@ class Core:
         self.channels.register(self.shares)
         self.stores.watch(self.shares.stores_changed)
         self.histories = Histories(config, self._effects, self.peers, self.streams, self.stores)
+        self._timed: tuple[Timed, ...] = (
+            self.peers, self.streams, self.channels, self.calls, self.serving, self.queues, self.shares, self.histories
+        )  # fmt: skip
         self._dispatch = self._handlers()
         self._now = 0.0
         self.protocol_errors = 0
@@ -192,30 +197,33 @@ class Core:
 
     # -- the control plane ---------------------------------------------------------------------
 
-    def receive(self, route: Route, frame: bytes, now: float, user: str = "") -> None:
-        """One control frame, from the identity that the transport has verified."""
+    def receive(self, route: Route, frame: bytes, now: float, user: str = "") -> bool:
+        """One control frame of a verified identity. Returns whether all it may have changed is in `streams_due`."""
         self._now = self.gate.now = now
         try:
             sender, records = decode_envelope(frame, self._config.control_records_max)
-        except VersionMismatch as error:
-            self._effects.tell(route, Refuse("version", str(error)))
-            self._effects.emit(PeerRefused(self.peers.address(route), "version", str(error)))
-            self.not_protocol(self.peers.address(route), error)
-            return
         except RemoteProtocolError as error:
-            self.not_protocol(self.peers.address(route), error)
-            self.peers.damaged(route)
-            return
+            self._not_understood(route, error)
+            return False
         if self._authority.distinguishes and not self._speaks_for_itself(sender, user, now):
-            return
+            return False
         if len(records) > HELLOS_PER_FRAME_MAX < sum(isinstance(record, Hello) for record in records):
             self.not_protocol(self.peers.address(route), RemoteProtocolError("one frame holds too many HELLOs"))
-            return
+            return False
         for record in records:
             known = type(record) in self._dispatch or not self._greeting(route, sender, record, now)
             if known and not self._session(route, sender, record, now):
                 self.strangers += sender not in self.peers.known  # else it came late, by a route that was hung up
-                return
+                return False
+        return len(records) == 1 and type(records[0]) is Heartbeat
+
+    def _not_understood(self, route: Route, error: RemoteProtocolError) -> None:
+        self.not_protocol(self.peers.address(route), error)
+        if isinstance(error, VersionMismatch):
+            self._effects.tell(route, Refuse("version", str(error)))
+            self._effects.emit(PeerRefused(self.peers.address(route), "version", str(error)))
+        else:
+            self.peers.damaged(route)
 
     def _speaks_for_itself(self, sender: bytes, user: str, now: float) -> bool:
         """Whether whoever speaks is trusted, and the node id is its own: an id belongs to one identity."""
@@ -281,7 +289,7 @@ class Core:
 
     def _on_peers(self, _: PeerRecord, peers: Peers, now: float) -> None:
         for other in peers.peers:
-            self.found(other.id, other.inbox, now)
+            self.peers.found(other.id, other.inbox, now)
 
     def route_lost(self, route: Route, now: float) -> None:
         """The transport could not send on a route."""
@@ -460,22 +468,13 @@ class Core:
 
     def timer(self) -> float:
         """When `handle_timer` has something to do; infinity if never."""
-        above = min(
-            self.queues.timer(), self.calls.timer(), self.serving.timer(), self.shares.timer(), self.histories.timer()
-        )
-        return min(self.peers.timer(), self.streams.timer(), self.channels.timer(), above)
+        return min([part.timer() for part in self._timed])
 
     def handle_timer(self, now: float) -> None:
         """Time has passed."""
         self._now = self.gate.now = now
-        self.peers.handle_timer(now)
-        self.streams.handle_timer(now)
-        self.channels.handle_timer(now)
-        self.calls.handle_timer(now)
-        self.serving.handle_timer(now)
-        self.queues.handle_timer(now)
-        self.shares.handle_timer(now)
-        self.histories.handle_timer(now)
+        for part in self._timed:
+            part.handle_timer(now)
 
     def streams_due(self) -> float:
         """When `actions` has something that comes from streams alone; in the past if it has now."""

@@ -7,13 +7,23 @@ from __future__ import annotations
 
 from heapq import heappop, heappush
 from math import floor, inf
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-__all__ = ["Deadlines"]
+__all__ = ["Deadlines", "Timed"]
 
 T = TypeVar("T")
 
 TICKS_PER_S = 1000.0
+
+
+class Timed(Protocol):
+    """A state machine for which time matters."""
+
+    def timer(self) -> float:
+        """When `handle_timer` has something to do; infinity if never."""
+
+    def handle_timer(self, now: float) -> None:
+        """Time has passed."""
 
 
 class Deadlines(Generic[T]):

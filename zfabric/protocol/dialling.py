@@ -1,11 +1,11 @@
 """Which addresses to connect to, when, and how often: parallel, rate-limited, with back-off.
 
-A target is a peer that discovery told of, or a seed. All its addresses are tried at once (ipc alone first, where
-it can work: it is the fastest and answers in a millisecond); the first that answers WELCOME wins and the others
-are hung up. Discovered targets are given up after a while, seeds never. What is done costs the same however many
-targets there are: forged announcements can make thousands. When no more are kept, a newcomer takes the place of whoever
-failed longest ago; those that nobody has tried yet keep theirs, as do peers that were here. Every other turn is that of
-the newest: in a flood it would be given up before those in front of it were tried.
+A target is a peer that discovery told of, or a seed. All its addresses are tried at once (one on this host alone first,
+ipc where it can work: it answers in a millisecond, and the others lead to the same node); the first that answers
+WELCOME wins and the others are hung up. Discovered targets are given up after a while, seeds never. What is done costs
+the same however many targets there are: forged announcements can make thousands. When no more are kept, a newcomer
+takes the place of whoever failed longest ago; those that nobody has tried yet keep theirs, as do peers that were here.
+Every other turn is that of the newest: in a flood it would be given up before those in front of it were tried.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from zfabric.config import Config
 from zfabric.protocol.effects import Dial, Effects
 from zfabric.wire.records import Hello
 
-__all__ = ["Dialler"]
+__all__ = ["Dialler", "is_local"]
 
 ROOM_S = 0.05
 "Pause until those who wait for `dials_per_s_max` and `dials_pending_max` are looked at again."
@@ -31,15 +31,29 @@ PLAN_MAX = 4
 "Looks that are planned for each target, at most, most of them for nothing."
 
 
+_LOCAL = ("ipc:", "tcp://127.", "tcp://[::1]")
+
+
+def is_local(endpoint: str) -> bool:
+    """Whether an endpoint never leaves this host."""
+    return endpoint.startswith(_LOCAL)
+
+
 class Target:
     """Somebody we want to reach."""
 
-    __slots__ = ("attempts", "deadline", "endpoints", "expires", "holder", "id", "key", "next_try", "planned", "routes")
+    # fmt: off
+    __slots__ = (
+        "attempts", "deadline", "endpoints", "expires", "holder", "id", "key", "next_try", "planned", "routes", "told"
+    )
+    # fmt: on
 
     def __init__(self, peer_id: bytes | None, endpoints: tuple[str, ...], now: float, expires: float) -> None:
         self.id = peer_id
         self.key: bytes | str = endpoints[0] if peer_id is None else peer_id
         self.endpoints = endpoints
+        self.told = endpoints
+        "Where it was last said to be, whether or not that can work from here."
         self.expires = expires
         self.next_try = now
         self.attempts = 0
@@ -59,11 +73,16 @@ class Dialler:
         effects: Effects,
         hello: Callable[[bytes | None], Hello],
         holder: Callable[[str], bytes | None],
+        usable: Callable[[str], bool],
     ) -> None:
-        """`hello` makes the greeting; `holder` tells which peer an address is connected to already."""
+        """`hello` makes the greeting; `holder` tells which peer an address is connected to already.
+
+        `usable` tells whether an address can work from here.
+        """
         self._config = config
         self._hello = hello
         self._holder = holder
+        self._usable = usable
         self._effects = effects
         self._targets: dict[bytes | str, Target] = {}
         self._plan: list[tuple[float, int, bytes | str]] = []
@@ -93,25 +112,35 @@ class Dialler:
 
     def seek_peer(self, peer_id: bytes, endpoints: tuple[str, ...], now: float, keep_s: float) -> None:
         """Try a peer's addresses, for `keep_s` seconds at most. Known addresses keep their back-off."""
-        if not endpoints:
-            return
-        endpoints = endpoints[: self._config.endpoints_per_peer_max]
         target = self._targets.get(peer_id)
+        if target is not None:
+            target.expires = max(target.expires, now + keep_s)
+            if target.told == endpoints:  # in a mesh every peer tells of every other
+                return
+            target.told = endpoints
+        usable = tuple(filter(self._usable, endpoints))[: self._config.endpoints_per_peer_max]
+        if not usable:
+            return
         if target is None:
             if len(self._targets) >= self._config.discovery_records_max:
                 if not self._failed:
                     return
                 self._remove(next(iter(self._failed.values())))
-            self._targets[peer_id] = target = Target(peer_id, endpoints, now, now + keep_s)
+            self._targets[peer_id] = target = Target(peer_id, usable, now, now + keep_s)
+            target.told = endpoints
             self._wait(target, now)
-            return
-        target.expires = max(target.expires, now + keep_s)
-        if target.endpoints != endpoints:
-            target.endpoints = endpoints
+        elif not set(target.endpoints).issuperset(usable):  # mDNS knows fewer than the registry
+            target.endpoints = usable
             target.attempts = 0
             if not target.routes:
                 target.next_try = now
                 self._wait(target, now)
+
+    def need_not(self, peer_id: bytes) -> None:
+        """A peer came by itself: do not dial it, unless that has begun."""
+        target = self._targets.get(peer_id)
+        if target is not None and not target.routes:
+            self._remove(target)
 
     def forget_peer(self, peer_id: bytes) -> None:
         """Stop trying a peer."""
@@ -262,7 +291,7 @@ class Dialler:
         """Dial it, or let it back off where that is not possible; False if there is no room yet."""
         endpoints = target.endpoints
         if target.attempts == 0:
-            endpoints = tuple(e for e in endpoints if e.startswith("ipc:")) or endpoints
+            endpoints = tuple(filter(is_local, endpoints))[:1] or endpoints
         # Several connections to one address cannot be told apart when one of them must end.
         endpoints = tuple(e for e in dict.fromkeys(endpoints) if e not in self._dialling)
         taken = {endpoint: peer for endpoint in endpoints if (peer := self._holder(endpoint)) is not None}

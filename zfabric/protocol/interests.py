@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from zfabric.config import Config
 from zfabric.errors import LimitExceeded, LocalProtocolError
 from zfabric.events import IncompatibleDelivery, SubscriberJoined, SubscriberLeft
+from zfabric.protocol.dialling import is_local
 from zfabric.protocol.effects import AddFilter, ConnectFeed, DisconnectFeed, Effects, RemoveFilter
 from zfabric.protocol.keeping import Keeping
 from zfabric.protocol.lanes import Lane, Sink
@@ -44,12 +45,7 @@ class Interests:
     """The node's own topics and subscriptions, and those of its peers."""
 
     def __init__(
-        self,
-        me: bytes,
-        config: Config,
-        effects: Effects,
-        peers: PeerTable,
-        usable: Callable[[str], bool],
+        self, me: bytes, config: Config, effects: Effects, peers: PeerTable, usable: Callable[[str], bool]
     ) -> None:
         self._me = me
         self._config = config
@@ -70,6 +66,8 @@ class Interests:
         "Outboxes that a reader has just left: they need the timer."
         self.on_durable: Callable[[str], None] | None = None
         "A store's: called with each durable topic that a peer offers."
+        self.on_follow: Callable[[PeerRecord, float], None] = lambda _peer, _now: None
+        "Called when the feed connects to a peer's outlet."
         self._attach_soon: set[str] = set()
         self._topics_added: dict[str, TopicOffer] = {}
         self._topics_gone: dict[str, None] = {}
@@ -433,16 +431,19 @@ class Interests:
             self._effects.do(DisconnectFeed(remote.following))
         remote.following = outlet
         self._effects.do(ConnectFeed(outlet))
+        self.on_follow(peer, now)
 
     def reachable(self, peer: PeerRecord, endpoints: Iterable[str], now: float) -> str | None:
-        """That of a peer's endpoints beside the one that answers; ipc, where it can work, needs no proof.
+        """That of a peer's endpoints beside the one that answers; on this host any that can work, which needs no proof.
 
         None if it has to be found first.
         """
-        usable = [endpoint for endpoint in endpoints if self._usable(endpoint)]
+        near = peer.identity.host == self._peers.identity.host
         host = None if peer.endpoint is None else peer.endpoint.rpartition(":")[0]
-        for endpoint in usable:
-            if endpoint.startswith("ipc:") or endpoint.rpartition(":")[0] == host or peer.id == self._me:
+        for endpoint in filter(self._usable, endpoints):
+            if endpoint.startswith("ipc:") or (near and is_local(endpoint)):
+                return endpoint
+            if endpoint.rpartition(":")[0] == host or peer.id == self._me:
                 return endpoint
         self._peers.dial_again(peer, now)
         return None

@@ -134,14 +134,22 @@ class Lending:
     # -- who can ---------------------------------------------------------------------------------
 
     def greeted(self, peer: PeerRecord, now: float) -> None:
-        """A peer told who it is: if it is on this host, prove that its memory can be mapped from here."""
+        """A peer greeted again: what it was told may have been lost with the connection."""
+        if peer.id in self._borrowed:
+            self.followed(peer, now)
+
+    def followed(self, peer: PeerRecord, now: float) -> None:
+        """This node gets a peer's batches now: if it is on this host, prove that its memory can be mapped from here.
+
+        Not when they meet: to look costs as much as the whole greeting, and most of a mesh publish nothing for us.
+        """
         memory, offer = self._memory, peer.identity.memory
         if memory is None or offer is None or peer.identity.host != self._peers.identity.host:
             return
         secret = memory.secret_of(peer.identity.pid, offer)
         if secret is not None and proof_of(secret, peer.id) == offer.proof:
             self._borrowed.setdefault(peer.id, _Borrowed(peer.id))
-            self._changed.add(peer.id)  # what was told may have been lost with the connection
+            self._changed.add(peer.id)
             self._peers.tell(peer, Mapped(proof_of(secret, self._me)), now=now)
 
     def mapped(self, peer: PeerRecord, record: Mapped, _now: float) -> None:

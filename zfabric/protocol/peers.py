@@ -88,10 +88,9 @@ class PeerTable:
         self._me = me
         self._config = config
         self._effects = effects
-        self._usable = usable
         self._on_step = on_step
         self.identity: Identity = Identity(bytes(16), "", "", "", 0, (), ())
-        self.dialler = Dialler(config, effects, lambda to: Hello(to, self.identity), self._holder)
+        self.dialler = Dialler(config, effects, lambda to: Hello(to, self.identity), self._holder, usable)
         self.known: dict[bytes, PeerRecord] = {}
         self._by_route: dict[Route, PeerRecord] = {}
         self._shunned: dict[bytes, None] = {}
@@ -118,10 +117,9 @@ class PeerTable:
 
     def found(self, peer_id: bytes, endpoints: Iterable[str], now: float) -> None:
         """Discovery or another peer told of a node: a hint to try its addresses."""
-        if peer_id == self._me or peer_id in self.known or peer_id in self._shunned:
+        if peer_id in self.known or peer_id == self._me or peer_id in self._shunned:
             return
-        usable = tuple(endpoint for endpoint in endpoints if self._usable(endpoint))
-        self.dialler.seek_peer(peer_id, usable, now, self._config.dial_keep_s)
+        self.dialler.seek_peer(peer_id, tuple(endpoints), now, self._config.dial_keep_s)
 
     def tell(self, peer: PeerRecord, *records: Record, now: float) -> None:
         """Queue records for a peer on its best route; without one they are dropped (its return resyncs)."""
@@ -328,7 +326,8 @@ class PeerTable:
             return
         # If this process itself was stopped for a while, nobody else was silent: start counting afresh.
         stalled = now - self._last_tick > self._config.peer_timeout_s / 2
-        self._last_tick = now
+        # At the same moments on all nodes of a host: each wakes once for the beats of many, not for every single one.
+        self._last_tick = now - now % (self._config.heartbeat_interval_s / 2)
         for peer in list(self.known.values()):
             if stalled:
                 peer.last_heard = now
@@ -347,6 +346,7 @@ class PeerTable:
             self.known[peer.id] = peer
             self._digest ^= int.from_bytes(peer.id[:8], "big")
             peer.since = now
+            self.dialler.need_not(peer.id)
             for other in self.known.values():
                 other.gossip_doublings = 0
             self._on_step(todo, peer, "")
@@ -374,8 +374,7 @@ class PeerTable:
     def dial_again(self, peer: PeerRecord, now: float) -> None:
         """Dial a peer that left, or that so far only dialled us, to learn which of its addresses works."""
         if peer.id not in self._shunned:
-            usable = tuple(endpoint for endpoint in peer.identity.inbox if self._usable(endpoint))
-            self.dialler.seek_peer(peer.id, usable, now, self._config.rejoin_s)
+            self.dialler.seek_peer(peer.id, peer.identity.inbox, now, self._config.rejoin_s)
 
     def _adopt(self, peer: PeerRecord, route: Route, identity: Identity) -> None:
         if peer.endpoint in peer.identity.inbox and peer.endpoint not in identity.inbox:

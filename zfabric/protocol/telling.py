@@ -30,6 +30,9 @@ def interest_records(
     patterns_gone: Iterable[int] = (),
 ) -> Iterator[Interest]:
     """The first one carries `full` and what is gone, the last one no `more`; `state` is (generation, serial)."""
+    if len(topics) + len(patterns) <= _ITEMS_PER_RECORD:
+        yield Interest(full, False, *state, topics, list(topics_gone), patterns, list(patterns_gone))
+        return
     yield Interest(full, True, *state, [], list(topics_gone), [], list(patterns_gone))
     for some_topics in _chunks(topics):
         yield Interest(False, True, *state, topics=some_topics)
