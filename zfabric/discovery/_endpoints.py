@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import PurePath
 from typing import NamedTuple
 
@@ -12,6 +13,9 @@ __all__ = ["ENDPOINT_BYTES_MAX", "TcpEndpoint", "ipc_path", "parse_tcp", "portab
 
 ENDPOINT_BYTES_MAX = 200
 "Longer ones are malformed: an ipc path has at most 107 bytes, a bracketed IPv6 address 60."
+
+HOSTS_KEPT = 512
+"Parsed addresses."
 
 _TCP = re.compile(
     r"tcp://(?:\[(?P<v6>[0-9A-Fa-f:.]+)(?:%(?P<zone>[\w.-]{1,32}))?\]|(?P<v4>[0-9.]+)):(?P<port>[0-9]{1,5})"
@@ -40,19 +44,26 @@ def parse_tcp(endpoint: str) -> TcpEndpoint | None:
     match = _TCP.fullmatch(endpoint)
     if match is None or len(endpoint) > ENDPOINT_BYTES_MAX:
         return None
-    try:
-        ip = ipaddress.IPv6Address(match["v6"]) if match["v6"] else ipaddress.IPv4Address(match["v4"])
-    except ValueError:
-        return None
+    ip = _host(match["v4"] or match["v6"])
     zone = match["zone"] or ""
     port = int(match["port"])
-    mapped = ip.version == 6 and ip.ipv4_mapped is not None
-    broadcast = ip.version == 4 and int(ip) == 0xFFFFFFFF
-    if mapped or broadcast or ip.is_unspecified or ip.is_multicast or not 0 < port < 65_536:
+    if ip is None or not 0 < port < 65_536 or (zone and not ip.is_link_local):
         return None
-    if zone and not ip.is_link_local:
+    if (ip.version == 6) is (match["v6"] is None):
         return None
     return TcpEndpoint(ip, zone, port)
+
+
+@lru_cache(maxsize=HOSTS_KEPT)
+def _host(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address of one host; None for any other. A mesh has few, and tells of them thousands of times."""
+    try:
+        ip = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    mapped = ip.version == 6 and ip.ipv4_mapped is not None
+    broadcast = ip.version == 4 and int(ip) == 0xFFFFFFFF
+    return None if mapped or broadcast or ip.is_unspecified or ip.is_multicast else ip
 
 
 def ipc_path(endpoint: str) -> PurePath | None:
