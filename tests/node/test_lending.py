@@ -250,8 +250,14 @@ async def test_memory_is_proved_to_those_whose_batches_come(make_node: MakeNode)
     assert not any(each._borrowed for each in lending)
     publisher, subscription = one.publisher("x"), two.subscribe("x")
     await publisher.wait_for(subscribers=1, timeout=30)
-    await wait_until_async(lambda: lending[0]._mapping == {bytes.fromhex(two.id)})
+    proved = {bytes.fromhex(two.id)}
+    await wait_until_async(lambda: lending[0]._mapping == proved)
     assert not lending[0]._borrowed
+
+    lending[0]._mapping.clear()  # as if it had been lost with a connection
+    one._driver.core.reintroduce(asyncio.get_running_loop().time())
+    one._driver.pump()
+    await wait_until_async(lambda: lending[0]._mapping == proved)
     await publisher.publish(array(1))
     assert ((await subscription.receive(timeout=30)).value == 1).all()
     assert one.statistics().buffers_lent == 1

@@ -90,7 +90,9 @@ class Party:
         self.unwritable: set[Route] = set()
         "Connections whose other end has closed them: nothing can be sent, and what it sent before still arrives."
         self._timer_at = inf
-        self.core = Core(node_id, config, lambda endpoint: endpoint.startswith(("net:", "ipc:")), random.Random(name))
+        self.core = Core(
+            node_id, config, lambda endpoint: endpoint.startswith(("net:", "ipc:", "tcp:")), random.Random(name)
+        )
         token = world.rng.randbytes(16)
         self.core.introduce(Identity(token, fabric, name, "host", 1, (self.inbox,), self.outlets))
 

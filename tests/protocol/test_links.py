@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import msgspec
+import pytest
+
 from tests.protocol.network import World, all_meet
 from zfabric.config import Config
 from zfabric.protocol.effects import Route
@@ -84,3 +87,33 @@ def test_a_heartbeat_leaves_nothing_to_do_unless_it_tells_something() -> None:
     other = encode_envelope(peer.id, [Heartbeat(1)])
     assert a.core.receive(peer.routes[0], other, world.now)
     assert a.core.streams_due() < world.now and a.core.actions(world.now)
+
+
+def test_who_came_while_it_waited_to_be_dialled_is_not_dialled() -> None:
+    """When many start at once each waits for its turn to dial the others, and half of them come meanwhile."""
+    world = World("ipc")
+    a, silent, c = world.party("a", config=Config(dials_pending_max=1)), world.party("silent"), world.party("c")
+    world.cut(a, silent)
+    a.find(silent, c)
+    c.find(a)
+    world.run(60.0)
+    assert a.peers == {"c"}
+    assert {endpoint for _, endpoint in a.dials} == {silent.inbox}
+
+
+@pytest.mark.parametrize("host", ["host", "elsewhere"])
+def test_loopback_outlets_of_this_host_need_no_proof(host: str) -> None:
+    """Who was dialled follows the other's outlet without dialling it; one of another host is none of ours."""
+    world = World("tcp")
+    reader, writer = (
+        world.party("reader", address="127.0.0.1-reader"),
+        world.party("writer", address="127.0.0.1-writer"),
+    )
+    writer.core.introduce(msgspec.structs.replace(writer.core.peers.identity, host=host))
+    reader.subscribe("x")
+    writer.open_topic("x")
+    writer.find(reader)
+    world.run(0.1)
+    assert all_meet([reader, writer])
+    assert bool(reader.dials) == (host == "elsewhere")
+    assert reader.feeds == {writer.outlet}
