@@ -20,18 +20,16 @@ from tests.durable import test_kills as topics
 from tests.durable import test_queue_kills as queues
 from tests.durable.program import LANES, RESULTS
 from tests.durable.test_kills import TIMEOUT, Crew, Process
-from tests.faults.children import hold
 from tests.waiting import wait_until
 
 __all__ = ["Site"]
-
-IDLE_S = 0.7
 
 
 class Site:
     """The processes, and what they wrote."""
 
     def __init__(self, crew: Crew, members: int = 1) -> None:
+        self._crew = crew
         self.data = crew.path / "data"
         self.store = crew.start("store", "store", str(self.data))
         self.publisher = crew.start("publish", "publisher", f"publisher:{crew.path}/outbox")
@@ -68,19 +66,13 @@ class Site:
         wait_until(lambda: confirmed <= queues.told([self.worker], "begin").keys(), TIMEOUT, pause=0.1)
         published = len(self.publisher.lines()) - len(queues.pushed([self.publisher], "ok")) - 1
         wait_until(lambda: len(queues.told(self.members, "begin")) == published, TIMEOUT, pause=0.1)
-        wait_until(self._is_idle, TIMEOUT)
+        queues.await_rest(self._crew, [self.worker], "group")
         for process in (*self.consumers, self.store):
             process.end()
 
     def _confirmed(self) -> int:
         """How many messages, or how many jobs: the lesser of the two."""
         return min(len(queues.pushed([each], "ok")) for each in (self.publisher, self.pusher))
-
-    def _is_idle(self) -> bool:
-        """Whether no transaction and no job has ended for a while."""
-        before = queues.written(self.consumers)
-        hold(IDLE_S, "nobody has anything to do any more")
-        return queues.written(self.consumers) == before
 
     def judge(self) -> None:
         """Complaints are assertions."""

@@ -84,7 +84,7 @@ async def test_schedules_outlive_the_store(fabric: MemoryFabric, tmp_path: Path,
                 await job.ack()
     clock.now += 35
     async with store_at(fabric, tmp_path), shop.puller("q", ack="manual") as puller:
-        missed = await rest(puller)
+        missed = await rest(puller, 1)
         assert [(job.headers or {}) for job in missed] == [{"schedule": "one", "tick": START + 40}]
         for job in missed:
             await job.ack()
@@ -95,7 +95,7 @@ async def test_schedules_outlive_the_store(fabric: MemoryFabric, tmp_path: Path,
             datetime.fromtimestamp(START + tick, UTC) for tick in (10, 40)
         }
         clock.now += 3605
-        made = {(job.headers or {})["schedule"]: job.headers for job in await rest(puller)}
+        made = {(job.headers or {})["schedule"]: job.headers for job in await rest(puller, 2)}
         assert made.keys() == {"one", "none"}
         assert all(headers and headers["tick"] >= START + 50 for headers in made.values())
 
@@ -118,7 +118,7 @@ async def test_a_job_that_was_refused_is_pushed_later(
     monkeypatch.setattr(store.log, "commit", once)
     clock.now += 10
     async with shop.puller("q", ack="manual") as puller:
-        ticks = [(job.headers or {})["tick"] for job in await rest(puller)]
+        ticks = [(job.headers or {})["tick"] for job in await rest(puller, 1)]
 
     assert refused
     assert ticks == [START + 10]

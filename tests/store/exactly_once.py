@@ -32,6 +32,8 @@ from zfabric.wire.batch import parse_batch
 
 CONFIG = Config(mdns=False, heartbeat_interval_s=0.3, peer_timeout_s=1.5)
 KEYS = 1000
+UNSAFE_S = 0.5
+"Between outputs and position, where these are two commits: a kill finds it, as it comes when outputs are seen."
 
 
 def result(number: int) -> dict[str, int]:
@@ -70,6 +72,7 @@ async def process(fabric: str, *, transactions: bool) -> None:
             if unsafe is not None:
                 await unsafe.publish_many([result(message.value) for message in batch])
                 await unsafe.flush()
+                await asyncio.sleep(UNSAFE_S)
                 continue
             try:
                 async with numbers.transaction() as tx:
