@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sealed files ar
 
 SUBSCRIBER = """
 async def main():
-    config = Config(mdns=False, peer_timeout_s=1.0, heartbeat_interval_s=0.2)
+    config = Config(mdns=False, peer_timeout_s=2.0, heartbeat_interval_s=0.4)
     async with Node("two", fabric=sys.argv[1], config=config) as node, node.subscribe("t") as subscription:
         say("ready")
         held = []
@@ -53,7 +53,7 @@ async def test_a_subscriber_that_is_killed_takes_nothing_with_it(make_node: Make
     """Blocks that it held are given up; then there is room for as many again, and no file stays."""
     gc.collect()
     at_first = memory_files()
-    one = await make_node("one", peer_timeout_s=1.0, heartbeat_interval_s=0.2, shared_memory_bytes=4_000_000)
+    one = await make_node("one", peer_timeout_s=2.0, heartbeat_interval_s=0.4, shared_memory_bytes=4_000_000)
     publisher = one.publisher("t")
     for _ in range(3):
         process = await subscriber_of(publisher, one, start, count=3)
@@ -91,7 +91,7 @@ async def test_a_publisher_that_is_killed_leaves_its_arrays_and_nothing_else(mak
     """What was received stays as it was; when it is let go of, the killed process's memory is, too."""
     gc.collect()
     before = memory_files()
-    two = await make_node("two", peer_timeout_s=1.0, heartbeat_interval_s=0.2)
+    two = await make_node("two", peer_timeout_s=2.0, heartbeat_interval_s=0.4)
     subscription = two.subscribe("t")
     process = start(PUBLISHER, two.fabric)
     received = [(await subscription.receive(timeout=30)).value for _ in range(50)]
@@ -130,7 +130,7 @@ def test_a_publisher_that_closes_stays_until_its_memory_is_mapped() -> None:
 
 async def test_a_stopped_subscriber_keeps_what_it_held(make_node: MakeNode, start: Start) -> None:
     """Stopped until it is given up, while the memory is used again for others, it finds its arrays as before."""
-    one = await make_node("one", peer_timeout_s=1.0, heartbeat_interval_s=0.2, shared_memory_bytes=8_000_000)
+    one = await make_node("one", peer_timeout_s=2.0, heartbeat_interval_s=0.4, shared_memory_bytes=8_000_000)
     two = await make_node("two")
     publisher = one.publisher("t")
     then = "await asyncio.to_thread(input); say([int(v[0]) for v in held], all((v == v[0]).all() for v in held))"
