@@ -101,19 +101,22 @@ def test_who_came_while_it_waited_to_be_dialled_is_not_dialled() -> None:
     assert {endpoint for _, endpoint in a.dials} == {silent.inbox}
 
 
-@pytest.mark.parametrize("host", ["host", "elsewhere"])
-def test_loopback_outlets_of_this_host_need_no_proof(host: str) -> None:
-    """Who was dialled follows the other's outlet without dialling it; one of another host is none of ours."""
+@pytest.mark.parametrize(
+    ("host", "own", "proof"),
+    [("host", "127.0.0.1-reader", False), ("elsewhere", "127.0.0.1-reader", True), ("host", "10.0.0.1-reader", True)],
+)
+def test_loopback_outlets_of_this_host_need_no_proof(host: str, own: str, proof: bool) -> None:
+    """Who was dialled follows the other's outlet without dialling it.
+
+    One of another host is none of ours, and who listens beyond this host believes nobody that it is on it.
+    """
     world = World("tcp")
-    reader, writer = (
-        world.party("reader", address="127.0.0.1-reader"),
-        world.party("writer", address="127.0.0.1-writer"),
-    )
+    reader, writer = world.party("reader", address=own), world.party("writer", address="127.0.0.1-writer")
     writer.core.introduce(msgspec.structs.replace(writer.core.peers.identity, host=host))
     reader.subscribe("x")
     writer.open_topic("x")
     writer.find(reader)
     world.run(0.1)
     assert all_meet([reader, writer])
-    assert bool(reader.dials) == (host == "elsewhere")
+    assert bool(reader.dials) == proof
     assert reader.feeds == {writer.outlet}

@@ -434,16 +434,16 @@ class Interests:
         self.on_follow(peer, now)
 
     def reachable(self, peer: PeerRecord, endpoints: Iterable[str], now: float) -> str | None:
-        """That of a peer's endpoints beside the one that answers; on this host any that can work, which needs no proof.
+        """That of a peer's endpoints beside the one that answers. None if it has to be found first.
 
-        None if it has to be found first.
+        Any on this host needs no proof, if this node is not to be reached from others: they might name such a one.
         """
-        near = peer.identity.host == self._peers.identity.host
+        own = self._peers.identity
+        near = peer.identity.host == own.host and all(map(is_local, own.outlet))
         host = None if peer.endpoint is None else peer.endpoint.rpartition(":")[0]
         for endpoint in filter(self._usable, endpoints):
-            if endpoint.startswith("ipc:") or (near and is_local(endpoint)):
-                return endpoint
-            if endpoint.rpartition(":")[0] == host or peer.id == self._me:
+            local = endpoint.startswith("ipc:") or (near and is_local(endpoint))
+            if local or endpoint.rpartition(":")[0] == host or peer.id == self._me:
                 return endpoint
         self._peers.dial_again(peer, now)
         return None
