@@ -15,7 +15,11 @@ import pytest
 from zeroconf import (  # type: ignore[attr-defined]
     DNSOutgoing,
     DNSPointer,
+    DNSQuestion,
+    DNSRecord,
     DNSText,
+    Zeroconf,
+    current_time_millis,
 )
 
 from tests.discovery.peer import PeerProcess
@@ -254,6 +258,33 @@ async def test_a_pointer_without_its_text_is_asked_about(start: Start, stranger:
     assert data.endswith(b"\x00\x10\x00\x01"), "one question, for the TXT record"
     assert b"not-a-node" not in data
     assert node.found == []
+
+
+async def test_who_was_announced_before_we_listened_is_found(
+    start: Start, fabric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """zeroconf reads its sockets before it has our listener: what it alone knows must not keep others silent."""
+    with peers(fabric) as (one,):
+        name = _txt.instance_name(bytes.fromhex(one.id)).lower()
+
+        async def one_has_been_heard(engine: Zeroconf) -> None:
+            monkeypatch.undo()
+            await engine.async_wait_for_start()
+            question = DNSOutgoing(0)
+            question.add_question(DNSQuestion(_txt.SERVICE_TYPE, 12, 1))
+            engine.async_send(question)
+            await wait_until_async(lambda: any(is_over_announcing(record) for record in cached(engine)))
+
+        def cached(engine: Zeroconf) -> list[DNSRecord]:
+            return engine.cache.async_entries_with_name(name)
+
+        def is_over_announcing(record: DNSRecord) -> bool:
+            return current_time_millis() - record.created > 1000
+
+        monkeypatch.setattr(Zeroconf, "async_wait_for_start", one_has_been_heard)
+        here = await start()
+
+        await wait_until_async(lambda: [found.node_id.hex() for found in here.found] == [one.id], 10)
 
 
 # -- changes of the network ----------------------------------------------------------------------------

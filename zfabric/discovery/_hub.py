@@ -337,12 +337,14 @@ class Hub(RecordUpdateListener):
     def _ask(self) -> None:
         """Ask who is there, naming those that we know so that they stay silent.
 
+        A pointer alone is not knowing: its text may have been lost, or have come in before we listened.
         By multicast from the first time on: of several processes that share the port on this host only one
         would get a unicast answer.
         """
         now = current_time_millis()
-        pointers = self._engine.cache.async_all_by_details(_txt.SERVICE_TYPE, _PTR, _IN)
-        known = [pointer for pointer in pointers if not pointer.is_stale(now)][-_KNOWN_ANSWERS_MAX:]
+        pointers: list[Any] = self._engine.cache.async_all_by_details(_txt.SERVICE_TYPE, _PTR, _IN)
+        heard = (pointer for pointer in pointers if pointer.alias.lower() in self._heard)
+        known = [pointer for pointer in heard if not pointer.is_stale(now)][-_KNOWN_ANSWERS_MAX:]
         question = DNSQuestion(_txt.SERVICE_TYPE, _PTR, _IN)
         if self._engine.question_history.suppresses(question, now, set(known)):
             return
