@@ -123,7 +123,9 @@ class Workers:
         stage.statistics.received += len(values)
         try:
             outcome = await stage.call(self._caller, values)
-        except (Exception, asyncio.CancelledError) as error:
+        except (GeneratorExit, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise  # else only what the function awaited was cancelled

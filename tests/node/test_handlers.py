@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -90,6 +91,46 @@ async def test_what_was_cancelled_within_a_handler_is_an_error_like_any_other() 
             await jobs.flush()
         assert done == [1, 2, 3, 4, 5, 6]
         assert (b.statistics().handler_errors, a.statistics().queues["jobs"].dead) == (3, 1)
+
+
+class Outcome(BaseException):
+    """As pytest's `fail` and `skip` raise, and other libraries' time-outs."""
+
+
+async def test_what_is_no_exception_is_an_error_like_any_other() -> None:
+    """A handler that raises what derives from BaseException alone is told of, at once, and goes on."""
+    handled: list[Any] = []
+
+    async def handle(value: Any) -> None:
+        handled.append(getattr(value, "value", value))
+        if len(handled) % 2:
+            raise Outcome("odd")
+
+    async def values() -> AsyncIterator[int]:
+        yield 1
+        raise Outcome("odd")
+
+    async with MemoryFabric() as fabric:
+        a, b = await _pair(fabric)
+        for decorator in (b.on("topic"), b.worker("jobs"), b.service("service")):
+            decorator(handle)
+        b.service("values")(values)
+        await a.wait_for_service("values", timeout=TIMEOUT)
+        for node in (a, b):
+            with pytest.raises(RemoteError, match="Outcome: odd"):
+                await node.request("service", 1)
+            await node.request("service", 2)
+            with pytest.raises(RemoteError, match="Outcome: odd"):
+                assert [value async for value in node.stream("values")] == []
+        async with asyncio.timeout(TIMEOUT):
+            topic, jobs = a.publisher("topic"), a.pusher("jobs", max_attempts=1)
+            await topic.wait_for(subscribers=1)
+            await topic.publish_many([3, 4])
+            await eventually(lambda: handled[-1] == 4)
+            await jobs.push_many([5, 6])
+            await jobs.flush()
+        assert handled == [1, 2, 1, 2, 3, 4, 5, 6]
+        assert (b.statistics().handler_errors, a.statistics().queues["jobs"].dead) == (6, 1)
 
 
 async def test_an_async_function_is_awaited_however_it_is_wrapped() -> None:

@@ -19,11 +19,14 @@ from zfabric.node.puller import Puller
 from zfabric.node.signature import unwrapped
 from zfabric.node.subscription import Subscription
 
-__all__ = ["Handlers", "Threads", "ends_the_task", "message_of"]
+__all__ = ["UNSTOPPABLE", "Handlers", "Threads", "ends_the_task", "message_of"]
 
 log = logging.getLogger("zfabric")
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+UNSTOPPABLE = (GeneratorExit, KeyboardInterrupt, SystemExit)
+"No error of a handler: it is thrown away, or the program ends. All else that it raises is one."
 
 
 class Threads:
@@ -161,7 +164,9 @@ class Handlers:
         async for message in subscription:
             try:
                 await call(message)
-            except (Exception, asyncio.CancelledError) as error:
+            except UNSTOPPABLE:
+                raise
+            except BaseException as error:
                 if ends_the_task(error):
                     raise
                 self._report(message, error, name)
@@ -171,7 +176,9 @@ class Handlers:
             job = jobs[0]
             try:
                 await call(job)
-            except (Exception, asyncio.CancelledError) as error:
+            except UNSTOPPABLE:
+                raise
+            except BaseException as error:
                 if ends_the_task(error):
                     if not puller.at_most_once:
                         await job.nack(0, "its handler was cancelled")

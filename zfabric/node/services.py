@@ -20,7 +20,7 @@ from zfabric.events import HandlerError
 from zfabric.model import Source
 from zfabric.node.driver import Driver
 from zfabric.node.eager import EagerTasks
-from zfabric.node.handlers import Threads, ends_the_task, message_of
+from zfabric.node.handlers import UNSTOPPABLE, Threads, ends_the_task, message_of
 from zfabric.node.options import said
 from zfabric.node.signature import INLINE, Signature, Unfit, unwrapped
 from zfabric.protocol.calls import RECORD_BYTES
@@ -209,7 +209,9 @@ class Service(Generic[Handler]):
             else:
                 result = await self.handler(*arguments, **options)
             body = self._encode(result)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the client is told
+        except UNSTOPPABLE:
+            raise
+        except BaseException as error:  # noqa: BLE001 - the client is told
             self._failed(execution, error)
         else:
             self._finish(execution, Reply(request.number, msgspec.Raw(body)), len(body))
@@ -228,7 +230,9 @@ class Service(Generic[Handler]):
                         break
             finally:
                 await values.aclose()
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the client is told
+        except UNSTOPPABLE:
+            raise
+        except BaseException as error:  # noqa: BLE001 - the client is told
             self._failed(execution, error)
         else:
             self._finish(execution, End(execution.request.number), 0)
