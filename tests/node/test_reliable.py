@@ -11,6 +11,7 @@ import pytest
 from tests.node.support import TIMEOUT, MakeNode, connect, driver_of, next_event
 from tests.waiting import wait_until_async
 from zfabric import (
+    Config,
     DeliveryFailed,
     Evicted,
     Gap,
@@ -21,8 +22,11 @@ from zfabric import (
     Undelivered,
     WindowFull,
 )
+from zfabric.testing import MemoryFabric, run
 
 RELIABLE = {"delivery": "at-least-once"}
+SLOW_S = 0.05
+"For one message."
 
 
 async def take(subscription: Subscription, count: int) -> list[Message]:
@@ -111,28 +115,31 @@ async def test_a_reader_that_does_not_return_fails_what_waits_for_it(make_node: 
 
 
 @pytest.mark.parametrize("evict_slow", [True, False])
-async def test_slow_readers_are_given_up_only_if_asked_for(make_node: MakeNode, evict_slow: bool) -> None:
+def test_slow_readers_are_given_up_only_if_asked_for(*, evict_slow: bool) -> None:
     """A reader that makes progress, too little: evicted after Config.grace_s with evict_slow, else waited for."""
-    a, b = await pair(make_node, grace_s=0.3, evict_slow=evict_slow)
-    gone, told = a.events(), b.events()
-    publisher, subscription = await connect(a, b, "t", publisher={**RELIABLE, "window_bytes": 3000}, ack="manual")
-    await publisher.publish_many([b"x" * 300] * 40)
-    begin = time.monotonic()
+    config = Config(grace_s=0.3, evict_slow=evict_slow)
     evictions: list[Evicted] = []
-    watching = asyncio.ensure_future(collect(gone, evictions))
 
-    while time.monotonic() - begin < 0.9 and not evictions:
-        message = await subscription.receive(timeout=TIMEOUT)
-        at = time.monotonic()
-        await wait_until_async(lambda at=at: time.monotonic() - at > 0.05 or evictions)  # type: ignore[misc]
-        await message.ack()
+    async def read_slowly() -> None:
+        async with MemoryFabric(seed=1) as fabric:
+            a, b = await fabric.open("a", config=config), await fabric.open("b", config=config)
+            told, watching = b.events(), asyncio.create_task(collect(a.events(), evictions))
+            options = {**RELIABLE, "window_bytes": 3000}
+            publisher, subscription = await connect(a, b, "t", publisher=options, ack="manual")
+            await publisher.publish_many([b"x" * 300] * 40)
+            for _ in range(20):
+                message = await subscription.receive(timeout=TIMEOUT)
+                await asyncio.sleep(SLOW_S)
+                await message.ack()
+                if evictions:
+                    assert (await next_event(told, Evicted)).here
+                    break
+            watching.cancel()
+            await asyncio.wait([watching])
 
-    assert bool(evictions) is evict_slow
-    if evict_slow:
-        assert (evictions[0].peer.name, evictions[0].here) == ("b", False)
-        assert (await next_event(told, Evicted)).here
-    watching.cancel()
-    await asyncio.wait([watching])
+    run(read_slowly())
+
+    assert [(eviction.peer.name, eviction.here) for eviction in evictions] == [("b", False)] * evict_slow
 
 
 async def test_a_slow_reader_that_opens_the_window_for_moments_is_given_up(make_node: MakeNode) -> None:
