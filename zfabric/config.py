@@ -273,6 +273,10 @@ class Config:
     "One schedule with its job's value, encoded. All of them travel in one record."
 
     # -- groups --------------------------------------------------------------------------------
+    store_groups_max: int = 1000
+    "Groups that one store knows, until they are forgotten: `zfabric store groups forget`."
+    store_members_max: int = 10_000
+    "Members of all groups of one store."
     group_partitions: int = 64
     "Partitions of a group that a store makes: as many members can share its work. Fixed for the group's life."
     group_release_s: float = 30.0

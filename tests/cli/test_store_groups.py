@@ -12,7 +12,7 @@ from zfabric.node.shared import SharedSubscription
 
 
 async def test_groups_are_shown_moved_and_paused(cli: Commands, node: zfabric.Node, tmp_path: Path) -> None:
-    """list, lag, seek, reset, pause and resume, each with what it does to a member; and the store's topics."""
+    """list, lag, seek, reset, pause, resume and forget, each with what it does to a member; and the store's topics."""
     store = await cli.start("store", "run", str(tmp_path / "data"))
     await store.note("keeping")
     orders = node.publisher("orders", durable=True, confirm="stored")
@@ -34,6 +34,10 @@ async def test_groups_are_shown_moved_and_paused(cli: Commands, node: zfabric.No
     again = [(await bills.receive(timeout=30)).value for _ in range(100)]
     unknown = await cli.run("store", "groups", "reset", "none")
     senseless = await cli.run("store", "groups", "seek", "billing", "somewhere")
+    refused = await cli.run("store", "groups", "forget", "billing")
+    await bills.close()
+    forgotten = await cli.run("store", "groups", "forget", "billing")
+    none = await cli.run("store", "groups", "list", "--json")
     topics = await cli.run("store", "topics", "list", "--json")
     purged = await cli.run("store", "topics", "purge", "orders", "--json")
     table = await cli.run("store", "topics", "list", "orders")
@@ -64,6 +68,9 @@ async def test_groups_are_shown_moved_and_paused(cli: Commands, node: zfabric.No
     assert not resumed.records[0]["paused"]
     assert again == list(range(100))
     assert (unknown.code, senseless.code) == (1, 2)
+    assert (refused.code, forgotten.code, none.records) == (1, 0, [])
+    assert "it has members" in refused.err
+    assert "forgot group billing" in forgotten.err
     assert "group 'none': no store has it; there are: billing" in unknown.err
 
 

@@ -128,6 +128,8 @@ REACHED = {
     "store_jobs_cache_bytes": "durable/test_queues.py::test_the_index_is_bounded",
     "store_schedules_max": "store/test_schedules.py::test_schedules_are_bounded",
     "store_schedule_bytes": "store/test_schedules.py::test_schedules_are_bounded",
+    "store_groups_max": "node/test_forgetting.py::test_groups_are_bounded_and_forgotten",
+    "store_members_max": "node/test_forgetting.py::test_members_are_bounded",
     "group_partitions": "store/test_groups.py::test_more_members_than_partitions_wait_their_turn",
     "group_release_s": "store/test_groups.py::test_a_partition_that_is_not_let_go_in_time_costs_the_membership",
     "group_return_s": "store/test_groups.py::test_a_member_with_a_name_that_stays_away_is_given_up",

@@ -188,22 +188,29 @@ def test_positions_are_kept_by_name(log: Log) -> None:
     log.commit([Commit(positions=[PositionUpdate("g/2", None)])])
 
     assert log.position("g/1") == Position(b"x", 0)
-    assert log.positions("g/") == {"g/1": Position(b"x", 0), "g/2": Position(None, 0)}
-    assert list(log.positions()) == ["g/1", "g/2", "h"]
+    assert log.positions("g/") == {"g/1": Position(b"x", 0)}
+    assert list(log.positions()) == ["g/1", "h"]
     assert log.position("nobody") is None
 
 
 def test_a_stale_epoch_cannot_write_a_position(log: Log) -> None:
-    """The highest epoch that ever wrote a position owns it, also after a deletion; its appends are refused with it."""
+    """The highest epoch that wrote a position owns it until it is deleted; its appends are refused with it."""
     log.commit([Commit(positions=[PositionUpdate("p", b"2", 2)])])
-    log.commit([Commit(positions=[PositionUpdate("p", None, 3)])])
+    log.commit([Commit(positions=[PositionUpdate("p", b"3", 3)])])
 
-    (refused,) = log.commit([Commit([append("out", 0)], [PositionUpdate("p", b"1", 2)])])
+    (refused,) = log.commit([Commit([append("out", 0)], [PositionUpdate("p", None, 2)])])
 
     assert isinstance(refused, PositionFenced)
     assert (refused.epoch, refused.current) == (2, 3)
     assert log.info("out") is None
-    assert log.position("p") == Position(None, 3)
+    assert log.position("p") == Position(b"3", 3)
+
+    deleted, again = log.commit(
+        [Commit(positions=[PositionUpdate("p", None, 3)]), Commit(positions=[PositionUpdate("p", b"1", 1)])]
+    )
+
+    assert deleted == again == ()
+    assert log.position("p") == Position(b"1", 1)
 
 
 def test_an_epoch_takes_over_within_one_group(log: Log) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import count
 from math import inf
 from typing import Any
 
@@ -142,7 +143,7 @@ def test_a_refused_transaction_that_is_not_taken_back_loses_messages(monkeypatch
 
 def sharing(partitions: int = 8) -> Sharing:
     """One whose times are short."""
-    return Sharing(partitions, 1, release_s=5.0, return_s=4.0)
+    return Sharing(partitions, count(1), release_s=5.0, return_s=4.0)
 
 
 def test_partitions_move_only_as_far_as_they_must() -> None:
@@ -234,14 +235,26 @@ def test_more_members_than_partitions_wait_their_turn() -> None:
     assert second.owned == {0}
 
 
-def test_epochs_of_another_run_are_higher() -> None:
-    """So that no membership is ever taken for another."""
-    old, new = Sharing(4, 1, release_s=1, return_s=1), Sharing(4, 2, release_s=1, return_s=1)
-    for _ in range(100):
-        last = old.join("x", "", 0.0)
-        old.leave(last, 0.0)
+def test_epochs_are_never_given_twice() -> None:
+    """Not by another run of the store, nor to a group whose name was forgotten."""
+    world = GroupWorld(3, calm_only=True)
+    epochs = []
+    for _ in range(2):
+        for _ in range(2):
+            member = world.join()
+            world.run(world.now + 2.0)
+            epochs.append(member.share.epoch)
+            world.crash(member)
+            world.run(world.now + 10.0)
+            forgotten: list[Any] = []
+            world.groups.forget("g", forgotten.append)
+            world.run(world.now + 1.0)
+            assert forgotten == [None]
+            assert list(world.log.positions()) == ["$groups"]
+        world.crash_store()
+        world.run(world.now + 2.0)
 
-    assert new.join("y", "", 0.0).epoch > last.epoch
+    assert epochs == sorted(set(epochs))
 
 
 def test_keys_decide_and_batches_without_keys_stay_together() -> None:

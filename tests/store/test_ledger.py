@@ -14,6 +14,7 @@ QUEUE = "orders"
 def write(ledger: Ledger, rows: dict[str, Position]) -> None:
     """The log takes what has changed."""
     for update in ledger.take_updates():
+        assert update.value is not None
         rows[update.name] = Position(update.value, update.epoch)
     ledger.written(ledger.floor)
 

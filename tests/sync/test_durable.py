@@ -174,6 +174,8 @@ def test_groups_are_operated(fabric: str, node: Node) -> None:
         assert node.groups.reset("billing").topics["orders"].lag == 10
         assert bills.receive(timeout=TIMEOUT_S).value == 0
     assert node.groups.get("billing").pattern == "orders"
+    node.groups.forget("billing")
+    assert node.groups.list() == ()
     assert [(stored.topic, stored.next) for stored in node.stores.topics()] == [("orders", 10)]
     assert [(stored.first, stored.next) for stored in node.stores.purge("orders")] == [(10, 10)]
 

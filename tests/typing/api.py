@@ -76,6 +76,7 @@ async def operate(node: zfabric.Node) -> None:
     """Groups are plain values, and moving one tells how it is then."""
     assert_type(await node.groups.list(), tuple[zfabric.GroupState, ...])
     assert_type(await node.groups.lag("billing"), int)
+    await node.groups.forget("trial")
     state = await node.groups.seek("billing", timedelta(hours=1), topics=["orders"])
     assert_type(state, zfabric.GroupState)
     assert_type(state.topics["orders"].lag, int)

@@ -24,7 +24,7 @@ Show = Callable[[Output, "Iterable[GroupState]"], None]
 
 @click.group()
 def groups() -> None:
-    """Look at the groups of the store that runs, and move them."""
+    """Look at the groups of the store that runs, move them, and forget them."""
 
 
 def _ask(options: Options, show: Show, ask: Callable[[Groups], Awaitable[Iterable[GroupState]]]) -> int:
@@ -134,6 +134,19 @@ def pause(options: Options, group: str) -> int:
 def resume(options: Options, group: str) -> int:
     """Let GROUP go on."""
     return _ask_one(options, _list, lambda groups: groups.resume(group, timeout=patience(options)))
+
+
+@groups.command()
+@click.argument("group")
+@networked(timeout=_timeout)
+def forget(options: Options, group: str) -> int:
+    """Let the store know nothing of GROUP any more, its positions neither. Refused while it has members."""
+
+    async def ask(groups: Groups) -> tuple[()]:
+        await groups.forget(group, timeout=patience(options))
+        return ()
+
+    return _ask(options, lambda output, _: output.note(f"forgot group {group}"), ask)
 
 
 def _start(to: str) -> str | int | datetime:

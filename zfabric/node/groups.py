@@ -77,6 +77,17 @@ class Groups:
         """Let a group go on. Returns once that is safe."""
         return await self._do("resume", group, timeout)
 
+    async def forget(self, group: str, *, timeout: float | None = TIMEOUT_S) -> None:
+        """Let a store know nothing of a group any more, its positions neither. Returns once that is safe.
+
+        Raises GroupRefused while it has members. Who joins later makes a new group.
+        """
+
+        async def ask(client: StoreClient) -> None:
+            await client.groups(await self._store_of(client, group), "forget", group)
+
+        await ask_patiently(self._driver, ask, timeout, "no store")
+
     async def _list(self, client: StoreClient) -> tuple[GroupState, ...]:
         found = [_state(store, group) for store, group in await self._look(client)]
         return tuple(sorted(found, key=lambda group: group.name))
@@ -90,13 +101,17 @@ class Groups:
         self, verb: Verb, group: str, timeout: float | None, start: Start = NOWHERE, topics: Sequence[str] = ()
     ) -> GroupState:
         async def ask(client: StoreClient) -> GroupState:
-            known = {told.name: store for store, told in await self._look(client)}
-            if group not in known:
-                raise GroupRefused(group, f"no store has it; there are: {', '.join(sorted(known)) or 'none'}")
-            (told,) = await client.groups(known[group], verb, group, start, topics)
-            return _state(known[group], told)
+            store = await self._store_of(client, group)
+            (told,) = await client.groups(store, verb, group, start, topics)
+            return _state(store, told)
 
         return await ask_patiently(self._driver, ask, timeout, "no store")
+
+    async def _store_of(self, client: StoreClient, group: str) -> KnownStore:
+        known = {told.name: store for store, told in await self._look(client)}
+        if group not in known:
+            raise GroupRefused(group, f"no store has it; there are: {', '.join(sorted(known)) or 'none'}")
+        return known[group]
 
 
 def _state(store: KnownStore, told: GroupTold) -> GroupState:

@@ -40,7 +40,7 @@ RECORD_BYTES = 256
 LATEST = Start()
 TIMEOUT_S = 5.0
 "How long a store is looked for and asked, unless the caller says otherwise."
-Verb: TypeAlias = Literal["list", "seek", "pause", "resume"]
+Verb: TypeAlias = Literal["list", "seek", "pause", "resume", "forget"]
 
 R = TypeVar("R")
 

@@ -24,10 +24,12 @@ from zfabric.wire.group_records import (
 )
 from zfabric.wire.topics import Pattern
 
-__all__ = ["PREFIX", "READ_BYTES", "Group", "GroupState", "Read", "Seat", "Voice"]
+__all__ = ["PREFIX", "READ_BYTES", "TERM", "Group", "GroupState", "Read", "Seat", "Voice"]
 
 PREFIX = "group/"
 "Positions whose names begin so belong to groups."
+TERM = "$groups"
+"The position whose epoch is the term of the store's last run."
 READ_BYTES = 1024 * 1024
 "What is read for one member at a time, about."
 _ROUTES_MAX = 64
@@ -84,14 +86,14 @@ class Read(msgspec.Struct, frozen=True):
 class Group:
     """One group of a store."""
 
-    def __init__(self, name: str, state: GroupState, sharing: Sharing, voice: Voice) -> None:
+    def __init__(self, name: str, state: GroupState, term: int, sharing: Sharing, voice: Voice) -> None:
         self.name = name
         self.state = state
         self.pattern = Pattern(state.pattern)
         self.sharing = sharing
-        self.term = 0
+        self._term = term
         self.ready = False
-        "Whether the log knows that it is open in this run of the store."
+        "Whether the log knows that it is open in this run of the store, and it is not being forgotten."
         self.cursors: dict[str, Cursor] = {}
         self.ends: dict[str, int] = {}
         "The next offset of each stream."
@@ -112,13 +114,13 @@ class Group:
         prefix = f"{PREFIX}{self.name}/"
         for name, position in positions.items():
             stream, _, partition = name.removeprefix(prefix).partition("/")
-            if not partition and position.value is not None:
+            if not partition:
                 self.cursors[stream] = Cursor(
                     [msgspec.msgpack.decode(position.value, type=int)] * self.state.partitions
                 )
         for name, position in positions.items():
             stream, _, partition = name.removeprefix(prefix).partition("/")
-            if partition and position.value is not None:
+            if partition:
                 cursor = self.cursors.setdefault(stream, Cursor([0] * self.state.partitions))
                 offset = msgspec.msgpack.decode(position.value, type=int)
                 cursor.seek(int(partition), offset)
@@ -130,14 +132,15 @@ class Group:
 
     def base_update(self, stream: str, offset: int) -> PositionUpdate:
         """Where all partitions of a stream begin that have no position of their own."""
-        return PositionUpdate(f"{PREFIX}{self.name}/{stream}", _encode(offset), self.term)
+        return PositionUpdate(f"{PREFIX}{self.name}/{stream}", _encode(offset), self._term)
 
     def state_update(self) -> PositionUpdate:
-        """What the log keeps of the group; with the term, which fences whoever spoke for it before.
+        """What the log keeps of the group beside its positions."""
+        return PositionUpdate(PREFIX + self.name, _encode(self.state), self._term)
 
-        It is part of every commit, so that an arbiter that was replaced can write nothing at all.
-        """
-        return PositionUpdate(PREFIX + self.name, _encode(self.state), self.term)
+    def fence(self) -> PositionUpdate:
+        """Part of every commit: an arbiter that was replaced can write nothing at all."""
+        return PositionUpdate(TERM, b"", self._term)
 
     def grown(self, stream: str, end: int) -> None:
         """A stream that matches has messages before this offset."""
@@ -286,7 +289,7 @@ class Group:
 
     def begin(self, moves: Iterable[Move]) -> list[PositionUpdate]:
         """Take over what a transaction does, and tell what the log must remember; `settle` it in the end."""
-        updates = [self.state_update()]
+        updates = [self.fence()]
         for move in moves:
             cursor = self.cursors[move.stream]
             for partition, end in move.ends.items():
@@ -314,12 +317,12 @@ class Group:
     def _update(self, stream: str, partition: int, offset: int) -> PositionUpdate:
         self.cursors[stream].stored[partition] = offset
         name = f"{PREFIX}{self.name}/{stream}/{partition}"
-        return PositionUpdate(name, _encode(offset), self.term)
+        return PositionUpdate(name, _encode(offset), self._term)
 
     def take_dirty(self) -> list[PositionUpdate]:
         """What the log must hear of all plain progress since the last call."""
         dirty, self.dirty = self.dirty, {}
-        updates = [self.state_update()]
+        updates = [self.fence()]
         for stream, partitions in dirty.items():
             cursor = self.cursors[stream]
             for partition in partitions:

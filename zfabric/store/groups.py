@@ -2,23 +2,24 @@
 
 A state machine without I/O of its own: records of members, outcomes of commits and `now` come in; records, commits and
 `reads()` go out. The log is asked for what is at hand (positions, streams); batches are read by whoever drives it.
-What the members have done is a position for each partition of each stream. Every commit carries the group's *term*,
-which rises with every run of the store, and the log refuses a lower one: an arbiter that was replaced writes nothing.
+What the members have done is a position for each partition of each stream. Every commit carries the *term*, which
+rises with every run of the store, and the log refuses a lower one: an arbiter that was replaced writes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import count
 from math import inf
 from typing import Any
 
 import msgspec
 
 from zfabric.config import Config
-from zfabric.errors import FabricError, LocalProtocolError, StoreDamaged
+from zfabric.errors import FabricError, LimitExceeded, LocalProtocolError, StoreDamaged
 from zfabric.protocol.gate import Gate
 from zfabric.protocol.peers import PeerRecord
-from zfabric.store.group import PREFIX, Group, GroupState, Read, Seat, Voice
+from zfabric.store.group import PREFIX, TERM, Group, GroupState, Read, Seat, Voice
 from zfabric.store.keeper import append_of
 from zfabric.store.log import Append, Commit, Gap, Log, PositionUpdate, StoredBatch
 from zfabric.store.sharing import Sharing
@@ -42,6 +43,9 @@ from zfabric.wire.group_records import (
 from zfabric.wire.topics import Pattern, check_topic
 
 __all__ = ["Done", "Groups"]
+
+EPOCHS = 2**32
+"That one run of the store may give."
 
 Done = Callable[[FabricError | None], None]
 """Called with None once a commit is safe, else with why nothing of it is."""
@@ -87,33 +91,37 @@ class Groups:
             Transact: self._on_transact,
             AskGroups: self._on_ask,
         }
-        for name, position in log.positions(PREFIX).items():
+        known = {**log.positions(TERM), **log.positions(PREFIX)}  # which have the term, too
+        self._term = 1 + max((position.epoch for position in known.values()), default=0)
+        self._epochs = count(self._term * EPOCHS + 1)
+        for name in known:
             group = name.removeprefix(PREFIX)
-            if "/" not in group and position.value is not None:
+            if group != name and "/" not in group:
                 self._open(group, None)
 
     # -- opening groups ------------------------------------------------------------------------
 
     def _open(self, name: str, join: Join | None) -> Group:
-        """Take over a group from the log, or make a new one; it is ready when the log knows the new term.
+        """Take over a group from the log, or make a new one; it is ready when the log knows the term.
 
-        Raises StoreDamaged.
+        Raises StoreDamaged, LimitExceeded.
         """
+        config = self._config
         known = self._log.position(PREFIX + name)
-        term = 1 if known is None else known.epoch + 1
-        if known is not None and known.value is not None:
+        if known is not None:
             state = msgspec.msgpack.decode(known.value, type=GroupState)
         else:
             assert join is not None
-            state = GroupState(join.pattern, self._config.group_partitions)
+            if len(self._groups) >= config.store_groups_max:
+                raise LimitExceeded("store_groups_max", len(self._groups) + 1, config.store_groups_max)
+            state = GroupState(join.pattern, config.group_partitions)
         sharing = Sharing(
-            state.partitions, term, release_s=self._config.group_release_s, return_s=self._config.group_return_s
+            state.partitions, self._epochs, release_s=config.group_release_s, return_s=config.group_return_s
         )
-        group = Group(name, state, sharing, self._voice)
-        group.term = term
+        group = Group(name, state, self._term, sharing, self._voice)
         group.load(self._log.positions(f"{PREFIX}{name}/"))
         self._groups[name] = group
-        updates = [group.state_update()]
+        updates = [group.fence(), group.state_update()]
         for info in self._log.streams():
             if group.pattern.matches(info.name):
                 if known is None and join is not None:
@@ -140,17 +148,19 @@ class Groups:
         return end
 
     def _opened(self, group: Group, error: FabricError | None) -> None:
-        waiting = self._waiting.pop(group.name, [])
         if error is None:
             group.ready = True
-            for entry in waiting:
-                self._on_join(entry.peer, entry.join, self._now)
+            self._admit(group.name)
             return
-        self._forget(group)
-        for entry in waiting:
+        self._drop(group)
+        for entry in self._waiting.pop(group.name, []):
             self._refuse(entry.peer, entry.join.share, f"the group could not be opened: {error}", final=False)
 
-    def _forget(self, group: Group) -> None:
+    def _admit(self, name: str) -> None:
+        for entry in self._waiting.pop(name, []):
+            self._on_join(entry.peer, entry.join, self._now)
+
+    def _drop(self, group: Group) -> None:
         del self._groups[group.name]
         for groups in self._streams.values():
             if group in groups:
@@ -201,9 +211,14 @@ class Groups:
             return
         group = self._groups.get(join.group)
         try:
+            self._check_members()
             group = group or self._open(join.group, join)
         except StoreDamaged as error:
             self._refuse(peer, join.share, str(error)[:1000], final=True)
+            return
+        except LimitExceeded as error:
+            reason = f"the store is full: {error}; zfabric store groups forget GROUP makes room"
+            self._refuse(peer, join.share, reason, final=True)
             return
         if group.state.pattern != join.pattern:
             reason = f"group {join.group!r} reads {group.state.pattern!r}, not {join.pattern!r}"
@@ -213,6 +228,12 @@ class Groups:
         else:
             group.join(peer, join.share, join.member, join.window_bytes, now)
             self._wake()
+
+    def _check_members(self) -> None:
+        members = 1 + sum(len(group.sharing.members) for group in self._groups.values())
+        members += sum(map(len, self._waiting.values()))
+        if members > self._config.store_members_max:
+            raise LimitExceeded("store_members_max", members, self._config.store_members_max)
 
     def _on_leave(self, peer: PeerRecord, leave: Leave, now: float) -> None:
         self._now = now
@@ -377,6 +398,8 @@ class Groups:
                 self.seek(ask.group, ask.start, ask.streams, done, now)
             elif ask.verb in ("pause", "resume"):
                 self.pause(ask.group, done, paused=ask.verb == "pause")
+            elif ask.verb == "forget":
+                self.forget(ask.group, done)
             else:
                 done(None)
         except LocalProtocolError as error:
@@ -412,8 +435,30 @@ class Groups:
         """Send a group's members nothing, or go on. Raises LocalProtocolError for a group that is not there."""
         group = self._known(name)
         group.state = msgspec.structs.replace(group.state, paused=paused)
-        self._commit(Commit(positions=[group.state_update()]), done)
+        self._commit(Commit(positions=[group.fence(), group.state_update()]), done)
         self._wake()
+
+    def forget(self, name: str, done: Done) -> None:
+        """Let a group be no more; whoever joins from now on makes a new one.
+
+        Raises LocalProtocolError for a group that is not there, or has members.
+        """
+        group = self._known(name)
+        if group.sharing.members:
+            raise LocalProtocolError("it has members: close their subscriptions; lost ones go by themselves")
+
+        def forgotten(error: FabricError | None) -> None:
+            if error is None:
+                self._drop(group)
+            group.ready = error is not None
+            self._admit(name)
+            done(error)
+
+        group.ready = False
+        rows = [PREFIX + name, *self._log.positions(f"{PREFIX}{name}/")]
+        self._commit(
+            Commit(positions=[group.fence(), *(PositionUpdate(row, None, self._term) for row in rows)]), forgotten
+        )
 
 
 def _no_matter(_: FabricError | None) -> None:

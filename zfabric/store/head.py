@@ -113,7 +113,9 @@ def _succeed(path: Path, old: Path, vfs: str, seed: int, *, marks_max: int) -> N
         connection.execute("ATTACH ? AS old", (f"file:{quote(str(old.absolute()))}?mode=ro&immutable=1",))
         connection.execute(f"BEGIN; {HEAD_TABLES}")
         connection.execute("INSERT INTO marks SELECT * FROM old.marks ORDER BY used DESC LIMIT ?", (marks_max,))
-        for table in ("positions", "files", "ranges"):
+        # Positions that earlier versions deleted are rows without a value.
+        connection.execute("INSERT INTO positions SELECT * FROM old.positions WHERE value NOT NULL")
+        for table in ("files", "ranges"):
             connection.execute(f"INSERT INTO {table} SELECT * FROM old.{table}")
         if connection.execute("SELECT 1 FROM old.marks LIMIT 1 OFFSET ?", (marks_max,)).fetchone() is not None:
             connection.execute(INSERT_POSITION, seal(seed, FORGOT_MARKS, b"", 0))

@@ -59,12 +59,12 @@ class Ledger:
         self._free: list[int] = []
         self._slots_made = 0
         state = rows.get(self._name)
-        if state is not None and state.value is not None:
+        if state is not None:
             known = _decode_state(state.value)
             self.policy = known.policy
             self._add(0, known.floor)
         for name, position in rows.items():
-            if name.startswith(f"{self._name}/") and position.value is not None:
+            if name.startswith(f"{self._name}/"):
                 self._load(int(name.rpartition("/")[2]), _decode_row(position.value))
 
     def _load(self, slot: int, row: _Row) -> None:

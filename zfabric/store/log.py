@@ -22,7 +22,8 @@ comes next, changed in the transaction of the append itself:
     | of an older epoch                             | refused: `ProducerFenced`                       |
 
 *Positions* are named values of the user of the log (cursors of groups, states of jobs), written with the same
-guarantee. Each remembers the highest epoch that wrote it and refuses a lower one (`PositionFenced`).
+guarantee. Each remembers the highest epoch that wrote it and refuses a lower one (`PositionFenced`) until it is
+deleted.
 
 Reading gives what is there in order, and a `Gap` for what is not: messages never go missing silently. Offsets that
 compaction removed are no loss and are stepped over.
@@ -101,7 +102,7 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PositionUpdate(msgspec.Struct, frozen=True):
-    """A named value to be written. `value=None` deletes it; the epoch is remembered all the same."""
+    """A named value to be written. `value=None` deletes it, with its epoch."""
 
     name: str
     value: bytes | None
@@ -195,9 +196,9 @@ class Gap(msgspec.Struct, frozen=True):
 
 
 class Position(msgspec.Struct, frozen=True, gc=False):
-    """A named value; `value` is None after it was deleted."""
+    """A named value."""
 
-    value: bytes | None
+    value: bytes
     epoch: int
 
 
@@ -304,7 +305,7 @@ class Log(ABC):
 
     @abstractmethod
     def position(self, name: str) -> Position | None:
-        """A named value; None when nobody ever wrote it."""
+        """A named value; None when there is none."""
 
     @abstractmethod
     def positions(self, prefix: str = "") -> dict[str, Position]:

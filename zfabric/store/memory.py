@@ -94,7 +94,10 @@ class MemoryLog(Log):
             del self._marks[next(iter(self._marks))]
             self._forgot = True
         for name, update in judge.positions.items():
-            self._positions[name] = Position(update.value, update.epoch)
+            if update.value is None:
+                self._positions.pop(name, None)
+            else:
+                self._positions[name] = Position(update.value, update.epoch)
         return outcome
 
     def _append(self, append: Append, offset: int, now_ns: int) -> None:

@@ -123,12 +123,12 @@ class ReadableLog(Log):
 
     def position(self, name: str) -> Position | None:
         """See `Log.position`."""
-        rows = self._sealed_rows("SELECT * FROM positions WHERE name = ?", name)
+        rows = self._sealed_rows("SELECT * FROM positions WHERE name = ? AND value NOT NULL", name)
         return Position(rows[0][1], rows[0][2]) if rows else None
 
     def positions(self, prefix: str = "") -> dict[str, Position]:
         """See `Log.positions`."""
-        sql = "SELECT * FROM positions WHERE name >= ?1 AND substr(name, 1, ?2) = ?1 ORDER BY name"
+        sql = "SELECT * FROM positions WHERE name >= ?1 AND substr(name, 1, ?2) = ?1 AND value NOT NULL ORDER BY name"
         rows = self._sealed_rows(sql, prefix, len(prefix))
         return {name: Position(value, epoch) for name, value, epoch in rows}
 

@@ -15,6 +15,7 @@ __all__ = [
     "APPLICATION_ID",
     "BATCHES",
     "COLUMNS",
+    "DELETE_POSITION",
     "FORGOT_MARKS",
     "FORMAT",
     "HEAD_TABLES",
@@ -98,6 +99,7 @@ INSERT_STATE = "INSERT OR REPLACE INTO state VALUES (?,?,?,?,?,?)"
 INSERT_STREAM = "INSERT OR REPLACE INTO streams VALUES (?,?,?,?,?,?,?,?,?,?)"
 INSERT_MARK = "INSERT OR REPLACE INTO marks VALUES (?,?,?,?,?,?)"
 INSERT_POSITION = "INSERT OR REPLACE INTO positions VALUES (?,?,?,?)"
+DELETE_POSITION = "DELETE FROM positions WHERE name = ?"
 INSERT_FILE = "INSERT INTO files VALUES (?,?,?,?)"
 INSERT_RANGE = "INSERT INTO ranges VALUES (?,?,?,?,?,?,?,?)"
 

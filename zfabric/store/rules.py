@@ -35,7 +35,7 @@ class Judge:
         new_streams_max: int,
         forgot: Callable[[], bool] = lambda: False,
     ) -> None:
-        """The log as it is: a producer's mark, a position's epoch (-1 if never written), a stream's next offset.
+        """The log as it is: a producer's mark, a position's epoch (-1 if it is not there), a stream's next offset.
 
         `forgot` tells whether it ever forgot marks, and so may not know a producer that it had.
         """
@@ -57,7 +57,7 @@ class Judge:
         new_streams: set[str] = set()
         for update in commit.positions:
             known = positions.get(update.name) or self.positions.get(update.name)
-            current = self._epoch(update.name) if known is None else known.epoch
+            current = self._epoch(update.name) if known is None else -1 if known.value is None else known.epoch
             if update.epoch < current:
                 raise PositionFenced(update.name, update.epoch, current)
             positions[update.name] = update

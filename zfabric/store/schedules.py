@@ -51,8 +51,7 @@ class Schedules:
         self._overdue: set[str] = set()
         "Those whose ticks came while the store did not run."
         for name, position in rows.items():
-            if position.value is not None:
-                self.put(name.removeprefix(SCHEDULES), _decode_state(position.value))
+            self.put(name.removeprefix(SCHEDULES), _decode_state(position.value))
         self._overdue |= {name for name, state in self._states.items() if state.next <= now}
 
     def get(self, name: str) -> ScheduleState | None:

@@ -17,7 +17,6 @@ from zfabric.errors import (
     LimitExceeded,
     NotStored,
     OutOfSequence,
-    PositionFenced,
     ProducerFenced,
     RemoteProtocolError,
     StoreFailed,
@@ -27,10 +26,9 @@ from zfabric.node.driver import Driver
 from zfabric.protocol.lanes import Lane
 from zfabric.protocol.peers import PeerRecord
 from zfabric.store.context import Context
-from zfabric.store.group import PREFIX
 from zfabric.store.grouphost import GroupHost
 from zfabric.store.keeper import Keeper, append_of
-from zfabric.store.log import Append, Appended, Commit, Log, PositionUpdate, StreamInfo
+from zfabric.store.log import Append, Appended, Commit, Log, StreamInfo
 from zfabric.store.queuehost import QueueHost
 from zfabric.store.readings import ENTRY_BYTES, Reading, Tail
 from zfabric.store.schedulehost import ScheduleHost
@@ -248,12 +246,9 @@ class StoreService:
             appends = tuple(append_of(self._allowed(peer, frames)) for frames in record.batches)
             if appends and record.gone is not None:
                 appends = (msgspec.structs.replace(appends[0], gone=record.gone), *appends[1:])
-            if any(position.name.startswith((PREFIX, "$")) for position in record.positions):
-                raise NotStored(f"names that begin with {PREFIX} or $ belong to groups and to the store itself")
-            if record.positions and not self._core.gate.may_store(peer, "#"):
-                raise NotStored("positions are written by those who have the right to be a store of everything")
-            positions = tuple(PositionUpdate(p.name, p.value, p.epoch) for p in record.positions)
-            future = self._writer.commit(Commit(appends, positions))
+            if record.positions:
+                raise NotStored(f"positions belong to the store itself, but for those of {SCHEDULES}")
+            future = self._writer.commit(Commit(appends))
         except RemoteProtocolError as error:
             self._tell(peer, Unwritten(record.request, "refused", error.reason))
             return
@@ -432,8 +427,6 @@ def _unwritten(request: int, error: BaseException) -> Unwritten:
     if isinstance(error, OutOfSequence):
         origin = error.stream or "", error.producer, error.epoch, error.base, error.expected
         return Unwritten(request, "sequence", error.reason, *origin)
-    if isinstance(error, PositionFenced):
-        return Unwritten(request, "position", error.reason, error.name, b"", error.epoch, 0, error.current)
     if isinstance(error, NotStored):
         return Unwritten(request, "refused", error.reason, error.stream or "")
     if isinstance(error, ValueError):

@@ -8,22 +8,18 @@
     | of a lost member    | at once, or after `return_s` if the member has a name  | free            |
 
 So a partition never has two owners: the next one begins after the last one has let go, or has lost its epoch. Only as
-many partitions move as must (cooperative rebalancing). A member's epoch is never given twice: epochs count up from
-`term`, which is new for every run of the store.
+many partitions move as must (cooperative rebalancing). A member's epoch is never given twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from math import inf
 from typing import TypeAlias
 
 import msgspec
 
-__all__ = ["TERM", "Ask", "Fence", "Grant", "Member", "Notice", "Sharing"]
-
-TERM = 2**32
-"Epochs that one run of the store may give."
+__all__ = ["Ask", "Fence", "Grant", "Member", "Notice", "Sharing"]
 
 
 class Member:
@@ -84,11 +80,12 @@ Notice: TypeAlias = Grant | Ask | Fence
 class Sharing:
     """The members of one group and their partitions."""
 
-    def __init__(self, partitions: int, term: int, *, release_s: float, return_s: float) -> None:
+    def __init__(self, partitions: int, epochs: Iterator[int], *, release_s: float, return_s: float) -> None:
+        """`epochs` gives each member another one, higher than all before."""
         self.partitions = partitions
         self.members: dict[int, Member] = {}
         self._owners: list[Member | None] = [None] * partitions
-        self._numbers = term * TERM
+        self._epochs = epochs
         self._release_s = release_s
         self._return_s = return_s
         self._notices: list[Notice] = []
@@ -111,8 +108,7 @@ class Sharing:
 
     def join(self, holder: Hashable, name: str, now: float) -> Member:
         """A new member. One with the name of another takes its place, and its partitions."""
-        self._numbers += 1
-        member = Member(holder, name, self._numbers)
+        member = Member(holder, name, next(self._epochs))
         before = self._named(name)
         self.members[member.epoch] = member
         if before is not None:

@@ -23,6 +23,7 @@ from zfabric.store.directory import Directory
 from zfabric.store.head import DISK_FULL, Head, NoRoom, create_head
 from zfabric.store.log import Appended, Commit, Mark, Outcome, Retention
 from zfabric.store.records import (
+    DELETE_POSITION,
     FORGOT_MARKS,
     INSERT,
     INSERT_MARK,
@@ -270,7 +271,14 @@ class SqliteLog(TendedLog):
             )
             connection.executemany(
                 INSERT_POSITION,
-                [seal(self._seed, update.name, update.value, update.epoch) for update in judge.positions.values()],
+                [
+                    seal(self._seed, update.name, update.value, update.epoch)
+                    for update in judge.positions.values()
+                    if update.value is not None
+                ],
+            )
+            connection.executemany(
+                DELETE_POSITION, [(update.name,) for update in judge.positions.values() if update.value is None]
             )
 
         try:

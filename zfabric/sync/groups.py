@@ -54,3 +54,7 @@ class Groups:
     def resume(self, group: str, *, timeout: float | None = TIMEOUT_S) -> GroupState:
         """Let a group go on."""
         return self._run(self._groups.resume, group, timeout=timeout)
+
+    def forget(self, group: str, *, timeout: float | None = TIMEOUT_S) -> None:
+        """Let a store know nothing of a group any more; refused while it has members."""
+        self._run(self._groups.forget, group, timeout=timeout)

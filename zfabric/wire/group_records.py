@@ -177,7 +177,7 @@ class AskGroups(msgspec.Struct, array_like=True, tag=92, frozen=True):
     """Tell about the groups, after doing something with one of them."""
 
     request: Count
-    verb: Literal["list", "seek", "pause", "resume"]
+    verb: Literal["list", "seek", "pause", "resume", "forget"]
     group: Name = ""
     start: Start = Start()
     "Where the group is to go on, with `seek`."
