@@ -311,3 +311,33 @@ async def test_what_a_dead_publisher_left_on_its_way_to_the_disk_is_heard_of(
     while (await member.receive(TIMEOUT)).value != "last":
         pass
     await until(lambda: "orders" not in store._service._keepers)  # type: ignore[union-attr]
+
+
+async def test_a_topic_that_a_store_has_no_room_for_is_told(
+    fabric: MemoryFabric, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its publisher hears which limit it is, whether it was there first or comes late; others go on, and make room."""
+    monkeypatch.setattr(service_module, "TIDY_S", 0.01)
+    early = await fabric.open("early")
+    topics = [early.publisher(f"topic.{number}", durable=True, confirm="stored") for number in range(4)]
+    store = await make_store(config=Config(patterns_max=3))
+    late = await fabric.open("late")
+    other = late.publisher("other", durable=True, confirm="stored")
+    for topic in topics[:3]:
+        await topic.wait_for(stores=1, timeout=TIMEOUT)
+        await asyncio.wait_for(topic.publish("stored"), TIMEOUT)
+
+    for topic in (topics[3], other):
+        keeping = topic._outbox.keeping
+        await until(lambda keeping=keeping: "patterns_max" in keeping.trouble)  # type: ignore[misc]
+        with pytest.raises(TimeoutError, match="patterns_max = 3"):
+            await topic.wait_for(stores=1, timeout=0.1)
+        with pytest.raises(NotStored, match="patterns_max = 3"):
+            await topic.publish("for nobody")
+    await topics[0].close()
+    await topics[1].close()
+
+    for topic in (topics[3], other):
+        await topic.wait_for(stores=1, timeout=TIMEOUT)
+        await asyncio.wait_for(topic.publish("stored"), TIMEOUT)
+    assert len(store.log.streams()) == 5

@@ -15,6 +15,7 @@ from zfabric.errors import DeliveryFailed, EncodeFailed, LimitExceeded, NodeClos
 from zfabric.node.chunks import Chunks
 from zfabric.node.closing import Closing
 from zfabric.node.driver import Driver
+from zfabric.protocol.keeping import NO_STORE
 from zfabric.protocol.outbox import Outbox
 from zfabric.wire.batch import frame_bytes, plain_metadata
 from zfabric.wire.codec import SPECIAL_TYPES, Codec
@@ -97,6 +98,9 @@ class Publisher(Closing):
         except TimeoutError:
             found = f"{self.subscribers} of {wanted[0]} subscriptions, {self.stores} of {wanted[1]} stores"
             cure = "`zfabric nodes` shows who is there, `zfabric store run DIR` starts a store"
+            keeping = self._outbox.keeping
+            if keeping is not None and keeping.trouble not in ("", NO_STORE):
+                cure = keeping.trouble
             raise TimeoutError(f"{self.topic}: {found} after {timeout:g} s: {cure}") from None
 
     # -- publishing ----------------------------------------------------------------------------

@@ -64,7 +64,7 @@ class Interests:
         self._markers: dict[bytes, set[int]] = {}
         self.waiting: list[Outbox] = []
         "Outboxes that a reader has just left: they need the timer."
-        self.on_durable: Callable[[str], None] | None = None
+        self.on_durable: Callable[[PeerRecord, TopicOffer], None] | None = None
         "A store's: called with each durable topic that a peer offers."
         self.on_follow: Callable[[PeerRecord, float], None] = lambda _peer, _now: None
         "Called when the feed connects to a peer's outlet."
@@ -223,7 +223,7 @@ class Interests:
             if request is not None:
                 remote.table.remove(request.pattern, lane_id)
         try:
-            self._learn(remote, interest)
+            self._learn(peer, remote, interest)
         finally:
             if not interest.more:
                 self._forget_closed(peer, remote, now)
@@ -254,7 +254,7 @@ class Interests:
                     outbox.remote.pop((peer.id, reader.lane), None)
                     outbox.drop_reader(reader, now)
 
-    def _learn(self, remote: RemoteInterest, interest: Interest) -> None:
+    def _learn(self, peer: PeerRecord, remote: RemoteInterest, interest: Interest) -> None:
         config = self._config
         for offer in interest.topics:
             if offer.topic not in remote.topics and len(remote.topics) >= config.topics_max:
@@ -262,7 +262,7 @@ class Interests:
             check_topic(offer.topic, reserved=True, bytes_max=config.topic_bytes_max)
             remote.topics[offer.topic] = offer
             if offer.durable and self.on_durable is not None:
-                self.on_durable(offer.topic)
+                self.on_durable(peer, offer)
             if self.local.match(offer.topic):
                 remote.wanted.add(offer.topic)
         for request in interest.patterns:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf
 
-__all__ = ["Keeping"]
+__all__ = ["NO_STORE", "Keeping"]
 
 LOGS_MAX = 100
 "Logs that are remembered; of an older one it is not said again what it lacks."
@@ -131,10 +131,13 @@ class Keeping:
                 self.lacking.append((store, start, stop, elsewhere))
 
     def says(self, store: bytes, reason: str) -> None:
-        """An attached store stores no more, for a reason, or does again (empty)."""
+        """A store stores no more, or has no room for this topic, for a reason; or does again (empty)."""
         if store in self._refusals:
             self._refusals[store] = reason
             self._judge()
+        elif reason and not self._refusals:
+            self.alone_since = inf
+            self.trouble = reason
 
     def refuses(self, store: bytes) -> bool:
         """Whether an attached store stores no more."""

@@ -36,7 +36,7 @@ from zfabric.store.writer import Writer
 from zfabric.wire.batch import REPAIR_BYTES, Batch
 from zfabric.wire.durable_records import SCHEDULES, KeepQueue, queue_of
 from zfabric.wire.letters import LetterRecord
-from zfabric.wire.records import Start
+from zfabric.wire.records import Start, TopicOffer
 from zfabric.wire.store_records import (
     STORE_NAME_BYTES,
     TOPICS_MAX,
@@ -142,11 +142,7 @@ class StoreService:
     async def _tidy(self, retention: Retention) -> None:
         while True:
             await asyncio.sleep(TIDY_S)
-            offered = {topic for remote in self._core.interests.remote.values() for topic in remote.topics}
-            for topic in [t for t, keeper in self._keepers.items() if t not in offered and not keeper.busy]:
-                keeper = self._keepers.pop(topic)
-                keeper.close()
-                self._core.interests.unsubscribe(keeper.lane)
+            self._let_go()
             self._driver.schedule_pump()
             try:
                 await self.queues.trim()
@@ -155,6 +151,18 @@ class StoreService:
                 return  # the store ends
             except FabricError as error:
                 logger.error("retention could not be applied, and is tried again: %s", error)
+
+    def _let_go(self) -> None:
+        """Keep topics no more that nobody publishes; others may have waited for the room."""
+        remotes = self._core.interests.remote
+        offered = {topic for remote in remotes.values() for topic in remote.topics}
+        gone = [t for t, keeper in self._keepers.items() if t not in offered and not keeper.busy]
+        for topic in gone:
+            keeper = self._keepers.pop(topic)
+            keeper.close()
+            self._core.interests.unsubscribe(keeper.lane)
+        for peer in list(self._core.peers.up()) if gone else ():
+            self._keep_all(peer)
 
     def _retain(self, retention: Retention) -> None:
         """Let go of what topics need not keep. Runs in a thread."""
@@ -167,8 +175,9 @@ class StoreService:
     # -- peers ---------------------------------------------------------------------------------
 
     def peer_joined(self, peer: PeerRecord, now: float) -> None:
-        """Say who we are."""
+        """Say who we are, and what there is no room for."""
         self._core.channels.tell(peer, self._offer)
+        self._keep_all(peer)
 
     def peer_left(self, peer: PeerRecord, now: float) -> None:
         """End what it read."""
@@ -190,8 +199,14 @@ class StoreService:
 
     # -- live topics ---------------------------------------------------------------------------
 
-    def _keep(self, topic: str) -> None:
+    def _keep_all(self, peer: PeerRecord) -> None:
+        remote = self._core.interests.remote.get(peer.id)
+        for offer in [] if remote is None else [offer for offer in remote.topics.values() if offer.durable]:
+            self._keep(peer, offer)
+
+    def _keep(self, peer: PeerRecord, offer: TopicOffer) -> None:
         """A peer offers a durable topic."""
+        topic = offer.topic
         if topic in self._keepers or not any(pattern.matches(topic) for pattern in self._patterns):
             return
         keeper = Keeper(
@@ -205,7 +220,13 @@ class StoreService:
         )
         pattern = Pattern(topic, bytes_max=self._config.topic_bytes_max)
         start = Start("earliest")
-        keeper.lane = self._core.interests.subscribe(pattern, "at-least-once", start, keeper, store=True)
+        try:
+            keeper.lane = self._core.interests.subscribe(pattern, "at-least-once", start, keeper, store=True)
+        except LimitExceeded as error:
+            reason = f"the store keeps as many topics at one time as it may: {error}"
+            logger.error("%s is not kept: %s", topic, reason)
+            self._tell(peer, Storing(topic, offer.epoch, reason))
+            return
         self._keepers[topic] = keeper
         self._driver.schedule_pump()
 
