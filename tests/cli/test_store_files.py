@@ -12,7 +12,7 @@ import pytest
 
 from tests.store.support import append, keyed, messages, one
 from zfabric.cli import main
-from zfabric.store import open_log
+from zfabric.store import Commit, PositionUpdate, open_log
 
 
 class Shell:
@@ -118,6 +118,18 @@ def test_purge_and_compact(shell: Shell, data: Path) -> None:
     assert [known["topic"] for known in shell("info", data)] == ["prices"]
     shell("purge", data, "nothing", code=69)
     shell("compact", data, "nothing", code=69)
+
+
+def test_groups_forget_a_topic_that_is_forgotten(shell: Shell, data: Path) -> None:
+    """The next topic of that name has other offsets: where they were in the old one they would miss its beginning."""
+    names = ["group/g", "group/g/orders", "group/g/orders.eu", "group/g/orders.eu/3", "group/orders.eu"]
+    with open_log(str(data)) as log:
+        log.commit([Commit(positions=[PositionUpdate(name, b"\x05", 7) for name in names])])
+
+    shell("purge", data, "orders.eu", "--forget")
+
+    with open_log(str(data)) as log:
+        assert list(log.positions()) == ["group/g", "group/g/orders", "group/orders.eu"]
 
 
 def test_a_store_must_be_there(shell: Shell, tmp_path: Path) -> None:

@@ -251,7 +251,11 @@ def _opened(file: str, mode: str) -> Iterator[BinaryIO]:
 @_store
 @click.argument("topic", type=TopicParameter())
 @click.option("--before", type=click.IntRange(min=0), metavar="OFFSET", help="Only what is before this offset.")
-@click.option("--forget", is_flag=True, help="The topic itself, too: its offsets and what is known of its producers.")
+@click.option(
+    "--forget",
+    is_flag=True,
+    help="The topic itself, too, with its offsets, producers and the groups' positions.",
+)
 @output_options
 def purge(options: Options, url: str, topic: str, before: int | None, forget: bool) -> int:
     """Remove the messages of TOPIC from a store."""
@@ -263,6 +267,9 @@ def purge(options: Options, url: str, topic: str, before: int | None, forget: bo
 def _purge(output: Output, log: Log, topic: str, before: int | None, forget: bool) -> int:
     known = _known(log, topic)
     if forget:
+        from zfabric.store.group import forget_stream
+
+        forget_stream(log, topic)
         log.delete(topic)
         first = known.next
     else:

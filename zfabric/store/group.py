@@ -9,7 +9,7 @@ import msgspec
 
 from zfabric.protocol.peers import PeerRecord
 from zfabric.store.cursors import Cursor, partitions_of
-from zfabric.store.log import Gap, Position, PositionUpdate, StoredBatch
+from zfabric.store.log import Commit, Gap, Log, Position, PositionUpdate, StoredBatch
 from zfabric.store.sharing import Ask, Fence, Grant, Member, Sharing
 from zfabric.wire.group_records import (
     Assigned,
@@ -24,7 +24,7 @@ from zfabric.wire.group_records import (
 )
 from zfabric.wire.topics import Pattern
 
-__all__ = ["PREFIX", "READ_BYTES", "TERM", "Group", "GroupState", "Read", "Seat", "Voice"]
+__all__ = ["PREFIX", "READ_BYTES", "TERM", "Group", "GroupState", "Read", "Seat", "Voice", "forget_stream"]
 
 PREFIX = "group/"
 "Positions whose names begin so belong to groups."
@@ -35,6 +35,13 @@ READ_BYTES = 1024 * 1024
 _ROUTES_MAX = 64
 
 _encode = msgspec.msgpack.Encoder().encode
+
+
+def forget_stream(log: Log, stream: str) -> None:
+    """Let no group of a log that no store has open know a stream: the next one of that name has other offsets."""
+    known = log.positions(PREFIX)
+    rows = [name for name in known if name.split("/")[2:3] == [stream]]
+    log.commit([Commit(positions=[PositionUpdate(name, None, known[name].epoch) for name in rows])])
 
 
 class Voice(Protocol):
