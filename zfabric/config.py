@@ -197,7 +197,8 @@ class Config:
     handler_timeout_s: float = 300.0
     "Default time after which a job in a handler's hands is given to somebody else, unless the handler renews it."
     credit_jobs_max: int = 65_536
-    "Jobs that a puller without `credit=` may have, at most: it adapts to how fast they are done."
+    """Jobs that a puller without `credit=` may have, at most: it adapts to how fast they are done. And how many one
+    worker may do at a time."""
     credit_bytes: int = 8 * 1024 * 1024
     "Bytes of jobs that a puller may have from one node, about."
     prefetch_s: float = 0.1

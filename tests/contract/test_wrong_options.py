@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.contract.support import TIMEOUT, MakeNode
-from zfabric import Config, EncodeFailed, Node, Retention, SelectorError, TopicError, WindowFull
+from zfabric import Config, EncodeFailed, LimitExceeded, Node, Retention, SelectorError, TopicError, WindowFull
 
 Pair = tuple[Node, Node]
 
@@ -53,11 +53,15 @@ async def test_requests(answering: Pair) -> None:
         ({"version": 2**70}, ValueError),
         ({"timeout": "1"}, TypeError),
         ({"timeout": nan}, ValueError),
+        ({"wait": "1"}, TypeError),
+        ({"wait": nan}, ValueError),
         ({"idempotent": True, "hedge": nan}, ValueError),
         ({NOT_UTF8: 1}, EncodeFailed),
     ):
         with pytest.raises(error):
             await a.request("answer", **options)
+    with pytest.raises(TypeError, match="wait must be a number"):
+        await anext(a.request_all("answer", wait="1"))  # type: ignore[arg-type]
     for good in ({"timeout": np.float64(9)}, {"timeout": inf}, {"version": np.int64(1)}):
         assert await a.request("answer", **good) == 42
     await _works(a, b)
@@ -75,6 +79,8 @@ async def test_services_and_pullers(answering: Pair) -> None:
     for wrong in ({"credit": 1.5}, {"credit": True}, {"lease_s": nan}, {"lease_s": "1"}, {"selector": 5}):
         with pytest.raises((TypeError, ValueError)):
             b.puller("wrong", **wrong)
+    with pytest.raises(LimitExceeded, match="credit_jobs_max"):
+        b.worker("wrong", concurrency=10**9)
     with pytest.raises(SelectorError, match="UTF-8"):
         b.puller("wrong", selector=f"a = '{NOT_UTF8}'")
     b.service("right", concurrency=np.int64(2))(nothing)  # type: ignore[arg-type]
@@ -86,9 +92,15 @@ async def test_services_and_pullers(answering: Pair) -> None:
 async def test_pushers(answering: Pair) -> None:
     """Options of queues and of pushes."""
     a, b = answering
+    for name in ("n" * 255, "n" * 250):  # "$dead." before it would be too long
+        with pytest.raises(TopicError, match="255"):
+            a.pusher(name)
+        with pytest.raises(TopicError, match="255"):
+            a.puller(name)
     for options in ({"max_attempts": 1.5}, {"backoff_s": nan}, {"dedupe_window_s": "1"}, {"queue_bytes": 1.5}):
         with pytest.raises((TypeError, ValueError)):
             a.pusher("wrong", **options)
+    assert await a.pusher("n" * 249).push(1) == 0
     jobs = a.pusher("jobs")
     for option in (
         {"dedupe_id": 5},

@@ -117,7 +117,10 @@ class NodeQueues:
             self._open[name] = shared, options, users - 1
 
     def _check(self, name: str) -> None:
-        check_topic(name, reserved=str(name).startswith(DEAD_PREFIX), bytes_max=self._config.topic_bytes_max)
+        reserved, bytes_max = str(name).startswith(DEAD_PREFIX), self._config.topic_bytes_max
+        check_topic(name, reserved=reserved, bytes_max=bytes_max)
+        if not reserved:  # its dead letters shall have a queue, too
+            check_topic(f"{DEAD_PREFIX}{name}", reserved=True, bytes_max=bytes_max)
 
     def puller(
         self, queue: str | Topic[Any], *, manual: bool, value_type: Any, selector: str, **options: Any
@@ -421,11 +424,14 @@ class QueueMethods(StoreMethods):
 
         A job is done when the function returns. An exception is logged, counted and reported, and the job is tried
         again as the queue's back-off says; `await job.reject(reason)` before it makes it a dead letter at once.
-        An `async def` runs in the event loop, a `def` in one of Config.handler_threads_max threads.
+        An `async def` runs in the event loop, a `def` in one of Config.handler_threads_max threads. Raises what
+        `puller` raises, and LimitExceeded for a concurrency beyond Config.credit_jobs_max.
         """
         concurrency = whole("concurrency", concurrency)
         if concurrency < 1:
             raise ValueError(f"concurrency must be 1 or more, not {concurrency}")
+        if concurrency > self._config.credit_jobs_max:
+            raise LimitExceeded("credit_jobs_max", concurrency, self._config.credit_jobs_max)
         queues = self._opened_queues()
         options = {"credit": credit, "selector": selector, "lease_s": lease_s, "handler_timeout_s": handler_timeout_s}
 

@@ -84,7 +84,7 @@ class Requests:
             credit, only, hedge_s,
         )
         # fmt: on
-        self._calls.begin(call, now, wait)
+        self._calls.begin(call, now, real("wait", wait))
         if len(self._calls.outstanding) == 1:
             driver.pump()  # nothing else is on its way: so nothing would come to share the frame
         else:
@@ -214,7 +214,7 @@ class Requests:
 
     async def _providers(self, service: str, version: int, wait: float) -> list[Provider]:
         self._driver.check_open()
-        if wait:
+        if real("wait", wait):
             with suppress(TimeoutError):
                 await self.wait_for(service, version, wait)
         providers = self._calls.providers(service, version)
