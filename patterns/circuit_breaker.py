@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from zfabric import FabricError
 
@@ -54,7 +55,7 @@ class CircuitBreaker:
             raise ValueError(f"failures must be 1 or more and cooldown_s above 0, not {failures!r} and {cooldown_s!r}")
         self._failures_max = failures
         self._cooldown_s = cooldown_s
-        self._failure = failure
+        self._failure = _checked(failure)
         self._failures = 0
         self._opened_s: float | None = None
         self._probing = False
@@ -103,3 +104,10 @@ class CircuitBreaker:
     def _cooling_s(self) -> float:
         assert self._opened_s is not None
         return self._opened_s + self._cooldown_s - asyncio.get_running_loop().time()
+
+
+def _checked(failure: Any) -> tuple[type[Exception], ...]:
+    kinds = failure if isinstance(failure, tuple) else (failure,)
+    if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+        raise TypeError(f"failure must be a tuple of exceptions, not {failure!r}")
+    return kinds

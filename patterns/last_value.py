@@ -22,6 +22,7 @@ them first. Per topic and key nothing comes twice, and nothing older than what c
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from types import TracebackType
@@ -41,6 +42,8 @@ class LastValueCache:
     """
 
     def __init__(self, node: Node, pattern: str, *, name: str = "default", entries_max: int = 100_000) -> None:
+        if entries_max < 1:
+            raise ValueError(f"entries_max must be 1 or more, not {entries_max}")
         self._node = node
         self._pattern = pattern
         self._name = name
@@ -57,8 +60,7 @@ class LastValueCache:
         return len(self._newest)
 
     async def __aenter__(self) -> Self:
-        self._subscription = self._node.subscribe(self._pattern, delivery="at-most-once")
-        self._reading = asyncio.create_task(self._read())
+        Pattern(self._pattern)  # raises TopicError, while nothing is open
 
         @self._node.service(f"{_SERVICE}.{self._name}")
         async def tell(pattern: str) -> AsyncGenerator[list[Any], None]:
@@ -74,6 +76,8 @@ class LastValueCache:
                     # fmt: on
 
         self._service = tell
+        self._subscription = self._node.subscribe(self._pattern, delivery="at-most-once")
+        self._reading = asyncio.create_task(self._read())
         return self
 
     async def __aexit__(
@@ -112,15 +116,18 @@ async def last_values(
         if publishers:
             await subscription.wait_for(publishers, timeout=timeout)
         told: dict[tuple[str, str, Any], int] = {}
-        try:
+        cached: deque[Message] = deque()
+        try:  # to its end first: the time is the cache's, not the reader's
             entries = node.stream(f"{_SERVICE}.{cache}", pattern, timeout=timeout, wait=timeout if required else 0.0)
             async with aclosing(entries):
                 async for topic, value, seq, timestamp, source_id, source, key, headers in entries:
                     told[topic, source_id, _hashable(key)] = seq
-                    yield Message(value, seq, topic, timestamp, Source(source_id, source), key, headers)
+                    cached.append(Message(value, seq, topic, timestamp, Source(source_id, source), key, headers))
         except (NoResponders, ProviderLost, RequestTimeout):
             if required:
                 raise
+        while cached:
+            yield cached.popleft()
         async for message in subscription:
             if message.seq > told.get((message.topic, message.source.id, _hashable(message.key)), -1):
                 yield message

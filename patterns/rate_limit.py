@@ -36,7 +36,8 @@ class RateLimit:
         return f"<RateLimit {self.rate_hz:g} Hz, burst {self.burst}>"
 
     def take(self, count: int = 1) -> bool:
-        """Whether `count` may pass now; if so, they are counted. Who waits goes first."""
+        """Whether `count` may pass now; if so, they are counted. Who waits goes first. Raises ValueError below 0."""
+        _check(count)
         self._refill()
         if self._tokens < count - 1e-9:
             return False
@@ -44,7 +45,8 @@ class RateLimit:
         return True
 
     async def wait(self, count: int = 1) -> None:
-        """Return when `count` may pass; who came first goes first. Raises ValueError for more than `burst`."""
+        """Return when `count` may pass; who came first goes first. Raises ValueError below 0, and above `burst`."""
+        _check(count)
         if count > self.burst:
             raise ValueError(f"{count} can never pass at once: burst is {self.burst}")
         self._refill()
@@ -62,3 +64,8 @@ class RateLimit:
         if self._counted_s is not None:
             self._tokens = min(self.burst, self._tokens + (now - self._counted_s) * self.rate_hz)
         self._counted_s = now
+
+
+def _check(count: int) -> None:
+    if not count >= 0:
+        raise ValueError(f"count must be 0 or more, not {count}")

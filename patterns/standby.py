@@ -52,7 +52,9 @@ class Fence:
         self.newest = newest
 
     def check(self, epoch: int) -> None:
-        """Let an effect through, or raise Fenced."""
+        """Let an effect through, or raise Fenced. Raises TypeError for what is no epoch, such as that of no term."""
+        if not isinstance(epoch, int):
+            raise TypeError(f"an epoch is a whole number, not {epoch!r}")
         if epoch < self.newest:
             raise Fenced(epoch, self.newest)
         self.newest = epoch

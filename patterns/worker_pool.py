@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Sequence
@@ -27,7 +28,7 @@ from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Self
 
-from zfabric import FabricError, Node
+from zfabric import FabricError, LocalProtocolError, Node
 
 __all__ = ["WorkerPool", "WorkersFailed"]
 
@@ -52,7 +53,7 @@ class WorkerPool:
 
     def __init__(
         self,
-        command: Sequence[str],
+        command: Sequence[str | os.PathLike[str]],
         *,
         size: int,
         grace_s: float = 10.0,
@@ -61,9 +62,10 @@ class WorkerPool:
     ) -> None:
         if isinstance(command, str) or not command:
             raise ValueError(f"the command is a list of the program and its arguments, not {command!r}")
-        if size < 0:
-            raise ValueError(f"a pool has 0 workers or more, not {size}")
-        self.command = tuple(command)
+        if not (grace_s >= 0 and healthy_s >= 0 and attempts >= 1):
+            raise ValueError("grace_s and healthy_s must be 0 or more, attempts 1 or more")
+        _check(size)
+        self.command = tuple(os.fsdecode(part) for part in command)
         self.failed: WorkersFailed | None = None
         self.restarts = 0
         "Workers that ended by themselves and were replaced."
@@ -71,6 +73,7 @@ class WorkerPool:
         self._grace_s = grace_s
         self._healthy_s = healthy_s
         self._attempts = attempts
+        self._open = False
         self._keepers: list[asyncio.Task[None]] = []
         self._processes: dict[int, Process] = {}
 
@@ -88,25 +91,35 @@ class WorkerPool:
         return tuple(self._processes)
 
     async def __aenter__(self) -> Self:
+        self._open = True
         try:
-            await self.resize(self._size)
-        except OSError:
-            await self.resize(0)
+            await self._have(self._size)
+        except BaseException:
+            await self._close()
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.resize(0)
+        await self._close()
+
+    async def _close(self) -> None:
+        self._open = False
+        await self._have(0)
 
     async def resize(self, size: int) -> None:
         """Have this many workers; returns when new ones have started, and those that are too many have ended.
 
-        Raises OSError for a program that cannot be started.
+        Raises ValueError, OSError for a program that cannot be started, and LocalProtocolError while the pool is not
+        open.
         """
-        if size < 0:
-            raise ValueError(f"a pool has 0 workers or more, not {size}")
+        _check(size)
+        if not self._open:
+            raise LocalProtocolError("the pool is not open: `async with pool:` starts its workers, and ends them")
+        await self._have(size)
+
+    async def _have(self, size: int) -> None:
         self._size = size
         leaving, self._keepers = self._keepers[size:], self._keepers[:size]
         started = [self._keeper() for _ in range(size - len(self._keepers))]
@@ -146,7 +159,10 @@ class WorkerPool:
             depth = 0 if statistics is None else statistics.depth
             wanted = min(size_max, max(size_min, math.ceil(depth / jobs_per_worker)))
             # Shrink one by one: what looks idle now may be wanted again in a moment.
-            await self.resize(wanted if wanted >= self._size else self._size - 1)
+            try:
+                await self.resize(wanted if wanted >= self._size else self._size - 1)
+            except OSError:
+                self.failed = WorkersFailed(self.command, 1, NO_PROGRAM)
             await asyncio.sleep(SCALE_INTERVAL_S)
 
     async def _keep(self, started: asyncio.Future[None]) -> None:
@@ -156,8 +172,9 @@ class WorkerPool:
             begun = time.monotonic()
             try:
                 process = await asyncio.create_subprocess_exec(*self.command)
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 if not started.done():
+                    self._keepers = [keeper for keeper in self._keepers if keeper is not asyncio.current_task()]
                     started.set_exception(error)
                     return
                 code = NO_PROGRAM
@@ -187,9 +204,15 @@ class WorkerPool:
         with suppress(ProcessLookupError):
             process.terminate()
         try:
-            async with asyncio.timeout(self._grace_s):
-                await process.wait()
-        except TimeoutError:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._grace_s):
+                    await process.wait()
+        finally:  # also when the program ends meanwhile
             with suppress(ProcessLookupError):
                 process.kill()
-            await process.wait()
+        await process.wait()
+
+
+def _check(size: object) -> None:
+    if not isinstance(size, int) or size < 0:
+        raise ValueError(f"a pool has 0 workers or more, not {size!r}")

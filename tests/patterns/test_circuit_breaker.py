@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from zfabric.patterns.circuit_breaker import CircuitBreaker, CircuitOpen
@@ -92,3 +93,7 @@ def test_nonsense_is_refused() -> None:
         CircuitBreaker(failures=0)
     with pytest.raises(ValueError, match="cooldown_s"):
         CircuitBreaker(cooldown_s=0)
+    wrong: list[Any] = [[ValueError], "ValueError", (ValueError, "OSError")]
+    for failure in wrong:
+        with pytest.raises(TypeError, match="tuple of exceptions"):
+            CircuitBreaker(failure=failure)

@@ -11,7 +11,7 @@ import pytest
 from zfabric.patterns.last_value import LastValueCache, last_values
 
 from tests.waiting import wait_until_async
-from zfabric import Config, Message, Node
+from zfabric import Config, LocalProtocolError, Message, Node, TopicError
 
 QUIET = Config(mdns=False)
 
@@ -107,3 +107,37 @@ async def test_the_cache_is_bounded(nodes: list[Node]) -> None:
 
         assert len(cache) == 3
         assert [m.value for m in await take(late, "#", 3, cache="small", required=True)] == [3, 1, 4]
+
+
+async def test_a_slow_reader_gets_all_that_was_cached(nodes: list[Node]) -> None:
+    """`timeout` is for the cache's answer, however long the reader takes for each value."""
+    sensor, middle, late = nodes
+    async with LastValueCache(middle, "t") as cache:
+        publisher = sensor.publisher("t")
+        await publisher.wait_for(1, 30)
+        for key in range(20):
+            await publisher.publish("x" * 200_000, key=key)  # more of it than a stream may be ahead
+        await wait_until_async(lambda: cache.updates == 20)
+
+        async with aclosing(last_values(late, "t", required=True, timeout=1)) as messages:
+            keys = [(await anext(messages)).key]
+            late_s = asyncio.get_running_loop().time() + 1.5
+            await wait_until_async(lambda: asyncio.get_running_loop().time() > late_s)
+            keys += [(await asyncio.wait_for(anext(messages), 30)).key for _ in range(19)]
+        assert keys == list(range(20))
+
+
+async def test_a_cache_that_cannot_be_opened_leaves_nothing_open(nodes: list[Node]) -> None:
+    """Its name is taken, or its pattern is none."""
+    middle = nodes[1]
+    before = asyncio.all_tasks()
+    with pytest.raises(ValueError, match="entries_max"):
+        LastValueCache(middle, "t", entries_max=0)
+    async with LastValueCache(middle, "t"):
+        with pytest.raises(LocalProtocolError, match="already"):
+            await LastValueCache(middle, "u").__aenter__()
+        with pytest.raises(TopicError):
+            await LastValueCache(middle, "u..v", name="other").__aenter__()
+        async with LastValueCache(middle, "v", name="other"):
+            pass
+    assert [t.get_name() for t in asyncio.all_tasks() - before if "standby" not in t.get_name()] == []

@@ -51,6 +51,13 @@ def test_nonsense_is_refused() -> None:
     async def scenario() -> None:
         with pytest.raises(ValueError, match="can never pass"):
             await RateLimit(1, burst=2).wait(3)
+        limit = RateLimit(1, burst=2)
+        for count in (-1, float("nan")):  # would let any number pass afterwards
+            with pytest.raises(ValueError, match="count must be 0 or more"):
+                limit.take(count)  # type: ignore[arg-type]
+            with pytest.raises(ValueError, match="count must be 0 or more"):
+                await limit.wait(count)  # type: ignore[arg-type]
+        assert [limit.take(2), limit.take(1)] == [True, False]
 
     run(scenario())
     for rate, burst in ((0, 1), (-1, 1), (1, 0), (float("nan"), 1)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
 
 import pytest
 from zfabric.patterns.standby import Arbiter, Fence, Fenced, Standby
@@ -163,6 +164,10 @@ def test_a_fence_refuses_terms_that_are_over() -> None:
 
     with pytest.raises(Fenced, match="epoch 3 is over, 7 has begun"):
         fence.check(3)
+    nonsense: list[Any] = [None, float("nan"), "8"]
+    for epoch in nonsense:
+        with pytest.raises(TypeError, match="an epoch is a whole number"):
+            fence.check(epoch)
     assert fence.newest == 7
 
 

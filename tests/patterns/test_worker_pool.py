@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ import pytest
 from zfabric.patterns.worker_pool import WorkerPool, WorkersFailed
 
 from tests.waiting import wait_until_async
-from zfabric import Config, Node
+from zfabric import Config, LocalProtocolError, Node
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +27,7 @@ while True: signal.pause()
 """
 WORKER = """
 import asyncio, signal, sys
-from zfabric import Config, Node
+from zfabric import Config, LocalProtocolError, Node
 
 async def main():
     stop = asyncio.Event()
@@ -112,10 +113,49 @@ async def test_a_program_that_cannot_be_started_is_an_error_at_once(tmp_path: Pa
         assert len(set(pool.pids)) == 3
     with pytest.raises(FileNotFoundError):
         await WorkerPool([str(tmp_path / "nothing")], size=2).__aenter__()
+    with pytest.raises(ValueError, match="null byte"):
+        await WorkerPool([sys.executable, "\0"], size=1).__aenter__()
     commands: list[Any] = ["sleep 5", []]
     for command in commands:
         with pytest.raises(ValueError, match="list of the program"):
             WorkerPool(command, size=1)
+    with pytest.raises(TypeError):
+        WorkerPool([sys.executable, 5], size=1)  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="0 workers or more"):
+        WorkerPool(IDLE, size=1.5)  # type: ignore[arg-type]
+    assert "python" in repr(WorkerPool([Path("python")], size=1))
+
+
+async def test_only_an_open_pool_has_workers() -> None:
+    """One whose opening is cancelled has none, and one that is closed starts none."""
+    pool = WorkerPool(IDLE, size=3)
+    opening = asyncio.create_task(pool.__aenter__())
+    await asyncio.sleep(0)
+    opening.cancel()
+    await asyncio.wait([opening])
+    assert (opening.cancelled(), pool.pids) == (True, ())
+    with pytest.raises(LocalProtocolError, match="async with pool"):
+        await pool.resize(1)
+
+
+async def test_a_pool_whose_program_was_away_follows_its_queue_again(tmp_path: Path) -> None:
+    """While it is replaced, say: the pool has said so in `failed`, and goes on."""
+    program = tmp_path / "program"
+
+    def install() -> None:
+        program.write_text(f"#!{sys.executable}\nimport signal\nsignal.pause()\n")
+        program.chmod(0o755)
+
+    install()
+    async with Node("pusher", config=Config(mdns=False, close_timeout_s=0.1)) as node, node.pusher("jobs") as pusher:
+        await pusher.push_many(range(2))
+        async with WorkerPool([str(program)], size=1) as pool:
+            program.unlink()
+            async with pool.scaled(node, "jobs", size_max=2, jobs_per_worker=1):
+                await wait_until_async(lambda: pool.failed)
+                assert len(pool.pids) == 1
+                install()
+                await wait_until_async(lambda: len(pool.pids) == 2)
 
 
 async def test_a_program_that_is_gone_breaks_the_pool(tmp_path: Path) -> None:
