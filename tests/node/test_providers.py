@@ -16,10 +16,12 @@ from zfabric import Node, ProviderLost
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX processes")
 
-QUICK = {"heartbeat_interval_s": 0.2, "peer_timeout_s": 1.0}
+QUICK = 2.0
+"Seconds after which a provider that is silent is missed, where one will be."
+PATIENT = 10.0
 PROVIDER = """
 async def main():
-    config = Config(mdns=False, heartbeat_interval_s=0.2, peer_timeout_s=1.0)
+    config = Config(mdns=False, heartbeat_interval_s=0.2, peer_timeout_s=float(sys.argv[4]))
     async with Node(sys.argv[1], config=config, fabric=sys.argv[2]) as node:
         log = open(sys.argv[3], "a", buffering=1)
 
@@ -40,9 +42,10 @@ asyncio.run(main())
 class Fleet:
     """A client, and provider processes that write down what they begin."""
 
-    def __init__(self, client: Node, start: Start, folder: Path) -> None:
+    def __init__(self, client: Node, start: Start, folder: Path, peer_timeout_s: float) -> None:
         self.client = client
         self._start = start
+        self._peer_timeout_s = peer_timeout_s
         self._folder = folder
         self._count = 0
 
@@ -50,7 +53,8 @@ class Fleet:
         """Start one; returns its name and process id once the client knows it."""
         self._count += 1
         name = f"p{self._count}"
-        process = self._start(PROVIDER, name, self.client.fabric, str(self._folder / name))
+        arguments = name, self.client.fabric, str(self._folder / name), str(self._peer_timeout_s)
+        process = self._start(PROVIDER, *arguments)
         assert await line_of(process) == "ready"
         await wait_until_async(lambda: name in self.providers(), TIMEOUT)
         return name, process.pid
@@ -65,10 +69,11 @@ class Fleet:
         return Counter(int(line) for some in lines for line in some)
 
 
-@pytest.fixture
-async def fleet(make_node: MakeNode, start: Start, tmp_path: Path) -> Fleet:
-    """No provider yet."""
-    return Fleet(await make_node("client", **QUICK), start, tmp_path)
+@pytest.fixture(params=[QUICK])
+async def fleet(make_node: MakeNode, start: Start, tmp_path: Path, request: pytest.FixtureRequest) -> Fleet:
+    """No provider yet; the parameter is the peer timeout of all."""
+    client = await make_node("client", heartbeat_interval_s=0.2, peer_timeout_s=request.param)
+    return Fleet(client, start, tmp_path, request.param)
 
 
 async def test_a_killed_provider_is_noticed(fleet: Fleet) -> None:
@@ -110,6 +115,7 @@ async def test_a_stopped_provider_is_left_and_does_nothing_twice(fleet: Fleet) -
     assert begun[2] <= 2
 
 
+@pytest.mark.parametrize("fleet", [PATIENT], indirect=True)
 async def test_a_rolling_restart_fails_no_request(fleet: Fleet) -> None:
     """Three providers replaced one by one under load: nothing idempotent, nothing lost, nothing done twice."""
     client = fleet.client
