@@ -201,7 +201,7 @@ async def test_ctrl_c_while_stdin_is_silent(cli: Commands, node: zfabric.Node) -
     assert (await subscription.receive(20)).value == "one"
     pub.process.send_signal(signal.SIGINT)
 
-    code = await asyncio.wait_for(pub.process.wait(), 3)
+    code = await asyncio.wait_for(pub.process.wait(), 3 + SLACK_S)
 
     assert code == 130
 
@@ -246,7 +246,7 @@ async def test_bad_input(cli: Commands, node: zfabric.Node) -> None:
 
     assert outcome.code == 1
     assert outcome.err.endswith("error: line 2 of stdin is not UTF-8 text: send it as bytes with --raw\n")
-    assert (await subscription.receive(5)).value == "good"
+    assert (await subscription.receive(20)).value == "good"
     assert (empty.code, empty.err) == (0, "warning: stdin was empty: nothing was sent\n")
 
 

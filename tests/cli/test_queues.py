@@ -91,7 +91,7 @@ async def test_at_most_once_what_is_not_done_is_lost(cli: Commands, node: zfabri
 async def test_deliveries_must_fit(cli: Commands, node: zfabric.Node) -> None:
     """Each other, and the other options."""
     node.puller("jobs")
-    pushed = await cli.run("push", "jobs", "1", "--delivery", "at-most-once", "--timeout", "1")
+    pushed = await cli.run("push", "jobs", "1", "--delivery", "at-most-once", "--timeout", "3")
     assert pushed.code == 75
     assert "give both the same --delivery" in pushed.err
     for verb, option in (("push", "--priority"), ("push", "--attempts"), ("push", "--delay"), ("pull", "--selector")):

@@ -54,9 +54,9 @@ async def test_the_exit_code_tells_what_went_wrong(cli: Commands, node: zfabric.
 
     nobody, late, wrong, old, usage = await asyncio.gather(
         cli.run("request", "nothing", "--timeout", "1"),
-        cli.run("request", "stuck", "--timeout", "1"),
+        cli.run("request", "stuck", "--timeout", "3"),
         cli.run("request", "strict", "x", "--version", "2"),
-        cli.run("request", "strict", "1", "--timeout", "1"),
+        cli.run("request", "strict", "1", "--timeout", "3"),
         cli.run("request", "stuck", "--all", "--stream"),
     )
 

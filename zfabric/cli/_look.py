@@ -22,6 +22,8 @@ from zfabric.wire.topics import Pattern
 __all__ = ["Sighting", "find_audience", "least_look_s", "look_around", "nearest", "open_node", "poll", "settle"]
 
 POLL_S = 0.02
+STEP_S_MAX = 0.1
+"What one look may count for: while this process stood still, nobody else was slow."
 SETTLE_S = 1.0
 "How long to look for subscribers at most."
 LOOK_S = 3.0
@@ -43,14 +45,21 @@ async def open_node(options: Options, verb: str) -> AsyncIterator[Node]:
         yield node
 
 
+async def _step() -> float:
+    """Wait for a moment; returns how long it was, as far as that counts."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await asyncio.sleep(POLL_S)
+    return min(loop.time() - began, STEP_S_MAX)
+
+
 async def poll(condition: Callable[[], bool], timeout: float | None) -> bool:
     """Whether the condition came true within `timeout` seconds; None waits for ever."""
-    loop = asyncio.get_running_loop()
-    deadline = None if timeout is None else loop.time() + timeout
+    waited = 0.0
     while not condition():
-        if deadline is not None and loop.time() >= deadline:
+        if timeout is not None and waited >= timeout:
             return False
-        await asyncio.sleep(POLL_S)
+        waited += await _step()
     return True
 
 
@@ -63,16 +72,15 @@ async def settle(
     enough: Callable[[tuple[Peer, ...]], bool] = lambda _: False,
 ) -> tuple[Peer, ...]:
     """The peers, once nothing has changed for `quiet_s` and `least_s` have passed, or `enough` holds; or too late."""
-    loop = asyncio.get_running_loop()
-    began = changed = loop.time()
+    waited = changed = 0.0
     peers = node.peers
     while True:
-        await asyncio.sleep(POLL_S)
-        now, seen = loop.time(), node.peers
+        waited += await _step()
+        seen = node.peers
         if seen != peers:
-            changed, peers = now, seen
-        settled = now - changed >= quiet_s and now - began >= least_s
-        if settled or enough(peers) or now - began >= most_s:
+            changed, peers = waited, seen
+        settled = waited - changed >= quiet_s and waited >= least_s
+        if settled or enough(peers) or waited >= most_s:
             return peers
 
 
