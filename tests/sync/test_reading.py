@@ -61,7 +61,7 @@ def test_batches_are_lists_of_everything(near: Node, far: Node) -> None:
     """`batches()` yields non-empty lists that hold every message once, and raises TimeoutError in a pause."""
     publisher, subscription = wired(near, far, overflow="block")
     publisher.publish_many(range(5_000))
-    batches = subscription.batches(timeout=1)
+    batches = subscription.batches(timeout=TIMEOUT_S)
     values: list[int] = []
 
     while len(values) < 5_000:
