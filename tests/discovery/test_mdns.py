@@ -250,7 +250,7 @@ async def test_a_pointer_without_its_text_is_asked_about(start: Start, stranger:
         stranger.says(name, None)
         stranger.says("not-a-node." + _txt.SERVICE_TYPE, None)
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 data = await loop.sock_recv(listening, 9000)
                 if data[2] & 0x80 == 0 and name[:32].encode() in data:
@@ -284,7 +284,7 @@ async def test_who_was_announced_before_we_listened_is_found(
         monkeypatch.setattr(Zeroconf, "async_wait_for_start", one_has_been_heard)
         here = await start()
 
-        await wait_until_async(lambda: [found.node_id.hex() for found in here.found] == [one.id], 10)
+        await wait_until_async(lambda: [found.node_id.hex() for found in here.found] == [one.id])
 
 
 # -- changes of the network ----------------------------------------------------------------------------
