@@ -188,7 +188,7 @@ async def test_durable_jobs_outlive_the_command_and_the_store(cli: Commands, tmp
         await pull.note(f"job {job} of archive: ")
     failed, _ = await pull.stop()
     requeued = await cli.run("dead", "requeue", "jobs", "--durable", "--timeout", "20")
-    shown = await cli.run("queues", "--json", "--dead")
+    shown = await cli.run("queues", "--json", "--dead", "--wait", "1")
     pulled = await cli.run("pull", "jobs", "--count", "2", "--timeout", "20")
     await store.stop(signal.SIGTERM)
 

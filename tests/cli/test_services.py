@@ -102,9 +102,9 @@ async def test_a_command_serves(cli: Commands, node: zfabric.Node) -> None:
     assert await node.request("echo", 1, {"a": "b"}) == [1, {"a": "b"}]
     with pytest.raises(zfabric.RemoteError, match="exited with 1: broken"):
         await node.request("fail")
-    listed = await cli.run("services", "--json")
+    listed = await cli.run("services", "--json", "--wait", "3")
     assert [record["service"] for record in listed.records] == ["echo", "fail"]
-    assert "echo" in (await cli.run("services", "*")).out
+    assert "echo" in (await cli.run("services", "*", "--wait", "3")).out
     assert (await cli.run("services", "x")).code == 69
     serving.process.send_signal(signal.SIGTERM)
     failing.process.send_signal(signal.SIGINT)

@@ -26,7 +26,7 @@ async def test_it_keeps_what_is_published_and_ends_in_order(
     await orders.wait_for(stores=1, timeout=30)
     await orders.publish_many(range(1000))
 
-    nodes, topics = await cli.run("nodes", "--json"), await cli.run("topics", "--json")
+    nodes, topics = [await cli.run(verb, "--json", "--wait", "2") for verb in ("nodes", "topics")]
     outcome, _ = await store.stop(number)
 
     (archive,) = [record for record in nodes.records if record["name"] == "archive"]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,12 @@ def exchange(sender: Host, receiver: Host, options: str) -> None:
     assert MARK in out
 
 
+def refusal(host: Host, *options: str) -> str:
+    """What a host is told that nobody wants; empty if it found nobody who says so."""
+    code, _, err = host.type(shlex.join(["zfabric", "nodes", "--fabric", "plant", "--interface", "lan", *options]))
+    return err if code == 77 else ""
+
+
 def test_a_host_that_was_invited(hosts: tuple[Host, Host, Host], tmp_path: Path) -> None:
     """`keys new` and `keys invite` here, the line there: messages pass, the wire shows nothing, the line is spent.
 
@@ -122,11 +129,7 @@ def test_a_host_that_was_invited(hosts: tuple[Host, Host, Host], tmp_path: Path)
     assert "listening" in listening.stderr.readline()
     assert one.type("zfabric keys revoke plant bob")[0] == 0
 
-    def refusal() -> str:
-        code, _, err = two.type("zfabric nodes --fabric plant --interface lan --timeout 3")
-        return err if code == 77 else ""  # the directory is read once a second
-
-    assert "does not trust this node's key" in wait_until(refusal)
+    assert "does not trust this node's key" in wait_until(partial(refusal, two))  # the directory is read once a second
     listening.send_signal(signal.SIGINT)
     assert listening.communicate(timeout=TIMEOUT_S)[0] == ""
 
@@ -153,8 +156,7 @@ def test_two_hosts_joined_by_a_key(hosts: tuple[Host, Host, Host], tmp_path: Pat
     listening = one.start("zfabric sub '#' --fabric plant --interface lan")
     assert listening.stderr is not None
     assert "listening" in listening.stderr.readline()
-    code, _, err = stranger.type("zfabric nodes --fabric plant --interface lan --insecure")
-    assert (code, "it announces a key" in err) == (77, True)
+    assert "it announces a key" in wait_until(partial(refusal, stranger, "--insecure"))
     listening.send_signal(signal.SIGINT)
     assert listening.communicate(timeout=TIMEOUT_S)[0] == ""
     seen = capture.stop(b"CURVE")
