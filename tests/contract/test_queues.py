@@ -239,8 +239,8 @@ async def test_priorities_delays_and_times(pair: Pair) -> None:
     """High ones first; what rests comes when its time has come."""
     pusher = pair[0].pusher("jobs")
     await pusher.push("low", priority=1)
-    await pusher.push("soon", delay=0.3)
-    await pusher.push("then", not_before=datetime.now(UTC) + timedelta(seconds=0.6))
+    await pusher.push("soon", delay=0.3, priority=0)
+    await pusher.push("then", not_before=datetime.now(UTC) + timedelta(seconds=0.6), priority=0)
     await pusher.push("high", priority=9)
     async with pair[1].puller("jobs", credit=1) as puller:
         assert await values(puller, 4) == ["high", "low", "soon", "then"]
