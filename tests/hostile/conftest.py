@@ -119,7 +119,7 @@ async def next_event(events: EventStream, kind: type[Any], accept: Callable[[Any
     """The next event of a kind that is acceptable."""
     seen: list[Event] = []
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             async for event in events:
                 if isinstance(event, kind) and accept(event):
                     return event
@@ -175,8 +175,8 @@ async def arena(limits: dict[str, Any], keyed: bool) -> AsyncIterator[Arena]:
     text = None if key is None else key.text
     victim = await fabric.open("victim", config=replace(QUICK, **limits), key=text)
     friend = await fabric.open("friend", key=text)
-    await victim.wait_for_peers(1, timeout=10)
-    await friend.wait_for_peers(1, timeout=10)
+    await victim.wait_for_peers(1, timeout=30)
+    await friend.wait_for_peers(1, timeout=30)
     arena = Arena(fabric, victim, friend, key)
     try:
         await arena.start()

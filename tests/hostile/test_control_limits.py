@@ -68,7 +68,7 @@ async def test_a_full_node_may_have_room_later(arena: Arena, limits: dict[str, A
 
     driver = driver_of(arena)
     driver.core.peers._config = driver._config = driver._config.__class__(mdns=False, peers_max=2)
-    await late.wait_for_peers(2, timeout=10)
+    await late.wait_for_peers(2, timeout=30)
 
 
 async def test_many_hellos_in_one_frame_are_refused(arena: Arena, impostor: MakeImpostor) -> None:

@@ -133,6 +133,6 @@ async def test_a_node_hears_nothing_from_a_port_that_is_no_inbox(arena: Arena) -
     """A seed that leads to an outlet or to a web server is tried for ever and harms nobody."""
     lost = await arena.fabric.open("lost", seeds=[port(arena.victim, "outlet-tcp")])
 
-    await lost.wait_for_peers(2, timeout=10)
+    await lost.wait_for_peers(2, timeout=30)
 
     await arena.lives()
