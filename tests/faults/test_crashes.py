@@ -133,7 +133,7 @@ def test_a_subscriber_that_is_terminated_under_load_holds_nobody_up(team: Crew) 
     leaves.signal(signal.SIGTERM)
 
     assert leaves.wait() == 0
-    publisher.until("done", 10)
+    publisher.until("done", 30)
     stays.until_position(5_999)
     team.finish()
 
