@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 import signal
 import sys
@@ -67,6 +68,24 @@ async def test_a_job_that_is_tried_again_counts_once(cli: Commands, node: zfabri
     assert sorted(record["value"] for record in pulled.records if record["error"] is None) == [0, 1, 2, 3]
     assert len(pulled.records) == 8
     await asyncio.wait_for(pusher.flush(), 10)
+
+
+async def test_a_command_is_done_when_it_ends_whatever_it_leaves_behind(cli: Commands, node: zfabric.Node) -> None:
+    """A process in the background holds nothing up; and a job that cannot be put to the command fails alone."""
+    pusher = node.pusher("jobs", max_attempts=1)
+    await pusher.push("no variable of the environment", key="\0")
+    await pusher.push("x" * 100_000)  # more than a pipe has room for
+    code = (
+        "import signal, subprocess, sys\n"
+        "print(subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()']).pid)"
+    )
+    pulled = await cli.run("pull", "jobs", "--count", "1", "--timeout", "20", "--command", script(code))
+
+    os.kill(int(pulled.out), signal.SIGKILL)
+    assert pulled.code == 0, pulled.err
+    await asyncio.wait_for(pusher.flush(), 20)
+    dead = node.statistics().queues["jobs"].dead
+    assert (dead, "embedded null byte" in pulled.err) == (1, True), pulled.err
 
 
 async def test_at_most_once_what_is_not_done_is_lost(cli: Commands, node: zfabric.Node) -> None:

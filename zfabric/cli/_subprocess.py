@@ -8,6 +8,8 @@ import shlex
 import shutil
 import signal
 from contextlib import suppress
+from tempfile import TemporaryFile
+from typing import IO
 
 import click
 
@@ -34,33 +36,37 @@ def split(line: str) -> list[str]:
 async def run_program(words: list[str], stdin: bytes, environment: dict[str, str]) -> bytes:
     """Run it to its end and return its stdout. Raises CommandFailed; kills it, with what it started, when cancelled.
 
-    Ctrl-C is for whoever runs it: it is in a process group of its own.
+    Ctrl-C is for whoever runs it: it is in a process group of its own. It reads and writes files, not pipes: what it
+    leaves behind in the background would hold them open.
     """
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *words,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **environment},
-            process_group=0,
-        )
-    except OSError as error:
-        raise CommandFailed(f"{words[0]} cannot be run: {error}") from None
-    try:
-        out, err = await process.communicate(stdin)
-    finally:
-        if process.returncode is None:
-            _kill(process)
+    with TemporaryFile() as given, TemporaryFile() as out, TemporaryFile() as err:
+        try:
+            given.write(stdin)
+            given.seek(0)
+            process = await asyncio.create_subprocess_exec(
+                *words, stdin=given, stdout=out, stderr=err, env={**os.environ, **environment}, process_group=0
+            )
+        except (OSError, ValueError) as error:  # a key with a NUL fits no environment
+            raise CommandFailed(f"{words[0]} cannot be run: {error}") from None
+        try:
             await process.wait()
-    if process.returncode:
-        told = err.decode(errors="replace").strip()[-STDERR_CHARACTERS_MAX:]
-        raise CommandFailed(f"{words[0]} exited with {process.returncode}{': ' if told else ''}{told}")
-    return out
+        finally:
+            if process.returncode is None:
+                _kill(process)
+                await process.wait()
+        if process.returncode:
+            told = _content(err).decode(errors="replace").strip()[-STDERR_CHARACTERS_MAX:]
+            raise CommandFailed(f"{words[0]} exited with {process.returncode}{': ' if told else ''}{told}")
+        return _content(out)
+
+
+def _content(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read()
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:
-    """Without what it started its pipes would stay open, and it would be waited for."""
+    """With what it started."""
     with suppress(ProcessLookupError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
