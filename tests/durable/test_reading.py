@@ -15,6 +15,7 @@ from tests.waiting import wait_until_async as until
 from zfabric import Config, Gap, LogMissing, Message, Node, Position, ProtocolError, Publisher, Subscription
 from zfabric.protocol.history import Joint, Phase
 from zfabric.store import Store
+from zfabric.store.service import StoreService
 from zfabric.testing import MemoryFabric
 
 TIMEOUT = 30.0
@@ -211,6 +212,26 @@ async def test_what_a_dead_publisher_left_comes_from_the_store(fabric: MemoryFab
     fabric.heal()
 
     assert values(await take(subscription, 49)) == list(range(1, 50))
+    assert reader.statistics().total("lost") == 0
+
+
+async def test_what_only_the_store_has_is_no_loss(
+    fabric: MemoryFabric, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although the publisher tells that it keeps nothing before the store tells that it has the topic."""
+    streams = StoreService._streams
+
+    def late(self: StoreService, *arguments: Any) -> None:
+        asyncio.get_running_loop().call_later(0.3, streams, self, *arguments)
+
+    monkeypatch.setattr(StoreService, "_streams", late)
+    await make_store()
+    _, orders = await durable(fabric)
+    await published(orders, range(100))
+    reader = await fabric.open("reader")
+    subscription = reader.subscribe("orders", start=37)
+
+    assert values(await take(subscription, 63)) == list(range(37, 100))
     assert reader.statistics().total("lost") == 0
 
 

@@ -439,10 +439,9 @@ class History:
 
     def missed(self, epoch: int, gap: Gap, now: float) -> bool:
         """A live stream has a hole that its publisher cannot fill. Returns whether the log is asked."""
-        joint = self._joints.get(gap.topic)
-        if joint is None:
+        if gap.topic not in self._joints and not self.stores.is_kept(gap.source.id, gap.topic):
             return False
-        joint.missed(epoch, gap, now)
+        self._joint(gap.topic).missed(epoch, gap, now)
         return True
 
     # -- protocol.stores.LogReader, of the streams that there are ------------------------------

@@ -166,6 +166,12 @@ class Stores:
         store = self._known.get(peer_id)
         return () if store is None else tuple(pattern.text for pattern in store.patterns)
 
+    def is_kept(self, publisher: str, topic: str) -> bool:
+        """Whether a peer publishes a topic that stores are to keep."""
+        remote = self._interests.remote.get(bytes.fromhex(publisher))
+        offer = None if remote is None else remote.topics.get(topic)
+        return offer is not None and offer.durable
+
     def watch(self, changed: Callable[[float], None]) -> None:
         """Call `changed` whenever a store comes or goes."""
         self._watchers[changed] = None
