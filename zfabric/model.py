@@ -434,8 +434,8 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if value is not None and not isinstance(value, kinds):
                 raise TypeError(f"Retention.{name} must be a number, and whole if it counts, not {value!r}")
-            if value is not None and not value >= 0:
-                raise ValueError(f"Retention.{name} must be 0 or more, not {value!r}")
+            if value is not None and not 0 <= value <= 2**62:
+                raise ValueError(f"Retention.{name} must be 0 to 2**62, or None for no bound, not {value!r}")
 
 
 class StoredTopic(msgspec.Struct, frozen=True, kw_only=True):

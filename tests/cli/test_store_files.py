@@ -120,6 +120,25 @@ def test_purge_and_compact(shell: Shell, data: Path) -> None:
     shell("compact", data, "nothing", code=69)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("retain", "prices", "--messages", "9" * 30),
+        ("retain", "prices", "--bytes", str(2**63)),
+        ("retain", "prices", "--age", "1e300"),
+        ("purge", "prices", "--before", "9" * 30),
+    ],
+)
+def test_numbers_that_nothing_has_room_for_are_refused(
+    shell: Shell, data: Path, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    """A bound that was taken was one that no export could tell."""
+    verb, *rest = arguments
+    shell(verb, data, *rest, code=2)
+
+    shell("export", data, tmp_path / "export")
+
+
 def test_groups_forget_a_topic_that_is_forgotten(shell: Shell, data: Path) -> None:
     """The next topic of that name has other offsets: where they were in the old one they would miss its beginning."""
     names = ["group/g", "group/g/orders", "group/g/orders.eu", "group/g/orders.eu/3", "group/orders.eu"]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import pytest
+
 import zfabric
 from tests.cli.processes import Commands
 from tests.waiting import wait_until_async
+from zfabric.cli import main
 from zfabric.node.shared import SharedSubscription
 
 
@@ -72,6 +75,13 @@ async def test_groups_are_shown_moved_and_paused(cli: Commands, node: zfabric.No
     assert "it has members" in refused.err
     assert "forgot group billing" in forgotten.err
     assert "group 'none': no store has it; there are: billing" in unknown.err
+
+
+@pytest.mark.parametrize("to", ["9" * 30, "\u00b2", "0001-01-01", "2026-13-45", ""])
+def test_a_place_that_is_none_is_a_usage_error(capsys: pytest.CaptureFixture[str], to: str) -> None:
+    """No number that an offset can be, no digit of a number, no time that there is in UTC."""
+    assert main(["store", "groups", "seek", "billing", to]) == 2
+    assert "not an offset" in capsys.readouterr().err
 
 
 async def test_without_a_store_it_says_so(cli: Commands) -> None:

@@ -241,7 +241,9 @@ async def test_a_decorator_without_its_name_is_refused(make_node: MakeNode) -> N
             decorator(lambda _: None)
 
 
-@pytest.mark.parametrize("options", [{"age_s": -1}, {"age_s": nan}, {"messages": 1.5}, {"bytes": "1"}])
+@pytest.mark.parametrize(
+    "options", [{"age_s": -1}, {"age_s": nan}, {"messages": 1.5}, {"bytes": "1"}, {"messages": 2**64}]
+)
 def test_retention(options: dict[str, Any]) -> None:
     """Refused where it is made."""
     with pytest.raises((TypeError, ValueError)):

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 __all__ = [
+    "AMOUNT",
     "QUEUE_DELIVERIES",
     "Number",
     "Options",
@@ -26,6 +27,8 @@ __all__ = [
     "output_options",
 ]
 
+AMOUNT = click.IntRange(0, 2**62)
+"What records have room for."
 QUEUE_DELIVERIES = ("at-least-once", "at-most-once")
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 import click
 
 from zfabric.cli._exits import Exit, Stop
-from zfabric.cli._options import Number, Options, TopicParameter, output_options
+from zfabric.cli._options import AMOUNT, Number, Options, TopicParameter, output_options
 from zfabric.cli._output import Output, count
 from zfabric.cli._running import guard
 from zfabric.cli.bw import human
@@ -250,7 +250,7 @@ def _opened(file: str, mode: str) -> Iterator[BinaryIO]:
 @click.command()
 @_store
 @click.argument("topic", type=TopicParameter())
-@click.option("--before", type=click.IntRange(min=0), metavar="OFFSET", help="Only what is before this offset.")
+@click.option("--before", type=AMOUNT, metavar="OFFSET", help="Only what is before this offset.")
 @click.option(
     "--forget",
     is_flag=True,
@@ -313,11 +313,11 @@ def _compact(output: Output, log: Log, topics: tuple[str, ...]) -> int:
 
 def retention_options(command: Verb) -> Verb:
     """The options that say how long a topic is kept: the fields of `Retention`."""
-    age = Number(min=0)
+    age = Number(0, AMOUNT.max)
     for decorate in (
         click.option("--compact", is_flag=True, help="Keep only the last value of each key."),
-        click.option("--messages", type=click.IntRange(min=0), metavar="N", help="Keep about N messages."),
-        click.option("--bytes", type=click.IntRange(min=0), metavar="N", help="Keep about N bytes."),
+        click.option("--messages", type=AMOUNT, metavar="N", help="Keep about N messages."),
+        click.option("--bytes", type=AMOUNT, metavar="N", help="Keep about N bytes."),
         click.option("--age", "age_s", type=age, metavar="SECONDS", help="Remove what was stored longer ago."),
     ):
         command = decorate(command)

@@ -15,6 +15,7 @@ from zfabric.cli._stores import FIND_S, at_store, patience
 from zfabric.model import GroupState
 from zfabric.node.groups import Groups
 from zfabric.node.node import Node
+from zfabric.node.starts import Beginning
 
 __all__ = ["groups"]
 
@@ -150,11 +151,13 @@ def forget(options: Options, group: str) -> int:
 
 
 def _start(to: str) -> str | int | datetime:
-    if to in ("earliest", "latest"):
-        return to
-    if to.isdigit():
-        return int(to)
     try:
-        return datetime.fromisoformat(to)
+        start: str | int | datetime
+        if to in ("earliest", "latest"):
+            start = to
+        else:
+            start = int(to) if to.isdigit() else datetime.fromisoformat(to)
+        Beginning(start, None).of_group()
+        return start
     except ValueError:
         raise click.BadParameter(f"not an offset, earliest, latest or a time: {to!r}") from None

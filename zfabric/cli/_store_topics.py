@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from zfabric.cli._options import Options, PatternParameter, TopicParameter, networked
+from zfabric.cli._options import AMOUNT, Options, PatternParameter, TopicParameter, networked
 from zfabric.cli._output import Output, count
 from zfabric.cli._store_files import kept, show_topics
 from zfabric.cli._stores import FIND_S, at_store, patience
@@ -43,7 +43,7 @@ def list_(options: Options, pattern: str) -> int:
 
 @topics.command()
 @click.argument("topic", type=TopicParameter())
-@click.option("--before", type=click.IntRange(min=0), metavar="OFFSET", help="Only what is before this offset.")
+@click.option("--before", type=AMOUNT, metavar="OFFSET", help="Only what is before this offset.")
 @networked(timeout=_timeout)
 def purge(options: Options, topic: str, before: int | None) -> int:
     """Remove the messages of TOPIC from the stores that run. Whole batches go: one that OFFSET lies in stays."""

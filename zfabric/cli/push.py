@@ -15,7 +15,7 @@ import click
 from zfabric.cli import _input
 from zfabric.cli._exits import Exit, Stop
 from zfabric.cli._look import open_node
-from zfabric.cli._options import QUEUE_DELIVERIES, Options, Seconds, TopicParameter, header_pairs, networked
+from zfabric.cli._options import AMOUNT, QUEUE_DELIVERIES, Options, Seconds, TopicParameter, header_pairs, networked
 from zfabric.cli._output import Output, count
 from zfabric.cli._running import run
 from zfabric.cli._warnings import Warnings
@@ -55,7 +55,7 @@ class Push:
 @click.option("--priority", type=click.IntRange(0, PRIORITIES - 1), default=4, help="0 to 9, higher ones first. [4]")
 @click.option("--ttl", type=Seconds(), help="Give a job up that nobody began with in this time.")
 @click.option("--delay", type=Seconds(), help="Nobody gets a job before this time has passed.")
-@click.option("--attempts", type=click.IntRange(min=0), default=5, help="Failures after which a job is dead. [5]")
+@click.option("--attempts", type=AMOUNT, default=5, help="Failures after which a job is dead. [5]")
 @click.option(
     "--delivery",
     type=click.Choice(QUEUE_DELIVERIES),

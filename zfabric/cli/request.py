@@ -13,7 +13,7 @@ import click
 from zfabric.cli import _input
 from zfabric.cli._exits import Exit, Stop
 from zfabric.cli._look import LOOK_S, open_node, settle
-from zfabric.cli._options import Options, TopicParameter, networked
+from zfabric.cli._options import AMOUNT, Options, TopicParameter, networked
 from zfabric.cli._output import Output, count
 from zfabric.cli._running import run
 from zfabric.cli._values import json_line, plain, safe, safe_text
@@ -51,7 +51,7 @@ def _named(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...])
 @click.argument("arguments", nargs=-1)
 @click.option("-o", "--option", "named", multiple=True, callback=_named, metavar="NAME=VALUE", help="Repeatable.")
 @click.option("--text", is_flag=True, help="Arguments are text, even where they look like JSON.")
-@click.option("--version", type=click.IntRange(min=0), default=1, metavar="N", help="Version of the service. [1]")
+@click.option("--version", type=AMOUNT, default=1, metavar="N", help="Version of the service. [1]")
 @click.option("--idempotent", is_flag=True, help="Try again while providers are lost or overloaded.")
 @click.option("--all", "everybody", is_flag=True, help="Ask every provider, and print replies as they come.")
 @click.option("--stream", is_flag=True, help="Print the values of a reply that streams as they come.")

@@ -13,7 +13,7 @@ import msgspec
 from zfabric.cli import _input
 from zfabric.cli._exits import Exit, Stop
 from zfabric.cli._look import open_node
-from zfabric.cli._options import Options, TopicParameter, networked
+from zfabric.cli._options import AMOUNT, Options, TopicParameter, networked
 from zfabric.cli._output import Output
 from zfabric.cli._running import run
 from zfabric.cli._subprocess import CommandFailed, run_program, split
@@ -28,7 +28,7 @@ __all__ = ["command"]
 @click.argument("service", type=TopicParameter())
 @click.option("--command", "line", required=True, metavar="COMMAND", help="What to run for each request.")
 @click.option("--concurrency", type=click.IntRange(min=1), metavar="N", help="Commands at one time. [number of CPUs]")
-@click.option("--version", type=click.IntRange(min=0), default=1, metavar="N", help="Version of the service. [1]")
+@click.option("--version", type=AMOUNT, default=1, metavar="N", help="Version of the service. [1]")
 @networked(timeout="How long requests in progress may take to finish after Ctrl-C or SIGTERM. [5]")
 def command(options: Options, service: str, line: str, concurrency: int | None, version: int) -> int:
     """Provide SERVICE: run COMMAND for each request, until Ctrl-C.

@@ -100,7 +100,10 @@ def _begin_at(start: StartLike) -> tuple[Start, dict[str, int], bytes | None]:
 
 def _begin(start: str | int | datetime | timedelta) -> Start:
     if isinstance(start, datetime):
-        start = datetime.now(UTC) - start.astimezone(UTC)
+        try:
+            start = datetime.now(UTC) - start.astimezone(UTC)
+        except (OverflowError, ValueError):
+            raise ValueError(f"start must be a time that there is in UTC, not {start!r}") from None
     if isinstance(start, timedelta):
         return Start("since", max(0.0, start.total_seconds()))
     if isinstance(start, bool) or not isinstance(start, int):

@@ -49,12 +49,6 @@ class StreamRecord(msgspec.Struct, tag="stream", tag_field="kind", frozen=True):
     first: Count
     retention: Retention
 
-    def __post_init__(self) -> None:
-        kept = self.retention
-        bounds = kept.age_s, kept.bytes, kept.messages, kept.tombstone_s
-        if not all(bound is None or 0 <= bound <= 2**62 for bound in bounds):
-            raise ValueError(f"no retention: {kept}")
-
 
 class BatchRecord(msgspec.Struct, tag="batch", tag_field="kind", frozen=True):
     """A batch of the stream."""
