@@ -121,9 +121,13 @@ class MapOwner:
         await asyncio.gather(self._beating, *self._ending, return_exceptions=True)
         await self._publisher.close()
 
-    async def _change(self, key: str, value: Any, ttl: float | None, *, deleted: bool) -> int:
+    async def _change(
+        self, key: str, value: Any, ttl: float | None, *, deleted: bool, expiry: asyncio.TimerHandle | None = None
+    ) -> int:
         """Apply a change and tell everybody. Snapshots taken meanwhile have it, and its number."""
         async with self._changing:
+            if expiry is not None and self._expiry.get(key) is not expiry:
+                return self._number  # it was set again, while its end waited for its turn
             if not deleted and key not in self._entries and len(self._entries) >= self._entries_max:
                 raise ValueError(f"the map is full: {self._entries_max} entries")
             if (handle := self._expiry.pop(key, None)) is not None:
@@ -140,7 +144,7 @@ class MapOwner:
             return number
 
     def _expire(self, key: str) -> None:
-        task = asyncio.create_task(self._change(key, None, None, deleted=True))
+        task = asyncio.create_task(self._change(key, None, None, deleted=True, expiry=self._expiry[key]))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
@@ -211,7 +215,11 @@ class SharedMap(Mapping[str, Any]):
         return asyncio.get_running_loop().time() - self._heard_s
 
     def watch(self, subtree: str = "") -> Watch:
-        """Changes below `subtree` from now on; where they come faster than they are read, the newest of each key."""
+        """Changes below `subtree` from now on; where they come faster than they are read, the newest of each key.
+
+        Raises LocalProtocolError if this replica is not open.
+        """
+        self._check_open()
         watch = Watch(subtree)
         self._watches.add(watch)
         return watch
@@ -232,9 +240,12 @@ class SharedMap(Mapping[str, Any]):
         """Delete a key; it may be absent. Raises what `set` raises."""
         await self._request(key, None, None, deleted=True)
 
-    async def _request(self, key: str, value: Any, ttl: float | None, *, deleted: bool) -> None:
+    def _check_open(self) -> None:
         if not self._open:
-            raise LocalProtocolError("open the map first, and change it before it closes: `async with SharedMap(...)`")
+            raise LocalProtocolError("use the map while it is open: `async with SharedMap(...)`")
+
+    async def _request(self, key: str, value: Any, ttl: float | None, *, deleted: bool) -> None:
+        self._check_open()
         async with asyncio.timeout(self._timeout):
             owner, number = await self._node.request(
                 f"{self._name}.change", key, value, ttl, deleted, timeout=self._timeout

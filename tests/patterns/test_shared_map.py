@@ -65,6 +65,30 @@ def test_keys_live_for_their_time() -> None:
     in_memory(scenario)
 
 
+def test_a_key_that_is_set_again_outlives_its_former_end() -> None:
+    """Although that came meanwhile, and waited for its turn behind the new value."""
+
+    async def scenario(fabric: MemoryFabric) -> None:
+        owner, reader = await fabric.open("owner", config=Config(window_bytes=1)), await fabric.open("reader")
+        async with MapOwner(owner, "m", beat_s=1000), SharedMap(reader, "m", timeout=60) as replica:
+            await replica.set("first", 1, ttl=2)
+            await replica.set("again", 1, ttl=4)
+            async with reader.subscribe("map.m", ack="manual") as stuck:
+                await stuck.wait_for(publishers=1, timeout=5)
+                await replica.set("full", 1)  # nothing else leaves until it is acknowledged
+                await fabric.clock.advance(3)  # so the end of the first key waits, and has the turn
+                setting = asyncio.create_task(replica.set("again", 2))
+                await fabric.clock.advance(3)
+                await (await stuck.receive(timeout=5)).ack()
+                for _ in range(2):
+                    await (await stuck.receive(timeout=5)).ack()
+                await setting
+            await fabric.clock.advance(1)
+            assert dict(replica) == {"again": 2, "full": 1}
+
+    in_memory(scenario)
+
+
 def test_subtrees_and_watches() -> None:
     """A replica of a subtree has nothing else; a watch tells changes below its key, the newest of each when slow."""
 
@@ -170,5 +194,7 @@ async def test_what_makes_no_sense_is_refused() -> None:
             for ttl in (0, float("nan"), float("inf")):
                 with pytest.raises(ValueError, match="ttl"):
                     await replica.set("key", 1, ttl=ttl)
-        with pytest.raises(LocalProtocolError, match="open the map"):
+        with pytest.raises(LocalProtocolError, match="while it is open"):
             await replica.set("key", 1)
+        with pytest.raises(LocalProtocolError, match="while it is open"):
+            replica.watch()  # which would wait for ever
