@@ -75,7 +75,7 @@ def test_a_full_disk(small_disk: Path) -> None:
 
 
 def test_retention_works_on_a_full_disk(small_disk: Path) -> None:
-    """`enforce()` makes room where nothing can be written any more; purging does even when all is in the head."""
+    """`enforce()` makes room where nothing can be written any more, also in a head that some must stay of."""
     oracle = Oracle()
     with SqliteLog(small_disk / "log", SETTINGS, create=True) as log:
         fill(log, oracle)
@@ -85,12 +85,15 @@ def test_retention_works_on_a_full_disk(small_disk: Path) -> None:
         assert confirmed(log, oracle.confirmed)
 
     with SqliteLog(small_disk / "other", replace(SETTINGS, store_segment_bytes=10**9), create=True) as log:
+        one(log, append("b", 0))
         for base in range(10_000):
             (outcome,) = log.commit([Commit([append("a", base, frames=[bytes(20_000)])])])
             if isinstance(outcome, NotStored):
                 break
         log.purge("a")
+        log.enforce()
         assert one(log, append("a", base))[0].offset == base
+        assert messages(log, "b") == [0]
 
 
 def test_a_disk_that_somebody_else_filled(small_disk: Path) -> None:

@@ -67,15 +67,16 @@ class TendedLog(ReadableLog):
     def _reclaim(self) -> list[Segment]:
         """Take the files that no stream needs any more out of the manifest; when the head is one, seal it first.
 
+        On a full disk also if less than half of it is needed: sealed files can be thinned out.
         Holds `_writing`. The caller gives them to `_discard` when it has let go of that: unlinking takes its time.
         """
         if not self._layout.acquire(blocking=False):
             return []
         try:
             live = self._catalog.live()
-            if self._head.name not in live and (
-                self._writer.bytes >= self._config.store_segment_bytes // 2
-                or (self._writer.full and self._writer.bytes)
+            needed, written = live.get(self._head.name, 0), self._writer.bytes
+            if (not needed and written >= self._config.store_segment_bytes // 2) or (
+                self._writer.full and 2 * needed < written
             ):
                 self._seal_in_layout()
             dead = [name for name in self._catalog.files if name not in live]
