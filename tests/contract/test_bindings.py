@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.contract.support import TIMEOUT, next_event
+from tests.contract.support import TIMEOUT, MakeNode, next_event
 from tests.waiting import wait_until_async
-from zfabric import Node, NoSubscribers, SelectorError, TopicError, Unroutable
+from zfabric import HandlerError, Node, NoSubscribers, SelectorError, TopicError, Unroutable
 
 Pair = tuple[Node, Node]
 
@@ -109,3 +109,19 @@ async def test_who_published_what_no_binding_takes_is_told(pair: Pair) -> None:
     await lonely.wait_for(1, TIMEOUT)
     await publisher.publish("blue", headers={"colour": "blue"})
     assert (await next_event(there, Unroutable)).count == 1, "the next one: nothing was told of what went elsewhere"
+
+
+async def test_what_is_too_large_for_a_job_is_told(make_node: MakeNode) -> None:
+    """A message may be twice as large; those after it are routed."""
+    a, b = await make_node("a"), await make_node("b", frame_bytes_max=300_000)
+    events = b.events()
+    publisher = a.publisher("shop.picture", delivery="at-least-once")
+    await b.bind("shop.#", "pictures").wait_for(1, TIMEOUT)
+    await publisher.publish(b"x" * 200_000)
+    await publisher.publish("small")
+
+    error = await next_event(events, HandlerError)
+    assert (error.topic, error.handler) == ("shop.picture", "binding to pictures")
+    assert "frame_bytes_max" in error.error
+    (job,) = await jobs(a, "pictures", 1)
+    assert job.value == "small"

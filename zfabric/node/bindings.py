@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,8 +16,6 @@ from zfabric.wire.selectors import Selector
 from zfabric.wire.topics import Pattern
 
 __all__ = ["Binding"]
-
-log = logging.getLogger("zfabric")
 
 
 class Binding(Closing):
@@ -36,8 +33,11 @@ class Binding(Closing):
         otherwise: Pusher | None,
         bindings: dict[Binding, None],
         unroutable: Callable[[Source, str, int], None],
+        failed: Callable[[str, str, FabricError], None],
     ) -> None:
-        """`bindings` are the node's; `unroutable(source, topic, count)` reports what none of them took."""
+        """`bindings` are the node's; `unroutable(source, topic, count)` reports what none of them took, and
+        `failed(topic, queue, error)` what cannot be a job.
+        """
         self.routed = 0
         "Messages that became jobs of the queue."
         self.unrouted = 0
@@ -49,6 +49,7 @@ class Binding(Closing):
         self._matches = Pattern(subscription.pattern).matches
         self._bindings = bindings
         self._unroutable = unroutable
+        self._failed = failed
         bindings[self] = None
         name = f"zfabric-binding-{subscription.pattern}-{queue.queue}"
         self._task = asyncio.get_running_loop().create_task(self._run(), name=name)
@@ -106,7 +107,7 @@ class Binding(Closing):
         except NodeClosed:
             raise
         except FabricError as error:
-            log.warning("a message on %r could not be pushed to %r: %s", message.topic, pusher.queue, error)
+            self._failed(message.topic, pusher.queue, error)
         return True
 
     async def close(self) -> None:

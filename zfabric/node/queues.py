@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from zfabric.config import Config
-from zfabric.errors import LimitExceeded, LocalProtocolError
-from zfabric.events import JobsUnfinished
+from zfabric.errors import FabricError, LimitExceeded, LocalProtocolError
+from zfabric.events import HandlerError, JobsUnfinished
 from zfabric.model import Delivery, QueueState, QueueStatistics, Source, Topic
 from zfabric.node.bindings import Binding
 from zfabric.node.driver import Driver
@@ -170,6 +170,11 @@ class NodeQueues:
         """No binding took these messages."""
         self._driver.core.queues.unroutable(source, topic, count)
         self._driver.schedule_pump()
+
+    def unbound(self, topic: str, queue: str, error: FabricError) -> None:
+        """A binding could not push this message."""
+        log.warning("a message on %r could not be pushed to %r: %s", topic, queue, error)
+        self._driver.emit(HandlerError(topic, f"binding to {queue}", f"{type(error).__name__}: {error}"))
 
     def stop_pulling(self) -> None:
         """The node closes: handlers finish what they have."""
@@ -393,7 +398,8 @@ class QueueMethods(StoreMethods):
         value, key and headers, and the header `topic`.
         `selector`: only messages whose headers fulfil this condition; the others become jobs of `otherwise`, if given.
         Peers see the binding as a subscription, so a publisher with `mandatory=True` knows whether there is any. What
-        then no binding of this node takes is reported to both nodes, as `Unroutable` events.
+        then no binding of this node takes is reported to both nodes, as `Unroutable` events; what is too large for a
+        job, as a HandlerError here.
         Raises TopicError, SelectorError and LimitExceeded.
         """
         check_pattern(pattern, bytes_max=self._config.topic_bytes_max)
@@ -402,7 +408,7 @@ class QueueMethods(StoreMethods):
         rest = None if otherwise is None else self.pusher(otherwise)
         queues = self._opened_queues()
         subscription = self.subscribe(pattern, type=msgspec.Raw)
-        return Binding(subscription, target, condition, rest, queues.bindings, queues.unroutable)
+        return Binding(subscription, target, condition, rest, queues.bindings, queues.unroutable, queues.unbound)
 
     async def queues(self, timeout: float | None = 1.0) -> list[QueueState]:
         """Every queue of every node that answers within `timeout` seconds, this one included."""
