@@ -22,6 +22,7 @@ from zfabric import (
     Node,
     NodeClosed,
     NoResponders,
+    ProviderLost,
     RemoteError,
     RequestTimeout,
     current_request,
@@ -409,6 +410,32 @@ async def test_stopping_a_service_finishes_what_it_has(make_node: MakeNode) -> N
     await stopping
     assert done == Counter(range(600))
     assert (service.running, service.waiting) == (0, 0)
+
+
+async def test_who_has_no_time_to_stop_a_service_has_ended_it(pair: Pair) -> None:
+    """Stopping that is cancelled: what runs is given up, and another may take its place."""
+    client, provider = pair
+    begun = asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    service = provider.service("work")(work)
+    await client.wait_for_service("work", timeout=TIMEOUT)
+    asking = asyncio.create_task(client.request("work"))
+    async with asyncio.timeout(TIMEOUT):
+        await begun.wait()
+    stopping = asyncio.create_task(service.stop())
+    await wait_until_async(lambda: "stopping" in repr(service), TIMEOUT)
+    stopping.cancel()
+    await asyncio.wait([stopping])
+
+    assert (stopping.cancelled(), service.running) == (True, 0)
+    with pytest.raises(ProviderLost):
+        await asking
+    provider.service("work")(lambda: "again")
+    assert await client.request("work", wait=TIMEOUT) == "again"
 
 
 async def test_closing_a_node_answers_what_it_has(make_node: MakeNode) -> None:

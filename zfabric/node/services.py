@@ -326,16 +326,18 @@ class Services:
             core.serving.drain(service.state, driver.loop.time())
         driver.pump()
         caller = asyncio.current_task()
-        with suppress(TimeoutError):
-            # What clients sent before they heard of it has arrived once they have acknowledged it.
-            await driver.wait_until(
-                lambda: core.channels.quiet and not any(s.works_for_others(caller) for s in services), timeout
-            )
-        for service in services:
-            core.serving.withdraw(service.state, driver.loop.time())
-            if service in self._services:
-                self._services.remove(service)
-        driver.pump()
+        try:
+            with suppress(TimeoutError):
+                # What clients sent before they heard of it has arrived once they have acknowledged it.
+                await driver.wait_until(
+                    lambda: core.channels.quiet and not any(s.works_for_others(caller) for s in services), timeout
+                )
+        finally:  # also for a caller that is cancelled: its time is over, and so are they
+            for service in services:
+                core.serving.withdraw(service.state, driver.loop.time())
+                if service in self._services:
+                    self._services.remove(service)
+            driver.pump()
 
     async def close(self, timeout: float) -> None:
         """End all services."""
