@@ -48,6 +48,25 @@ def test_jobs_come_at_most_once(near: Node, far: Node) -> None:
         assert puller.receive(TIMEOUT).value == 7
 
 
+def test_a_plain_function_returns_what_shall_become_of_its_job(near: Node, far: Node) -> None:
+    """It cannot await: rejected, or again after a time of its own."""
+    jobs = near.pusher("jobs", backoff_s=TIMEOUT, backoff_s_max=TIMEOUT)
+    begun: list[tuple[Any, int]] = []
+
+    @far.worker("jobs")
+    def work(job: Job) -> Any:
+        begun.append((job.value, job.attempt))
+        if job.value == "bad":
+            return job.reject("no address")
+        return job.nack(0.01) if job.attempt == 1 else None
+
+    jobs.push_many(["bad", "later"])
+    jobs.flush()
+    assert begun == [("bad", 1), ("later", 1), ("later", 2)]
+    figures = near.statistics().queues["jobs"]
+    assert (figures.done, figures.dead) == (1, 1)
+
+
 def test_threads_work_beside_each_other(near: Node, far: Node) -> None:
     """A `def` worker runs in threads, and may push."""
     jobs, results = near.pusher("jobs"), far.pusher("results")

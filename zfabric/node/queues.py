@@ -430,7 +430,8 @@ class QueueMethods(StoreMethods):
 
         A job is done when the function returns. An exception is logged, counted and reported, and the job is tried
         again as the queue's back-off says; `await job.reject(reason)` before it makes it a dead letter at once.
-        An `async def` runs in the event loop, a `def` in one of Config.handler_threads_max threads. Raises what
+        An `async def` runs in the event loop, a `def` in one of Config.handler_threads_max threads; the latter may
+        `return job.reject(reason)`, or `job.nack(...)`. Raises what
         `puller` raises, and LimitExceeded for a concurrency beyond Config.credit_jobs_max.
         """
         concurrency = whole("concurrency", concurrency)
