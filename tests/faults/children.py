@@ -19,7 +19,7 @@ from tests.faults.oracle import Line, Stream, Verdict, judge, read
 from tests.netns import Namespace
 from tests.waiting import wait_until
 
-__all__ = ["FAST", "Child", "Crew", "crew", "hold", "memory_kb", "open_files"]
+__all__ = ["ENDLESS", "FAST", "Child", "Crew", "crew", "hold", "memory_kb", "open_files"]
 
 ROOT = Path(__file__).parents[2]
 FAST: dict[str, Any] = {
@@ -31,6 +31,8 @@ FAST: dict[str, Any] = {
     "gap_settle_s": 0.3,
 }
 "Timeouts that make a fault of a second long enough."
+ENDLESS = 10_000_000
+"Messages: the stream goes on until it is stopped, so it has not ended before what is to happen in it."
 
 
 def hold(seconds: float, reason: str) -> None:

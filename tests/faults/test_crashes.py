@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.faults.children import Crew
+from tests.faults.children import ENDLESS, Crew
 from tests.faults.proxy import Proxy
 from tests.waiting import wait_until
 
@@ -14,8 +14,6 @@ pytestmark = pytest.mark.slow
 
 
 RELIABLE = ("at-least-once", "exactly-once")
-ENDLESS = 10_000_000
-"Messages: the stream goes on until it is stopped, so it has not ended before what is to happen in it."
 
 
 def test_a_killed_subscriber_resumes_under_its_name(team: Crew) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.children import Child, Crew, hold, memory_kb
+from tests.faults.children import ENDLESS, Child, Crew, hold, memory_kb
 from tests.faults.proxy import Line, Proxy
 from tests.waiting import wait_until
 
@@ -48,6 +48,9 @@ class Pair:
 
     def finish(self) -> Child:
         """Everything arrives in the end; returns the subscriber."""
+        if self.count == ENDLESS:
+            self.publisher.command("stop")
+            self.count = self.publisher.until("done", 30)
         self.subscriber.until_settled(self.count)
         self.publisher.until("done")
         self.team.finish()
@@ -107,7 +110,7 @@ def test_flipped_bits(team: Crew, proxy: Proxy) -> None:
 
     Lengths of frames are damaged too, so that the rest of a connection makes no sense any more.
     """
-    pair = Pair(team, proxy, subscribing=SAFE, count=6_000, pad=50, **SAFE)
+    pair = Pair(team, proxy, subscribing=SAFE, count=ENDLESS, pad=50, **SAFE)
     pair.subscriber.until_position(500)
     pair.inbox.flip_every, pair.outlet.flip_every = 300, 20_000
     wait_until(lambda: pair.outlet.flipped > 20 and pair.inbox.flipped > 2)
@@ -212,7 +215,7 @@ def test_repairs_that_are_lost_too(team: Crew, proxy: Proxy) -> None:
 @pytest.mark.parametrize("what", ["control", "data"])
 def test_damaged_frames(team: Crew, proxy: Proxy, what: str) -> None:
     """One flipped bit in every other frame: wrong positions, acknowledgements and numbers must not be believed."""
-    pair = Pair(team, proxy, subscribing=SAFE, flush_every=200, **SAFE)
+    pair = Pair(team, proxy, subscribing=SAFE, count=ENDLESS, flush_every=200, **SAFE)
     random = pair.inbox.random
     pair.subscriber.until_position(500)
     damaged: list[int] = []
