@@ -19,8 +19,11 @@ POISON, KILLER = "poison", "killer"
 Write = Callable[..., None]
 
 
-async def push(node: Node, options: Options, write: Write) -> None:
-    """Push `count` jobs at `rate`; job `poison` always fails, job `killer` kills its worker. Then wait for the rest."""
+async def push(node: Node, options: Options, write: Write, go_on: asyncio.Event) -> None:
+    """Push `count` jobs at `rate`, or until told to stop; then wait for the rest.
+
+    Job `poison` always fails, job `killer` kills its worker.
+    """
     keeping: dict[str, Any] = (
         {} if options.delivery == "at-most-once" else {"max_attempts": options.attempts, "backoff_s": 0.05}
     )
@@ -29,12 +32,13 @@ async def push(node: Node, options: Options, write: Write) -> None:
     write(began=1)
     special = {options.poison: POISON, options.killer: KILLER}
     loop = asyncio.get_running_loop()
-    began = loop.time()
-    for number in range(options.count):
-        await pusher.push([options.name, options.incarnation, number, special.get(number, "")])
-        if options.rate and (pause := began + number / options.rate - loop.time()) > 0.001:
+    began, pushed = loop.time(), 0
+    while pushed < options.count and go_on.is_set():
+        await pusher.push([options.name, options.incarnation, pushed, special.get(pushed, "")])
+        pushed += 1
+        if options.rate and (pause := began + pushed / options.rate - loop.time()) > 0.001:
             await asyncio.sleep(pause)
-    write(pushed=options.count)
+    write(pushed=pushed)
     try:
         await pusher.flush()
     except DeliveryFailed as error:
@@ -42,7 +46,7 @@ async def push(node: Node, options: Options, write: Write) -> None:
         return
     statistics = node.statistics().queues[QUEUE]
     fields = "done", "dead", "redelivered", "refused", "depth", "lost"
-    write(done=options.count, counted={field: getattr(statistics, field) for field in fields})
+    write(done=pushed, counted={field: getattr(statistics, field) for field in fields})
 
 
 async def work(node: Node, options: Options, write: Write, go_on: asyncio.Event) -> None:

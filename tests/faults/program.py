@@ -215,7 +215,7 @@ class Program:
             patterns = options.streams() if options.topics else [f"{options.topic}.#"]
             yield from (self._subscribe(node, pattern) for pattern in patterns)
         elif options.role == "push":
-            yield jobs.push(node, options, self.history.write)
+            yield jobs.push(node, options, self.history.write, self.reading)
         elif options.role == "work":
             yield jobs.work(node, options, self.history.write, self.reading)
 

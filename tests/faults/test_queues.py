@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.children import Child, Crew, hold
+from tests.faults.children import ENDLESS, Child, Crew, hold
 from tests.faults.firewall import Firewall, hosts_with_firewalls
 from tests.faults.jobs import check_done
 from tests.netns import Namespace
@@ -16,6 +16,8 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 COUNT, RATE = 1_000, 1_000
+PACE = 500
+"Jobs a second that one worker can do alone."
 PORT = 7400
 WAIT_S = 30.0
 
@@ -31,7 +33,7 @@ def start(
     team: Crew, workers: int = 2, *, working: dict[str, Any] | None = None, **pushing: Any
 ) -> tuple[Child, list[Child]]:
     """A pusher and some workers, connected."""
-    pusher = team.pusher(**{"count": COUNT, "rate": RATE, "subscribers": workers, **pushing})
+    pusher = team.pusher(**{"count": ENDLESS, "rate": PACE, "subscribers": workers, **pushing})
     seeds = pusher.endpoints[:1]
     options = {"pause_s": 0.005, **(working or {})}
     those = [team.worker(f"worker-{number}", seeds=seeds, **options) for number in range(workers)]
@@ -42,6 +44,12 @@ def start(
 def until_finished(worker: Child, count: int) -> None:
     """Wait until a worker has done that many jobs."""
     wait_until(lambda: len(worker.all("finished")) >= count, WAIT_S)
+
+
+def stop(pusher: Child) -> int:
+    """Push no more, and wait until all is done; returns how many jobs that was."""
+    pusher.command("stop")
+    return int(pusher.until("done", WAIT_S))
 
 
 def until_dead(workers: list[Child], count: int) -> None:
@@ -68,13 +76,13 @@ def test_a_killed_worker_s_jobs_are_done_by_others(team: Crew) -> None:
     workers.append(team.worker("late", seeds=pusher.endpoints[:1], pause_s=0.005))
     until_finished(workers[2], 300)
     workers[2].kill()
-    pusher.until("done", WAIT_S)
+    count = stop(pusher)
 
-    finished = check_done(workers, "pusher", COUNT)
+    finished = check_done(workers, "pusher", count)
     counted = pusher.last("counted")
-    assert (counted["done"], counted["dead"], counted["depth"]) == (COUNT, 0, 0)
-    assert sum(finished.values()) - COUNT <= counted["redelivered"], "only what was lost is done again"
-    assert sum(finished.values()) - COUNT <= 3 * 12, "each had four in hand, and what it could not tell any more"
+    assert (counted["done"], counted["dead"], counted["depth"]) == (count, 0, 0)
+    assert sum(finished.values()) - count <= counted["redelivered"], "only what was lost is done again"
+    assert sum(finished.values()) - count <= 3 * 12, "each had four in hand, and what it could not tell any more"
     team.finish()
 
 
@@ -89,11 +97,11 @@ def test_a_stopped_worker_s_late_ack_is_refused(team: Crew) -> None:
     hold(0.5, "SIGSTOP")
     stopped.signal(signal.SIGCONT)
     orphaned = stopped.until_event("JobsOrphaned")
-    pusher.until("done", WAIT_S)
+    count = stop(pusher)
 
-    check_done(workers, "pusher", COUNT)
+    check_done(workers, "pusher", count)
     counted = pusher.last("counted")
-    assert (counted["done"], counted["dead"]) == (COUNT, 0), "each counts once"
+    assert (counted["done"], counted["dead"]) == (count, 0), "each counts once"
     assert orphaned["count"] > 0
     team.finish()
 
@@ -104,14 +112,14 @@ def test_a_hung_handler_s_job_is_done_by_another(team: Crew) -> None:
     hung, other = workers
     until_finished(hung, 50)
     hung.command("stop")
-    pusher.until("done", WAIT_S)
+    count = stop(pusher)
     assert not pusher.silences(), "its node was there all the time"
     hung.command("go")
     hung.until_event("AckRefused")
 
-    check_done([other, hung], "pusher", COUNT)
+    check_done([other, hung], "pusher", count)
     counted = pusher.last("counted")
-    assert (counted["done"], counted["dead"]) == (COUNT, 0)
+    assert (counted["done"], counted["dead"]) == (count, 0)
     team.finish()
 
 
@@ -121,10 +129,10 @@ def test_a_blocked_worker_is_noticed(team: Crew) -> None:
     until_finished(hung, 50)
     hung.signal(signal.SIGUSR1)
     pusher.until_event("PeerLeft")
-    pusher.until("done", WAIT_S)
+    count = stop(pusher)
     hung.signal(signal.SIGUSR2)
 
-    check_done([hung, other], "pusher", COUNT)
+    check_done([hung, other], "pusher", count)
     hung.until_event("PeerJoined")
     team.finish()
 
@@ -145,7 +153,7 @@ def test_a_killed_pusher_s_jobs_are_reported_where_they_were(team: Crew) -> None
 
 def test_a_pusher_that_closes_reports_what_is_not_done(team: Crew) -> None:
     """Its flush fails, and an event counts the jobs."""
-    pusher, workers = start(team, 1, working={"pause_s": 0.2}, config={"close_timeout_s": 1.0})
+    pusher, workers = start(team, 1, count=COUNT, rate=RATE, working={"pause_s": 0.2}, config={"close_timeout_s": 1.0})
     pusher.until("pushed", WAIT_S)
     assert pusher.close() == 0
 
@@ -157,7 +165,7 @@ def test_a_pusher_that_closes_reports_what_is_not_done(team: Crew) -> None:
 
 def test_poison_dies_and_the_others_flow(team: Crew) -> None:
     """After three attempts; one that kills its workers, too, and takes no neighbour with it."""
-    pusher, workers = start(team, 2, poison=100, killer=300, attempts=3)
+    pusher, workers = start(team, 2, count=COUNT, rate=RATE, poison=100, killer=300, attempts=3)
     for number in range(3):
         until_dead(workers, number + 1)
         workers.append(team.worker(f"next-{number}", seeds=pusher.endpoints[:1], pause_s=0.005))
@@ -167,8 +175,8 @@ def test_poison_dies_and_the_others_flow(team: Crew) -> None:
     counted = pusher.last("counted")
     assert (counted["done"], counted["dead"]) == (COUNT - 2, 2)
     dead = {event["id"]: (event["attempts"], event["reason"]) for event in pusher.events("JobDead")}
-    assert dead[100] == (3, "ValueError: poison")
-    assert dead[300][0] == 3
+    assert (dead[100][0], dead[300][0]) == (3, 3)
+    assert dead[100][1] == "ValueError: poison" or "lost" in dead[100][1], "its worker may be the one that is killed"
     assert "lost" in dead[300][1]
     assert sum(number == 300 for worker in workers for _, _, number, _ in worker.all("begun")) == 3
     team.finish()
@@ -177,7 +185,7 @@ def test_poison_dies_and_the_others_flow(team: Crew) -> None:
 def test_workers_that_come_and_go_each_second(team: Crew) -> None:
     """A storm: a worker joins and another is killed or closed, again and again; every job has one owner at a time."""
     slow = {"pause_s": 0.03}
-    pusher, workers = start(team, 2, working=slow, count=1_500)
+    pusher, workers = start(team, 2, working=slow, rate=200)
     for number in range(6):
         until_finished(workers[-1], 10)
         workers.append(team.worker(f"storm-{number}", seeds=pusher.endpoints[:1], **slow))
@@ -186,11 +194,11 @@ def test_workers_that_come_and_go_each_second(team: Crew) -> None:
             leaving.kill()
         else:
             assert leaving.close() == 0
-    pusher.until("done", WAIT_S)
+    count = stop(pusher)
 
-    finished = check_done(workers, "pusher", 1_500)
-    assert pusher.last("counted")["done"] == 1_500
-    assert sum(finished.values()) <= 1_500 + 3 * 12
+    finished = check_done(workers, "pusher", count)
+    assert pusher.last("counted")["done"] == count
+    assert sum(finished.values()) <= count + 3 * 12
     team.finish()
 
 
@@ -221,17 +229,18 @@ def test_partitions_and_flapping_links(team: Crew, two: list[tuple[Namespace, Fi
 def test_what_a_lost_worker_had_at_most_once_is_counted(team: Crew, number: signal.Signals) -> None:
     """Nothing is tried again; every job was finished, or is counted as lost, and none was finished twice."""
     pusher, workers = start(
-        team, 3, delivery="at-most-once", working={"delivery": "at-most-once", "pause_s": 0.001}, rate=2_000
+        team, 3, delivery="at-most-once", working={"delivery": "at-most-once", "pause_s": 0.01}, rate=3 * PACE
     )
     until_finished(workers[0], 50)
     workers[0].signal(number)
-    pusher.until("done", WAIT_S)
+    pusher.until_event("PeerLeft")
+    count = stop(pusher)
     workers[0].signal(signal.SIGCONT)
 
     counted = pusher.last("counted")
     finished = [row[2] for worker in workers for row in worker.all("finished")]
-    assert counted["done"] + counted["lost"] == COUNT
+    assert counted["done"] + counted["lost"] == count
     assert counted["lost"] == sum(row["count"] for row in pusher.events("JobsLost")) > 0
     assert len(set(finished)) == len(finished), "none twice"
-    assert COUNT - len(finished) <= counted["lost"] < COUNT // 2
+    assert count - len(finished) <= counted["lost"] < count // 2
     team.finish()
