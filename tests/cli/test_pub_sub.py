@@ -28,8 +28,17 @@ async def test_round_trip(cli: Commands) -> None:
     await sub.note("listening to plant.#")
 
     one, lines = await asyncio.gather(
-        cli.run("pub", "plant.temp", '{"c": 21.5}', "--key", "line1", "-H", "unit=celsius"),
-        cli.run("pub", "plant.text", "--json", "--count", "3", stdin=b'plain\r\n\n[1, null]\n"quoted"\nfourth\n'),
+        cli.run("pub", "plant.temp", '{"c": 21.5}', "--key", "line1", "-H", "unit=celsius", "--wait", "1"),
+        cli.run(
+            "pub",
+            "plant.text",
+            "--json",
+            "--count",
+            "3",
+            "--wait",
+            "1",
+            stdin=b'plain\r\n\n[1, null]\n"quoted"\nfourth\n',
+        ),
     )
     shown = await sub.end()
 
@@ -62,10 +71,10 @@ async def test_forms_of_a_value(cli: Commands, node: zfabric.Node) -> None:
     binary = bytes(range(256)) * 10
     async with node.subscribe("v.*") as subscription:
         await asyncio.gather(
-            cli.run("pub", "v.json", "[1, 2]"),
-            cli.run("pub", "v.text", "--text", "12"),
-            cli.run("pub", "v.raw", "--raw", "12"),
-            cli.run("pub", "v.file", "--raw", stdin=binary),
+            cli.run("pub", "v.json", "[1, 2]", "--wait", "1"),
+            cli.run("pub", "v.text", "--text", "12", "--wait", "1"),
+            cli.run("pub", "v.raw", "--raw", "12", "--wait", "1"),
+            cli.run("pub", "v.file", "--raw", "--wait", "1", stdin=binary),
         )
         values = {m.topic: m.value for m in [await subscription.receive(10) for _ in range(4)]}
 
@@ -195,7 +204,7 @@ async def test_signals_end_cleanly(cli: Commands, node: zfabric.Node, number: in
 async def test_ctrl_c_while_stdin_is_silent(cli: Commands, node: zfabric.Node) -> None:
     """A command that waits for its next line of stdin ends as well."""
     subscription = node.subscribe("a.b")
-    pub = await cli.start("pub", "a.b", "--delivery", "at-most-once")
+    pub = await cli.start("pub", "a.b", "--delivery", "at-most-once", "--wait", "1")
     assert pub.process.stdin is not None
     pub.process.stdin.write(b"one\n")
     assert (await subscription.receive(20)).value == "one"

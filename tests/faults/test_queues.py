@@ -229,9 +229,10 @@ def test_partitions_and_flapping_links(team: Crew, two: list[tuple[Namespace, Fi
 def test_what_a_lost_worker_had_at_most_once_is_counted(team: Crew, number: signal.Signals) -> None:
     """Nothing is tried again; every job was finished, or is counted as lost, and none was finished twice."""
     pusher, workers = start(
-        team, 3, delivery="at-most-once", working={"delivery": "at-most-once", "pause_s": 0.01}, rate=3 * PACE
+        team, 3, delivery="at-most-once", working={"delivery": "at-most-once", "pause_s": 0.1}, rate=150
     )
-    until_finished(workers[0], 50)
+    until_finished(workers[0], 20)
+    wait_until(lambda: len(workers[0].all("begun")) > len(workers[0].all("finished")) + 1, WAIT_S)
     workers[0].signal(number)
     pusher.until_event("PeerLeft")
     count = stop(pusher)

@@ -28,6 +28,6 @@ async def _topics(fabric: str) -> list[str]:
     from zfabric.cli._look import poll, settle
 
     async with Node("completion", fabric=fabric, config=Config(mdns=False)) as node:
-        await poll(lambda: any(peer.topics for peer in node.peers), BUDGET_S)
-        peers = await settle(node, quiet_s=0.05, least_s=0.05, most_s=BUDGET_S)
+        found = await poll(lambda: any(peer.topics for peer in node.peers), BUDGET_S)
+        peers = await settle(node, quiet_s=0.05, least_s=0.05, most_s=BUDGET_S) if found else ()
     return sorted({topic for peer in peers for topic in peer.topics})

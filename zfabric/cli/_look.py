@@ -26,6 +26,8 @@ STEP_S_MAX = 0.1
 "What one look may count for: while this process stood still, nobody else was slow."
 SETTLE_S = 1.0
 "How long to look for subscribers at most."
+NOBODY_S = 1.0
+"How long to look at least before nobody there means that nobody is: others may be busy."
 LOOK_S = 3.0
 "How long to look at most, unless --timeout says otherwise."
 
@@ -79,7 +81,7 @@ async def settle(
         seen = node.peers
         if seen != peers:
             changed, peers = waited, seen
-        settled = waited - changed >= quiet_s and waited >= least_s
+        settled = waited - changed >= quiet_s and waited >= (least_s if peers else max(least_s, NOBODY_S))
         if settled or enough(peers) or waited >= most_s:
             return peers
 
@@ -136,7 +138,7 @@ def nobody(options: Options) -> str:
 
 
 def least_look_s(options: Options) -> float:
-    """How long to look at least before nobody there means that nobody is."""
+    """How long to look at least: others may be found later than the first."""
     return 0.3 if not options.mdns else 0.8 if options.interface == "loopback" else 1.5
 
 
