@@ -297,3 +297,30 @@ async def test_pullers_are_limited(make_node: MakeNode) -> None:
         node.puller("jobs", **PLAIN)
     await pullers[0].close()
     node.puller("jobs", **PLAIN)
+
+
+async def test_a_job_is_done_when_its_handler_is(pair: Pair) -> None:
+    """What one of several handlers has in hand is neither done nor lost, whatever the others did since."""
+    pusher = pair[0].pusher("jobs", **PLAIN)
+    begun: list[int] = []
+    ends = [asyncio.Event() for _ in range(20)]
+
+    @pair[1].worker("jobs", concurrency=3, **PLAIN)
+    async def work(job: Job) -> None:
+        begun.append(job.value)
+        await ends[job.value].wait()
+
+    await pusher.push(0)
+    await wait_until_async(lambda: begun)
+    await pusher.push_many(range(1, 20))
+    flushing = asyncio.create_task(flush(pusher))
+    for end in ends[1:]:
+        end.set()
+    await wait_until_async(lambda: pair[0].statistics().queues["jobs"].done == 19)
+
+    assert not flushing.done()
+    assert pair[0].statistics().queues["jobs"].lost == 0
+    ends[0].set()
+    await flushing
+    assert sorted(begun) == list(range(20))
+    assert (pair[0].statistics().queues["jobs"].done, pair[0].statistics().queues["jobs"].lost) == (20, 0)

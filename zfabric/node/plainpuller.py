@@ -38,6 +38,8 @@ class PlainPuller(Puller):
         self._close_socket = close_socket
         self._taken = 0
         self._paused = False
+        self._hands: dict[asyncio.Task[None] | None, int] = {}
+        "Tasks that take job by job beside each other: the batch that each has one of in hand."
 
     @property
     def pushers(self) -> int:
@@ -58,15 +60,23 @@ class PlainPuller(Puller):
         """What is left of a batch that was iterated over is handed out later."""
 
     async def take(self, jobs_max: int | None, *, follow: bool = False) -> list[Job]:
-        """Up to that many jobs of one batch; empty at the end. Several tasks may wait."""
-        if jobs_max is None or follow:
+        """Up to that many jobs of one batch; empty at the end. Several tasks may wait.
+
+        A task that takes one job at a time is through with the one before.
+        """
+        handler = None if jobs_max is None or follow else asyncio.current_task()
+        if handler is None:
             await asyncio.sleep(0)  # a busy reader lets the node's own work go on
+        else:
+            self._hands.pop(handler, None)
         while True:
             if self._closed:
                 return []
             self._driver.check_open()
             jobs = list(islice(self._rest, jobs_max))
             if jobs:
+                if handler is not None:
+                    self._hands[handler] = self.sink.newest
                 return jobs
             if not self._next_batch():
                 await self._wait()
@@ -74,10 +84,10 @@ class PlainPuller(Puller):
                 return []
 
     def _next_batch(self) -> bool:
-        """Have the jobs of the next batch in `_rest`; the one before it is dealt with."""
+        """Have the jobs of the next batch in `_rest`; those before it are dealt with, unless a handler is at one."""
         driver, sink = self._driver, self.sink
         now = driver.loop.time()
-        sink.done(now)
+        sink.done(now, self._hands.values())
         driver.schedule_pump()
         taken = sink.take(now)
         if self._paused and not sink.full:
@@ -108,8 +118,7 @@ class PlainPuller(Puller):
     def end(self) -> None:
         """Iteration ends; what nobody has begun with is lost, and its pushers count it."""
         if not self._closed:
-            if not length_hint(self._rest):
-                self.sink.done(self._driver.loop.time())
+            self.sink.done(self._driver.loop.time(), [self.sink.newest] if length_hint(self._rest) else ())
             self._close_socket(self.sink)
         super().end()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from math import inf
 
 from zfabric.config import Config
@@ -27,7 +27,7 @@ class Origin:
         self.taken: list[tuple[int, int]] = []
         "Those that it is through with, and the pusher does not know."
         self.before = 0
-        "The job after the last that the reader was through with."
+        "The job after the last that the reader was through with; some before it may be in hand."
         self.tell_at = inf
         self.mark = 0
         "The pusher wants to know when this is reached."
@@ -60,7 +60,9 @@ class PlainSink:
         self._tell = tell
         self._wake = wake
         self._waiting: deque[tuple[bytes, Origin, Batch]] = deque()
-        self._in_hand: tuple[bytes, Origin, Batch] | None = None
+        self.newest = 0
+        "The batch that was taken last."
+        self._in_hand: dict[int, tuple[Origin, Batch]] = {}
 
     def __repr__(self) -> str:
         return f"<PlainSink {self.queue}/{self.number} waiting={self.waiting} origins={len(self.origins)}>"
@@ -111,10 +113,12 @@ class PlainSink:
     # -- the reader ----------------------------------------------------------------------------
 
     def take(self, now: float) -> tuple[bytes, Batch] | None:
-        """The next batch: (pusher's node, batch). Call `done` before the one after it."""
+        """The next batch: (pusher's node, batch)."""
         if not self._waiting:
             return None
-        self._in_hand = peer_id, _, batch = self._waiting.popleft()
+        peer_id, origin, batch = self._waiting.popleft()
+        self.newest += 1
+        self._in_hand[self.newest] = origin, batch
         was_full = self.full
         self.nbytes -= batch.nbytes
         self.waiting -= batch.count
@@ -124,19 +128,17 @@ class PlainSink:
                     origin.mark_at = now + self._config.gap_settle_s
         return peer_id, batch
 
-    def done(self, now: float) -> None:
-        """The reader is through with what it took."""
-        if self._in_hand is None:
-            return
-        _, origin, batch = self._in_hand  # the pusher of an origin that is no longer ours has given it up
-        self._in_hand = None
-        origin.here -= 1
-        origin.before = max(origin.before, batch.end)
-        if not origin.taken:
-            origin.tell_at = now + self._config.ack_delay_s
-        origin.taken.append((batch.base, batch.end))
-        if len(origin.taken) >= TAKEN_AT_ONCE:
-            origin.tell_at = now
+    def done(self, now: float, besides: Container[int] = ()) -> None:
+        """The reader is through with what it took, or its handlers are with all but those batches."""
+        for number in [number for number in self._in_hand if number not in besides]:
+            origin, batch = self._in_hand.pop(number)  # the pusher of an origin that is no longer ours has given it up
+            origin.here -= 1
+            origin.before = max(origin.before, batch.end)
+            if not origin.taken:
+                origin.tell_at = now + self._config.ack_delay_s
+            origin.taken.append((batch.base, batch.end))
+            if len(origin.taken) >= TAKEN_AT_ONCE:
+                origin.tell_at = now
 
     def close(self, now: float) -> None:
         """Take no more; what waits is lost, and its pushers count it."""
@@ -167,8 +169,10 @@ class PlainSink:
                 self._report(peer_id, origin)
 
     def _report(self, peer_id: bytes, origin: Origin) -> None:
+        in_hand = (batch.base for whose, batch in self._in_hand.values() if whose is origin)
+        before = min(origin.before, min(in_hand, default=inf))
         taken, origin.taken, origin.tell_at = origin.taken, [], inf
         while len(taken) > TAKEN_MAX:
             some, taken = taken[:TAKEN_MAX], taken[TAKEN_MAX:]
-            self._tell(peer_id, PlainTaken(self.number, some, some[-1][1]))
-        self._tell(peer_id, PlainTaken(self.number, taken, origin.before))
+            self._tell(peer_id, PlainTaken(self.number, some, int(min(some[-1][1], before))))
+        self._tell(peer_id, PlainTaken(self.number, taken, int(before)))
