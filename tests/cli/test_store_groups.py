@@ -31,7 +31,7 @@ async def test_groups_are_shown_moved_and_paused(cli: Commands, node: zfabric.No
     assert [(await bills.receive(timeout=30)).value for _ in range(5)] == list(range(95, 100))
     paused = await cli.run("store", "groups", "pause", "billing", "--json")
     reset = await cli.run("store", "groups", "reset", "billing")
-    await wait_until_async(lambda: len(bills.partitions) == 64, 10)
+    await wait_until_async(lambda: len(bills.partitions) == 64, 30)
     nothing = bills.pending
     resumed = await cli.run("store", "groups", "resume", "billing", "--json")
     again = [(await bills.receive(timeout=30)).value for _ in range(100)]

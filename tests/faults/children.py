@@ -130,7 +130,7 @@ class Child:
         line = self.until("endpoints")
         return list(line)
 
-    def until(self, word: str, timeout: float = 15.0) -> Any:
+    def until(self, word: str, timeout: float = 30.0) -> Any:
         """Wait for a line with this word, and return its value; fails at once when the program ends before."""
 
         def there() -> Any:
@@ -140,15 +140,15 @@ class Child:
 
         return wait_until(there, timeout)[0]
 
-    def until_event(self, name: str, timeout: float = 15.0) -> Line:
+    def until_event(self, name: str, timeout: float = 30.0) -> Line:
         """Wait for an event of one kind."""
         return wait_until(lambda: self.events(name), timeout)[-1]
 
-    def until_position(self, number: int, timeout: float = 20.0) -> None:
+    def until_position(self, number: int, timeout: float = 30.0) -> None:
         """Wait until it got this message on every reliable topic."""
         wait_until(lambda: self.position() >= number, timeout)
 
-    def until_settled(self, count: int, timeout: float = 20.0) -> None:
+    def until_settled(self, count: int, timeout: float = 30.0) -> None:
         """Wait until of `count` messages on each topic all were delivered, or announced as lost."""
         wait_until(lambda: self.settled(count), timeout)
 
@@ -175,13 +175,13 @@ class Child:
         self.process.kill()
         self.process.wait(10)
 
-    def close(self, timeout: float = 15.0) -> int:
+    def close(self, timeout: float = 30.0) -> int:
         """Ask it to close; returns its exit status."""
         if self.process.poll() is None:
             self.command("close")
         return self.wait(timeout)
 
-    def wait(self, timeout: float = 15.0) -> int:
+    def wait(self, timeout: float = 30.0) -> int:
         """Its exit status."""
         return self.process.wait(timeout)
 

@@ -83,7 +83,7 @@ async def test_seeds_that_cannot_be_dialled_do_not_keep_a_node_from_opening(make
 
     second = await make_node("second", registry=False, seeds=[*nonsense, *first.endpoints, *first.endpoints])
 
-    await second.wait_for_peers(1, timeout=10)
+    await second.wait_for_peers(1, timeout=30)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ async def test_longest_names_meet(make_node: MakeNode, monkeypatch: pytest.Monke
     monkeypatch.setattr("sys.argv", [f"/{'x' * 250}\udce9.py"])
     first, second = await make_node("n" * 255), await make_node(Node().name)
 
-    await second.wait_for_peers(1, timeout=10)
+    await second.wait_for_peers(1, timeout=30)
 
     assert [peer.name for peer in second.peers] == [first.name]
 

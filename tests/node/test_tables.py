@@ -32,7 +32,7 @@ async def test_a_table_has_what_the_store_has_and_follows(runtime_dir: Any) -> N
             watch = table.watch()  # from here on, whenever it is read
             await config.publish("d0", key="d")
             await config.publish(None, key="a")
-            await wait_until_async(lambda: dict(table) == {"c": "c2", "d": "d0"}, 10)
+            await wait_until_async(lambda: dict(table) == {"c": "c2", "d": "d0"}, 30)
 
         assert [change async for change in watch] == [zfabric.Change("d", "d0"), zfabric.Change("a", None)]
         assert snapshot.values == {"a": "a2", "c": "c2"}
