@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from types import TracebackType
 from typing import Any, Self
 
@@ -83,9 +83,10 @@ class LastValueCache:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._service.stop()
-        await self._subscription.close()
         self._reading.cancel()
+        async with AsyncExitStack() as stack:  # whoever closes may be cancelled meanwhile
+            stack.push_async_callback(self._subscription.close)
+            stack.push_async_callback(self._service.stop)
         await asyncio.gather(self._reading, return_exceptions=True)
 
     async def _read(self) -> None:

@@ -27,7 +27,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
 from math import inf
 from types import TracebackType
@@ -112,14 +112,16 @@ class MapOwner:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for service in self._services:
-            await service.stop()
         for handle in self._expiry.values():
             handle.cancel()
-        for task in (self._beating, *self._ending):
+        tasks = self._beating, *self._ending
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(self._beating, *self._ending, return_exceptions=True)
-        await self._publisher.close()
+        async with AsyncExitStack() as stack:  # whoever closes may be cancelled meanwhile
+            stack.push_async_callback(self._publisher.close)
+            for service in self._services:
+                stack.push_async_callback(service.stop)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _change(
         self, key: str, value: Any, ttl: float | None, *, deleted: bool, expiry: asyncio.TimerHandle | None = None
@@ -192,11 +194,11 @@ class SharedMap(Mapping[str, Any]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open = False
-        await self._subscription.close()
         self._following.cancel()
-        await asyncio.gather(self._following, return_exceptions=True)
         for watch in list(self._watches):
             await watch.aclose()
+        await self._subscription.close()
+        await asyncio.gather(self._following, return_exceptions=True)
 
     # -- reading ---------------------------------------------------------------------------------
 

@@ -89,6 +89,30 @@ def test_a_key_that_is_set_again_outlives_its_former_end() -> None:
     in_memory(scenario)
 
 
+def test_an_owner_whose_closing_is_cancelled_has_closed() -> None:
+    """It waited for a change in progress; the next owner takes its place all the same."""
+
+    async def scenario(fabric: MemoryFabric) -> None:
+        node, reader = await fabric.open("owner", config=Config(window_bytes=1)), await fabric.open("reader")
+        before = asyncio.all_tasks()
+        owner = await MapOwner(node, "m").__aenter__()
+        async with SharedMap(reader, "m") as replica, reader.subscribe("map.m", ack="manual") as stuck:
+            await stuck.wait_for(publishers=1, timeout=5)
+            settings = [asyncio.create_task(replica.set("key", number)) for number in range(2)]
+            await eventually(lambda: len(owner) == 1)
+            closing = asyncio.create_task(owner.__aexit__(None, None, None))
+            await fabric.clock.advance(0.1)
+            closing.cancel()
+            await asyncio.wait([closing, *settings])
+            assert closing.cancelled()
+        async with MapOwner(node, "m"), SharedMap(reader, "m") as replica:
+            await replica.set("key", 3)
+        left = {task.get_name() for task in asyncio.all_tasks() - before}
+        assert left <= {"zfabric-standby"}
+
+    in_memory(scenario)
+
+
 def test_subtrees_and_watches() -> None:
     """A replica of a subtree has nothing else; a watch tells changes below its key, the newest of each when slow."""
 
