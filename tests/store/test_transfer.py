@@ -24,6 +24,7 @@ from zfabric.store.sqlite import SqliteLog
 from zfabric.store.transfer import (
     BatchRecord,
     Begin,
+    Complete,
     EndRecord,
     PositionRecord,
     Record,
@@ -105,9 +106,28 @@ def test_what_is_no_export_is_refused(log: Log) -> None:
         with pytest.raises(RemoteProtocolError):
             list(read_records(io.BytesIO(bad), as_json=False))
     with pytest.raises(RemoteProtocolError, match="middle"):
-        restore_records(list(records(log))[:-1], MemoryLog())
+        restore_records(list(records(log))[:-2], MemoryLog())
     with pytest.raises(StoreNotFound):
         restore_records(records(log), log)
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["msgpack", "json"])
+def test_an_export_that_was_cut_between_records_is_refused(log: Log, as_json: bool) -> None:
+    """Else a log that lacks streams or positions would pass for all of it. Exports of the first version had no end."""
+    stored(log, "a", range(3))
+    log.commit([Commit(positions=[PositionUpdate("p", b"value")])])
+    found = list(records(log))
+    for length in range(1, len(found)):
+        cut = io.BytesIO()
+        write_records(found[:length], cut, as_json=as_json)
+        cut.seek(0)
+        with pytest.raises(RemoteProtocolError, match="cut off"):
+            list(read_records(cut, as_json=as_json))
+
+    former = io.BytesIO()
+    write_records([Begin(1), *found[1:-1]], former, as_json=as_json)
+    former.seek(0)
+    assert len(list(read_records(former, as_json=as_json))) == len(found) - 1
 
 
 def test_a_log_that_begins_within_a_batch_keeps_its_offsets(log: Log) -> None:
@@ -125,7 +145,7 @@ def test_a_log_that_begins_within_a_batch_keeps_its_offsets(log: Log) -> None:
 def exported(*found: Record | dict[str, Any], as_json: bool = False) -> io.BytesIO:
     """A file that begins as an export does, and goes on with these."""
     file = io.BytesIO()
-    write_records([Begin(), *found], file, as_json=as_json)  # type: ignore[list-item]
+    write_records([Begin(), *found, Complete()], file, as_json=as_json)  # type: ignore[list-item]
     file.seek(0)
     return file
 

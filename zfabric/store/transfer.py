@@ -33,7 +33,8 @@ __all__ = ["Findings", "read_records", "records", "restore_records", "verify", "
 _READ_BYTES = 1024 * 1024
 _PIECE_BYTES = 64 * 1024
 _GROUP_BYTES = 4 * 1024 * 1024
-_VERSION = 1
+_VERSION = 2
+"Of the first version there is no last record."
 
 
 class Begin(msgspec.Struct, tag="log", tag_field="kind", frozen=True):
@@ -93,7 +94,11 @@ class PositionRecord(msgspec.Struct, tag="position", tag_field="kind", frozen=Tr
     epoch: Count
 
 
-Record: TypeAlias = Begin | StreamRecord | BatchRecord | GapRecord | EndRecord | PositionRecord
+class Complete(msgspec.Struct, tag="complete", tag_field="kind", frozen=True):
+    """The last record: nothing is missing before it."""
+
+
+Record: TypeAlias = Begin | StreamRecord | BatchRecord | GapRecord | EndRecord | PositionRecord | Complete
 
 
 def items(log: Log, stream: str, offset: int, stop: int) -> Iterator[StoredBatch | Gap]:
@@ -122,6 +127,7 @@ def records(log: Log) -> Iterator[Record]:
         yield EndRecord(known.next, {producer.hex(): (mark.epoch, mark.next) for producer, mark in marks.items()})
     for name, position in log.positions().items():
         yield PositionRecord(name, position.value, position.epoch)
+    yield Complete()
 
 
 def write_records(found: Iterable[Record], file: BinaryIO, *, as_json: bool) -> int:
@@ -144,19 +150,22 @@ def read_records(file: BinaryIO, *, as_json: bool, config: Config | None = None)
     """
     bytes_max = (config or Config()).store_record_bytes_max
     decode = msgspec.json.Decoder(Record).decode if as_json else msgspec.msgpack.Decoder(Record).decode
-    first: Record | None = None
+    first: Begin | None = None
+    record: Record | None = None
     try:
         for raw in _lines(file, bytes_max) if as_json else _values(file, bytes_max):
             record = decode(raw)
             if first is None:
-                first = record
-                if record != Begin():
+                if not isinstance(record, Begin) or not 1 <= record.version <= _VERSION:
                     raise RemoteProtocolError("not an export of a log, or one of a later version")
+                first = record
             yield record
     except (msgspec.MsgspecError, msgpack.UnpackException, ValueError, RecursionError) as error:
         raise RemoteProtocolError(f"not an export of a log: {error!r}") from error
     if first is None:
         raise RemoteProtocolError("not an export of a log: it is empty")
+    if first.version > 1 and not isinstance(record, Complete):
+        raise RemoteProtocolError("the export was cut off, or is not finished; what is there was imported")
 
 
 def _lines(file: BinaryIO, bytes_max: int) -> Iterator[bytes]:
