@@ -37,15 +37,18 @@ async def test_groups_are_bounded_and_forgotten() -> None:
 
 
 async def test_members_are_bounded() -> None:
-    """Of all groups together; whoever leaves makes room."""
+    """Of all groups together; whoever leaves makes room, and who comes back has a place."""
     fabric = f"forgetting-{uuid.uuid4().hex[:8]}"
     async with Store("memory:", fabric=fabric, config=BOUNDED), Node("a", fabric=fabric, config=FAST) as node:
-        members = [node.subscribe("orders", group=group) for group in ("one", "two", "two")]
+        members = [node.subscribe("orders", group=group, member=f"m-{group}") for group in ("one", "two")]
+        members.append(node.subscribe("orders", group="two"))
         for member in members:
             await member.wait_for(timeout=30)
         late = node.subscribe("orders", group="one")
         with pytest.raises(GroupRefused, match="store_members_max = 3"):
             await late.wait_for(timeout=30)
+        async with node.subscribe("orders", group="two", member="m-two") as returned:
+            await returned.wait_for(timeout=30)
         await members[0].close()
         async with node.subscribe("orders", group="one") as later:
             await later.wait_for(timeout=30)

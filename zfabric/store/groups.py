@@ -211,14 +211,14 @@ class Groups:
             return
         group = self._groups.get(join.group)
         try:
-            self._check_members()
+            self._check_members(group, join.member)
             group = group or self._open(join.group, join)
         except StoreDamaged as error:
             self._refuse(peer, join.share, str(error)[:1000], final=True)
             return
         except LimitExceeded as error:
-            reason = f"the store is full: {error}; zfabric store groups forget GROUP makes room"
-            self._refuse(peer, join.share, reason, final=True)
+            cure = "; zfabric store groups forget GROUP makes room" if error.limit == "store_groups_max" else ""
+            self._refuse(peer, join.share, f"the store is full: {error}{cure}", final=True)
             return
         if group.state.pattern != join.pattern:
             reason = f"group {join.group!r} reads {group.state.pattern!r}, not {join.pattern!r}"
@@ -229,7 +229,10 @@ class Groups:
             group.join(peer, join.share, join.member, join.window_bytes, now)
             self._wake()
 
-    def _check_members(self) -> None:
+    def _check_members(self, group: Group | None, name: str) -> None:
+        """Raise LimitExceeded for one too many, unless it takes another's place."""
+        if name and group is not None and any(member.name == name for member in group.sharing.members.values()):
+            return
         members = 1 + sum(len(group.sharing.members) for group in self._groups.values())
         members += sum(map(len, self._waiting.values()))
         if members > self._config.store_members_max:
