@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.children import Crew
+from tests.faults.children import ENDLESS, Crew
 from tests.faults.oracle import judge
 from tests.faults.proxy import FrameFilter, Line, Proxy
 from tests.waiting import wait_until
@@ -102,17 +102,20 @@ def test_the_scenarios_pass_with_all_mechanisms(team: Crew, proxy: Proxy, action
 @pytest.mark.parametrize("handicap", ["", "no retention"])
 def test_what_a_crash_took_is_kept_until_it_was_processed(team: Crew, handicap: str) -> None:
     """A subscriber received everything, processed little and is killed: its successor gets the rest."""
-    publisher = team.publisher(count=COUNT, rate=500, deliveries=ONLY, handicap=handicap)
+    publisher = team.publisher(count=ENDLESS, rate=500, deliveries=ONLY, handicap=handicap)
     seeds = publisher.endpoints[:1]
     subscriber = team.subscriber(seeds=seeds, deliveries=ONLY)
     subscriber.until_position(100)
     subscriber.command("stop")
-    publisher.until("done")
+    enough = publisher.last("sent")[1] + 500
+    wait_until(lambda: publisher.last("sent")[1] > enough)
+    publisher.command("stop")
+    count = publisher.until("done")
     subscriber.kill()
     successor = team.subscriber(seeds=seeds, deliveries=ONLY)
     wait_until(lambda: publisher.events("SubscriberJoined")[1:])
     if not handicap:
-        successor.until_position(COUNT - 1)
+        successor.until_position(count - 1)
     team.finish()
 
     lost = team.verdict().lost
