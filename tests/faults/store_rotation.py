@@ -6,7 +6,6 @@ from tests.durable import test_kills as topics
 from tests.durable import test_queue_kills as queues
 from tests.durable.program import ENDPOINTS
 from tests.durable.test_kills import Crew, Process
-from tests.faults.children import hold
 from tests.faults.proxy import Line, Proxy
 from tests.faults.rotation import Rotation
 from tests.waiting import wait_until
@@ -14,7 +13,6 @@ from tests.waiting import wait_until
 __all__ = ["StoreRound"]
 
 DRAIN_S = 40.0
-IDLE_S = 1.0
 SETTLE_NS = 5 * 10**9
 "After a fault: what a member or worker has in hand may be somebody else's for so long."
 SEPARATING = ("stop", "blackhole", "delay", "flip")
@@ -26,6 +24,7 @@ class StoreRound(Rotation[Process]):
 
     def __init__(self, crew: Crew, proxy: Proxy, seed: str) -> None:
         super().__init__(proxy, seed)
+        self._crew = crew
         crew.via = proxy.host
         self.data = crew.path / "data"
         self.store = crew.start("store", "store", str(self.data))
@@ -64,16 +63,10 @@ class StoreRound(Rotation[Process]):
         wait_until(lambda: stored <= queues.told(self.members, "begin").keys(), DRAIN_S, pause=0.1)
         pushed = queues.pushed([self.pusher], "ok")
         wait_until(lambda: pushed <= queues.told(self.workers, "begin").keys(), DRAIN_S, pause=0.1)
-        wait_until(self._is_idle, DRAIN_S)
+        queues.await_rest(self._crew, self.workers, "group")
         for child in (*self.members, *self.workers, self.store):
             child.end()
         return self.judge()
-
-    def _is_idle(self) -> bool:
-        """Whether nobody has got anything for a while."""
-        before = queues.written(self.members + self.workers)
-        hold(IDLE_S, "nobody has anything to do any more")
-        return queues.written(self.members + self.workers) == before
 
     def judge(self) -> str:
         """Complaints are assertions; a summary of the histories."""
