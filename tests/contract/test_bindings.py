@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import numpy as np
@@ -125,3 +126,15 @@ async def test_what_is_too_large_for_a_job_is_told(make_node: MakeNode) -> None:
     assert "frame_bytes_max" in error.error
     (job,) = await jobs(a, "pictures", 1)
     assert job.value == "small"
+
+
+async def test_a_binding_whose_closing_is_cancelled_has_closed(pair: Pair) -> None:
+    """Its queue may be pushed to with other options then."""
+    a, _ = pair
+    closing = asyncio.create_task(a.bind("shop.#", "audit", selector="big", otherwise="rest").close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    assert closing.cancelled()
+    for queue in ("audit", "rest"):
+        a.pusher(queue, max_attempts=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 from zfabric.errors import FabricError, NodeClosed
 from zfabric.model import Message, Source
@@ -113,8 +113,9 @@ class Binding(Closing):
     async def close(self) -> None:
         """Route what has arrived, and no more."""
         self._bindings.pop(self, None)
-        await self._subscription.close()
-        await asyncio.wait((self._task,))
-        for pusher in (self._queue, self._otherwise):
-            if pusher is not None:
-                await pusher.close()
+        async with AsyncExitStack() as stack:  # whoever closes may be cancelled meanwhile
+            for pusher in (self._queue, self._otherwise):
+                if pusher is not None:
+                    stack.push_async_callback(pusher.close)
+            await self._subscription.close()
+            await asyncio.wait((self._task,))
