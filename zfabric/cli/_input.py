@@ -13,7 +13,7 @@ import msgspec
 
 from zfabric.cli._exits import Exit, Stop
 
-__all__ = ["Form", "chunks", "lines", "parse", "whole"]
+__all__ = ["Form", "argument", "chunks", "lines", "parse", "whole"]
 
 _CHUNK_BYTES = 64 * 1024
 _CHUNKS_AHEAD = 4
@@ -27,7 +27,7 @@ class Form:
     RAW = "raw"
 
 
-def parse(data: bytes, form: str, where: str = "VALUE") -> Any:
+def parse(data: bytes, form: str, where: str = "VALUE", cure: str = "send it as bytes with --raw") -> Any:
     """The value that `data` stands for: bytes, text, or JSON and failing that text."""
     if form == Form.RAW:
         return data
@@ -39,7 +39,12 @@ def parse(data: bytes, form: str, where: str = "VALUE") -> Any:
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise Stop(Exit.FAILED, f"{where} is not UTF-8 text: send it as bytes with --raw") from None
+        raise Stop(Exit.FAILED, f"{where} is not UTF-8 text: {cure}") from None
+
+
+def argument(given: str, form: str) -> Any:
+    """What an argument of the command line stands for, where bytes cannot be given."""
+    return parse(os.fsencode(given), form, cure="give JSON or text")
 
 
 async def lines(bytes_max: int) -> AsyncGenerator[bytes, None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -82,8 +81,8 @@ def command(
     def begin(output: Output) -> Coroutine[Any, Any, int]:
         question = Question(
             service=service,
-            arguments=[_input.parse(os.fsencode(argument), form) for argument in arguments],
-            named={name: _input.parse(os.fsencode(value), form) for name, value in named.items()},
+            arguments=[_input.argument(argument, form) for argument in arguments],
+            named={name: _input.argument(value, form) for name, value in named.items()},
             version=version,
             idempotent=idempotent,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
@@ -65,7 +64,7 @@ def add(
     form = _input.Form.TEXT if text else _input.Form.AUTO
 
     async def declare(output: Output, node: Node) -> int:
-        parsed = None if value is None else _input.parse(os.fsencode(value), form)
+        parsed = None if value is None else _input.argument(value, form)
         try:
             await node.schedule(
                 schedule, queue=queue, value=parsed, cron=cron, every=every, timeout=patience(options), **job
