@@ -53,8 +53,8 @@ class PeerLeft(Event, frozen=True):
 
     peer: Peer
     reason: str
-    """`goodbye`, `silent` (nothing heard for Config.peer_timeout_s) or `revoked` (its identity is not trusted any
-    more)."""
+    """`goodbye`, `gone` (its connections ended and nobody listens at its addresses: its process died), `silent`
+    (nothing heard for Config.peer_timeout_s) or `revoked` (its identity is not trusted any more)."""
 
 
 class PeerRefused(Event, frozen=True):

@@ -36,13 +36,13 @@ class Receiver:
     def on_room(self, queue: str) -> None:
         """Never here."""
 
-    def on_feed_broken(self, endpoint: str) -> None:
+    def on_unreachable(self, route: int) -> None:
         """Never here."""
 
-    def on_outlet_flooded(self) -> None:
-        """Never here."""
+    def on_connection_ended(self) -> None:
+        """Nothing to find out."""
 
-    def on_crowded(self) -> None:
+    def on_violation(self, address: str, reason: str) -> None:
         """Never here."""
 
     def on_handshake_failed(self, address: str, reason: str) -> None:

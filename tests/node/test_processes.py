@@ -7,7 +7,8 @@ import signal
 
 import pytest
 
-from tests.node.support import Start, line_of
+from tests.node.support import TIMEOUT, MakeNode, Start, line_of, next_event
+from zfabric import PeerLeft
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX processes")
 
@@ -132,3 +133,37 @@ async def test_a_node_that_nobody_closes_does_not_hang_the_interpreter(start: St
 
     assert output == "leaving\n"
     assert process.returncode == 0, errors
+
+
+WORKER = """
+async def main():
+    config = Config(mdns=False, peer_timeout_s=300, ipc=sys.argv[2] == "ipc")
+    async with Node("worker", config=config, fabric=sys.argv[1]) as node:
+        puller = node.puller("work")
+        job = await puller.receive()
+        say("has", job.value)
+        await asyncio.sleep(300)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("way", ["ipc", "tcp"])
+async def test_a_killed_process_is_missed_long_before_it_counts_as_silent(
+    make_node: MakeNode, start: Start, way: str
+) -> None:
+    """Nobody listens at its addresses any more: its job is another one's at once."""
+    node = await make_node("pusher", peer_timeout_s=300.0, ipc=way == "ipc")
+    events = node.events()
+    worker = start(WORKER, node.fabric, way)
+    pusher = node.pusher("work")
+    await pusher.push("a job")
+    assert await line_of(worker) == "has a job"
+
+    worker.kill()
+
+    assert (await next_event(events, PeerLeft)).reason == "gone"
+    async with node.puller("work") as puller:
+        job = await puller.receive(TIMEOUT)
+        assert (job.value, job.attempt) == ("a job", 2)
+        await job.ack()
+    await pusher.flush()

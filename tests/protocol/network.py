@@ -322,7 +322,7 @@ class World:
 
     def _break(self, connection: Connection) -> None:
         assert connection.listener is not None
-        connection.listener.accepted.pop(connection.accepted, None)
+        self._forget(connection.listener, connection.accepted)
         connection.listener = None
         self.after(0.1, self.connect, connection)
 
@@ -334,7 +334,7 @@ class World:
             self._break(connection)
         for connection in party.dialled.values():
             if connection.listener is not None:
-                connection.listener.accepted.pop(connection.accepted, None)
+                self._forget(connection.listener, connection.accepted)
         for other in self.parties.values():
             for prefix in [prefix for prefix, names in other.subscribers.items() if party.name in names]:
                 self._unsubscribe(other, party.name, prefix)
@@ -356,6 +356,9 @@ class World:
         listener = next((p for p in self.parties.values() if connection.endpoint in (p.inbox, p.second_inbox)), None)
         if listener is None or not self._reaches(dialler, listener):
             self.after(0.5, self.connect, connection)
+            if listener is None:
+                dialler.core.unreachable(connection.route, self.now)
+                dialler.pump()
             return
         connection.listener = listener
         connection.accepted = b"in" + next(self._accepted).to_bytes(4, "big")
@@ -371,7 +374,10 @@ class World:
             self.after(2 * LATENCY_S, self._forget, connection.listener, connection.accepted)
 
     def _forget(self, listener: Party, accepted: bytes) -> None:
-        listener.accepted.pop(accepted, None)
+        """A listener notices that a connection ended, and not whose it was."""
+        if listener.accepted.pop(accepted, None) is not None and listener.alive:
+            listener.core.peers.connection_ended(self.now)
+            listener.pump()
 
     def send(self, source: Party, route: Route, frame: bytes) -> bool:
         """Send a control frame; False where the route is gone."""

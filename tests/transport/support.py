@@ -35,7 +35,8 @@ class Recorder:
         self.filters: list[bytes] = []
         self.broken: list[str] = []
         self.refused: list[tuple[str, str]] = []
-        self.floods = 0
+        self.unreachable: list[int] = []
+        self.ends = 0
         self.bursts: list[int] = []
         self._burst = 0
 
@@ -62,17 +63,17 @@ class Recorder:
         """Remember that there is room."""
         self.room.append(queue)
 
-    def on_feed_broken(self, endpoint: str) -> None:
-        """Remember an outlet that broke the rules."""
-        self.broken.append(endpoint)
+    def on_unreachable(self, route: int) -> None:
+        """Remember a connection that was not made."""
+        self.unreachable.append(route)
 
-    def on_outlet_flooded(self) -> None:
-        """Remember a flood."""
-        self.floods += 1
+    def on_connection_ended(self) -> None:
+        """Remember an end."""
+        self.ends += 1
 
-    def on_crowded(self) -> None:
-        """Remember a flood."""
-        self.floods += 1
+    def on_violation(self, address: str, reason: str) -> None:
+        """Remember somebody who broke the rules."""
+        self.broken.append(address)
 
     def on_handshake_failed(self, address: str, reason: str) -> None:
         """Remember a handshake that failed."""

@@ -67,6 +67,34 @@ async def test_sending_to_a_route_that_is_gone_says_so(line: Lines) -> None:
     await wait_until_async(lambda: not far.send(back, b"?"))
 
 
+@BOTH
+async def test_a_dialled_endpoint_that_refuses_is_told(line: Lines, ipc: bool) -> None:
+    """At every attempt once its listener has gone, under the route that leads there, and no other."""
+    near, far, stays = line(ipc=ipc, reconnect_interval_s=0.01), line(ipc=ipc), line(ipc=ipc)
+    for route, there in ((1, far), (2, stays)):
+        near.dial(route, there.inbox_endpoints[0])
+        await reached(near, route, there)
+    assert near.got.unreachable == []
+
+    await far.close(0.05)
+
+    await wait_until_async(lambda: len(near.got.unreachable) > 2)
+    assert set(near.got.unreachable) == {1}
+
+
+@BOTH
+async def test_the_end_of_a_connection_to_the_inbox_is_told(line: Lines, ipc: bool) -> None:
+    """Not whose it was: libzmq does not say."""
+    near, far = line(ipc=ipc), line(ipc=ipc)
+    near.dial(1, far.inbox_endpoints[0])
+    await reached(near, 1, far)
+    assert far.got.ends == 0
+
+    await near.close(0.05)
+
+    await wait_until_async(lambda: far.got.ends)
+
+
 async def test_what_cannot_be_dialled_says_so(line: Lines) -> None:
     """Nonsense is False, not an exception."""
     near = line()

@@ -47,4 +47,4 @@ class Declared:
         for name, (queue, log) in list(self._logs.items()):
             if log == lost:
                 del self._logs[name]
-                self._driver.emit(ScheduleLost(name, queue, log.hex()))
+                self._driver.events.put(ScheduleLost(name, queue, log.hex()))

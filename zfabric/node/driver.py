@@ -20,7 +20,7 @@ import msgspec
 from zfabric.config import Config
 from zfabric.discovery.base import Announcement, Discovery
 from zfabric.errors import NodeClosed, NodeForked, NotStored, RemoteProtocolError
-from zfabric.events import DiscoveryFailed, Event
+from zfabric.events import DiscoveryFailed
 from zfabric.model import Source
 from zfabric.node.alarm import Alarm
 from zfabric.node.deferred import Deferred
@@ -299,22 +299,19 @@ class Driver(JobSockets):
             with suppress(RuntimeError):  # the event loop was closed before its node
                 self.loop.call_soon_threadsafe(self.schedule_pump)
 
-    def on_outlet_flooded(self) -> None:
-        """There were too many subscriptions."""
-        reason = "it subscribed beyond Config.outlet_filter_bytes; all connections to the outlet were ended"
-        self.core.not_protocol("somebody at the outlet", RemoteProtocolError(reason))
-        self.schedule_pump()
+    def on_unreachable(self, route: int) -> None:
+        """A dialled connection was not made."""
+        self._pump_at_end = True
+        self.core.unreachable(route, self.loop.time())
 
-    def on_crowded(self) -> None:
-        """There were too many connections."""
-        reason = "more connections than Config.accepted_max; all that others had made to that socket were ended"
-        self.core.not_protocol("somebody", RemoteProtocolError(reason))
-        self.schedule_pump()
+    def on_connection_ended(self) -> None:
+        """Somebody's connection to the inbox ended."""
+        self._pump_at_end = True
+        self.core.peers.connection_ended(self.loop.time())
 
-    def on_feed_broken(self, endpoint: str) -> None:
-        """An outlet sent what the feed cannot take."""
-        reason = "it sent no ZMTP, or a frame over this node's Config.frame_bytes_max; it is connected again"
-        self.core.not_protocol(endpoint, RemoteProtocolError(reason))
+    def on_violation(self, address: str, reason: str) -> None:
+        """Somebody broke the rules of a connection, or a limit."""
+        self.core.not_protocol(address, RemoteProtocolError(reason))
         self.schedule_pump()
 
     def on_handshake_failed(self, address: str, reason: str) -> None:
@@ -474,10 +471,6 @@ class Driver(JobSockets):
                     waiter.set_exception(NotStored(keeping.reason, outbox.topic))
 
     # -- waiting -------------------------------------------------------------------------------
-
-    def emit(self, event: Event) -> None:
-        """Tell the user."""
-        self.events.put(event)
 
     def _wake(self) -> None:
         for waiter in self._waiters:

@@ -192,7 +192,7 @@ class Handlers:
     def _report(self, message: Message, error: BaseException, name: str) -> None:
         self.errors += 1
         log.error("handler %s failed on %s", name, message.topic, exc_info=error)
-        self._driver.emit(HandlerError(message.topic, name, f"{type(error).__name__}: {message_of(error)}"))
+        self._driver.events.put(HandlerError(message.topic, name, f"{type(error).__name__}: {message_of(error)}"))
 
     async def close(self, timeout: float) -> None:
         """Let handlers finish what has arrived for at most `timeout` seconds, then cancel them; but not the caller."""

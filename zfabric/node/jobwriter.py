@@ -167,7 +167,7 @@ class JobWriter:
         first, self._stored_before = self._stored_before, self.stored
         if first < self.stored and self._stores.named(self._log) is None:
             event = StoreLacks(found.peer.source, self.queue, first, self.stored - 1, elsewhere=False)
-            self._driver.emit(event)
+            self._driver.events.put(event)
 
     def _alone(self) -> None:
         """The store has not come back in time: what it has not confirmed goes to another, if there is one."""

@@ -197,7 +197,7 @@ class LeasePuller(Puller):
         if bad:
             for position, reason in bad.items():
                 self._driver.undecodable[self.queue] += 1
-                self._driver.emit(DecodeError(source, self.queue, jobs[position].seq, reason))
+                self._driver.events.put(DecodeError(source, self.queue, jobs[position].seq, reason))
                 jobs[position] = None
             jobs.append(bad)
         return jobs

@@ -188,7 +188,9 @@ class Resending:
             else:
                 if gone is not None:
                     last = batches[0].base - 1
-                    self._driver.emit(StoreLacks(store.peer.source, self._outbox.topic, gone, last, elsewhere=False))
+                    self._driver.events.put(
+                        StoreLacks(store.peer.source, self._outbox.topic, gone, last, elsewhere=False)
+                    )
                 most = None
                 self._settle(batches)
         self._outbox.set_waiting(waiting=False, now=self._driver.loop.time())
@@ -218,7 +220,7 @@ class Resending:
             self._waits_until = min(self._waits_until, self._driver.loop.time() + self._away_s)
         else:
             topic = self._outbox.topic
-            self._driver.emit(Undelivered(store.peer.source, topic, first.base, first.next - 1, refusal.reason))
+            self._driver.events.put(Undelivered(store.peer.source, topic, first.base, first.next - 1, refusal.reason))
             self._settle([first])
 
     def _settle(self, batches: Sequence[Left]) -> None:

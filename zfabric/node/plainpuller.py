@@ -106,7 +106,7 @@ class PlainPuller(Puller):
 
     def _bad(self, source: Source, topic: str, seq: int, reason: str) -> None:
         self._driver.undecodable[topic] += 1
-        self._driver.emit(DecodeError(source, topic, seq, reason))
+        self._driver.events.put(DecodeError(source, topic, seq, reason))
 
     def arrived(self) -> None:
         """A batch came."""

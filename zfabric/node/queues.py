@@ -197,7 +197,7 @@ class NodeQueues:
         except TimeoutError:
             for queue, jobs in self._unfinished().items():
                 log.warning("%d jobs of %r are not done, and lost as this node closes", jobs, queue)
-                self._driver.emit(JobsUnfinished(queue, jobs))
+                self._driver.events.put(JobsUnfinished(queue, jobs))
         for pull in pulls.values():
             pull.unkept.give_up(CLOSED)
         for writer, _ in self._durable.values():

@@ -287,7 +287,9 @@ class Service(Generic[Handler]):
             code = "error"
             self._host.errors += 1
             log.error("service %s failed", self.name, exc_info=error)
-            self._driver.emit(HandlerError(self.name, getattr(self, "__qualname__", self.name), f"{kind}: {message}"))
+            self._driver.events.put(
+                HandlerError(self.name, getattr(self, "__qualname__", self.name), f"{kind}: {message}")
+            )
             if self._traces:
                 trace = said("".join(traceback.format_exception(error)))
         failure = Failure(number, code, kind[:255], message[:MESSAGE_MAX], trace and trace[-MESSAGE_MAX:])

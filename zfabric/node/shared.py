@@ -210,7 +210,7 @@ class SharedSubscription(Subscription):
 
     def rejected(self, parcel: Parcel, message: Message) -> None:
         """It will not come again."""
-        self._driver.emit(Rejected(message.source, message.topic, message.seq))
+        self._driver.events.put(Rejected(message.source, message.topic, message.seq))
         self.settle(parcel, message)
 
     # -- transactions --------------------------------------------------------------------------
@@ -303,7 +303,7 @@ class SharedSubscription(Subscription):
 
     def missing(self) -> None:
         """The group's log is away, or was wiped."""
-        self._driver.emit(LogMissing(self.pattern, self.group, self._share.log.hex(), waits=True))
+        self._driver.events.put(LogMissing(self.pattern, self.group, self._share.log.hex(), waits=True))
 
     def transacted(self, error: str) -> None:
         """The transaction on its way was stored, or not."""

@@ -208,7 +208,7 @@ class Subscription(Closing):
         self._driver.schedule_pump()
 
     def _reject(self, message: Message) -> None:
-        self._driver.emit(Rejected(message.source, message.topic, message.seq))
+        self._driver.events.put(Rejected(message.source, message.topic, message.seq))
 
     def transaction(self, *, sign: bool = False) -> Transaction:
         """See `SharedSubscription.transaction`: only members of groups have them. Raises LocalProtocolError."""
@@ -291,7 +291,7 @@ class Subscription(Closing):
 
     def _bad(self, source: Source, topic: str, seq: int, reason: str) -> None:
         self._driver.undecodable[topic] += 1
-        self._driver.emit(DecodeError(source, topic, seq, reason))
+        self._driver.events.put(DecodeError(source, topic, seq, reason))
 
     def _lost(self, source: Source, topic: str, first: int, last: int) -> None:
         self._driver.core.streams.count_lost(Gap(source, topic, first, last, cause="buffer"))

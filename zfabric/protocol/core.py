@@ -293,7 +293,13 @@ class Core:
 
     def route_lost(self, route: Route, now: float) -> None:
         """The transport could not send on a route."""
+        self._now = self.gate.now = now
         self.peers.not_sent(route, now)
+
+    def unreachable(self, route: int, now: float) -> None:
+        """A connection that we dialled was not made, or ended and was not made again."""
+        self._now = self.gate.now = now
+        self.peers.unreachable(route, now)
 
     def not_protocol(self, address: str, error: RemoteProtocolError) -> None:
         """Count and report something that is not the protocol."""

@@ -27,6 +27,9 @@ ROOM_S = 0.05
 TRIES_MAX, TRIES_PER_S = 256, 1000
 "So many targets are looked at in one go, and in a second: thousands may name one address, which is dialled once."
 
+VAIN_ATTEMPTS = 3
+"""After so many nobody is there. A node that changes its addresses ends its connections, too, and must have the time to
+dial from the new ones."""
 PLAN_MAX = 4
 "Looks that are planned for each target, at most, most of them for nothing."
 
@@ -207,6 +210,15 @@ class Dialler:
         self._hang_up(target, route)
         if not target.routes:
             self._back_off(target, target.deadline)
+
+    def not_made(self, route: int, now: float) -> bool:
+        """A dialled route got no connection. Whether all addresses of its target have failed so, again and again."""
+        target = self._targets[self._by_route[route]]
+        self._hang_up(target, route)
+        if target.routes:
+            return False
+        self._back_off(target, now)
+        return target.attempts >= VAIN_ATTEMPTS
 
     def timer(self) -> float:
         """When `handle_timer` has something to do."""

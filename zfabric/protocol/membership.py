@@ -2,7 +2,7 @@
 
     ABSENT --HELLO--> GREETED --WELCOME or any traffic--> UP
     ABSENT --WELCOME (the answer to our own HELLO)------> UP
-    UP --GOODBYE, SILENT--> ABSENT
+    UP --GOODBYE, SILENT, GONE--> ABSENT
 
 Only this file says which state follows which; `peers.py` carries out what it says.
 """
@@ -39,6 +39,8 @@ class Input(Enum):
     GOODBYE = auto()
     SILENT = auto()
     "Nothing was heard for Config.peer_timeout_s."
+    GONE = auto()
+    "Its connections ended, and nobody listens at its addresses any more."
     REVOKED = auto()
     "Its identity is not trusted any more."
 
@@ -71,6 +73,7 @@ TRANSITIONS: dict[tuple[PeerState, Input], tuple[PeerState, Step]] = {
     (_A, Input.REROUTED): (_A, Step.NOTHING),
     (_A, Input.GOODBYE): (_A, Step.NOTHING),
     (_A, Input.SILENT): (_A, Step.NOTHING),
+    (_A, Input.GONE): (_A, Step.NOTHING),
     (_A, Input.REVOKED): (_A, Step.NOTHING),
     (_G, Input.HELLO): (_G, Step.GREET),
     (_G, Input.WELCOME): (_U, Step.JOIN),
@@ -79,6 +82,7 @@ TRANSITIONS: dict[tuple[PeerState, Input], tuple[PeerState, Step]] = {
     (_G, Input.REROUTED): (_G, Step.NOTHING),
     (_G, Input.GOODBYE): (_A, Step.FORGET),
     (_G, Input.SILENT): (_A, Step.FORGET),
+    (_G, Input.GONE): (_A, Step.FORGET),
     (_G, Input.REVOKED): (_A, Step.FORGET),
     (_U, Input.HELLO): (_U, Step.RESYNC),
     (_U, Input.WELCOME): (_U, Step.RESYNC),
@@ -87,6 +91,7 @@ TRANSITIONS: dict[tuple[PeerState, Input], tuple[PeerState, Step]] = {
     (_U, Input.REROUTED): (_U, Step.RESYNC),
     (_U, Input.GOODBYE): (_A, Step.LEAVE),
     (_U, Input.SILENT): (_A, Step.LEAVE),
+    (_U, Input.GONE): (_A, Step.LEAVE),
     (_U, Input.REVOKED): (_A, Step.LEAVE),
 }
 

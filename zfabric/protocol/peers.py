@@ -28,6 +28,8 @@ __all__ = ["PeerRecord", "PeerTable"]
 SHUNNED_MAX = 4096
 GOSSIP_DOUBLINGS_MAX = 5
 INBOUND_ROUTES_MAX = 4
+ENDED_DELAY_S = 0.05
+"Between the end of a connection and the question whose it was: libzmq tells of it before its sockets know."
 
 
 class PeerRecord:
@@ -99,6 +101,9 @@ class PeerTable:
         "The verified identity of whoever is speaking."
         self._digest = int.from_bytes(me[:8], "big")
         self._last_tick = -inf
+        self._ended = 0
+        "Connections to us that have ended, less the goodbyes that told of it."
+        self._ask_at, self._asked_at = inf, -inf
 
     def address(self, route: Route) -> str:
         """What is known of the other end of a route, for people."""
@@ -270,6 +275,7 @@ class PeerTable:
         peer = self.known.get(sender)
         if peer is None or (route not in peer.routes and route != peer.unwritable):
             return
+        self._ended -= not isinstance(route, int)
         self._shun(sender)
         self.dialler.forget_peer(sender)
         peer.leaves_at = now + patience_s
@@ -309,19 +315,50 @@ class PeerTable:
         elif was_best:
             self._happened(peer, Input.REROUTED, now)
 
+    def unreachable(self, route: int, now: float) -> None:
+        """A connection that we dialled was not made, or ended and was not made again.
+
+        A peer without any other is dialled anew. When all of its addresses refuse all the time, its process has died.
+        """
+        if route in self._by_route:
+            self._effects.hang_up(route)
+            self.route_lost(route, now)
+        elif self.dialler.pending(route):
+            peer = self.known.get(self.dialler.expected(route) or b"")
+            if peer is not None and not peer.routes and self.dialler.not_made(route, now):
+                self._happened(peer, Input.GONE, now)
+
+    def connection_ended(self, now: float) -> None:
+        """Somebody's connection to us ended; libzmq does not tell whose."""
+        self._ended += 1
+        if self._ask_at == inf:
+            pause = self._config.heartbeat_interval_s / 4  # whoever connects and leaves buys no more than that
+            self._ask_at = max(now + ENDED_DELAY_S, self._asked_at + pause)
+
+    def _ask_who_ended(self, now: float) -> None:
+        """Send something to all whose connection it may have been: it fails where there is none."""
+        ended, self._ended = self._ended, 0
+        self._ask_at, self._asked_at = inf, now
+        if ended > 0:
+            for peer in self.known.values():
+                if peer.routes and not isinstance(peer.routes[0], int):
+                    self.tell(peer, Heartbeat(self._digest), now=now)
+
     # -- time ----------------------------------------------------------------------------------
 
     def timer(self) -> float:
         """When `handle_timer` has something to do."""
         beat = self._last_tick + self._config.heartbeat_interval_s / 2 if self.known else inf
         leaving = min((peer.leaves_at for peer in self._leaving.values()), default=inf)
-        return min(beat, leaving, self.dialler.timer())
+        return min(beat, leaving, self._ask_at, self.dialler.timer())
 
     def handle_timer(self, now: float) -> None:
         """Dial what is due; beat; notice silence."""
         self.dialler.handle_timer(now)
         for peer in [peer for peer in self._leaving.values() if now >= peer.leaves_at]:
             self.depart(peer, now)
+        if now >= self._ask_at:
+            self._ask_who_ended(now)
         if now < self._last_tick + self._config.heartbeat_interval_s / 2:
             return
         # If this process itself was stopped for a while, nobody else was silent: start counting afresh.
@@ -368,7 +405,7 @@ class PeerTable:
         del self.known[peer.id]
         self._leaving.pop(peer.id, None)
         self.dialler.release(peer.id, now)
-        if todo is Step.LEAVE and happened is Input.SILENT:
+        if todo is Step.LEAVE and happened in (Input.SILENT, Input.GONE):
             self.dial_again(peer, now)
 
     def dial_again(self, peer: PeerRecord, now: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from zfabric.config import Config
@@ -82,6 +82,8 @@ class ControlLink:
             self._back.kick()
             return
         listener = self._board.inbox(self._endpoint)
+        if listener is None and not self._closed:
+            self._dialler.hear(lambda receiver: receiver.on_unreachable(self._route))
         if listener is None or self._closed or self._network.separated(self._dialler.name, listener.name):
             return
         if not _handshake(self._dialler, listener, self._endpoint):
@@ -147,7 +149,8 @@ class ControlLink:
             return
         self._out.cut()
         self._back.cut()
-        self._listener.accepted.pop(self._accepted, None)
+        del self._listener.accepted[self._accepted]
+        self._listener.hear(lambda receiver: receiver.on_connection_ended())
         self._listener = None
         self._closed_by_listener = False
         if self._closed:
@@ -290,8 +293,9 @@ def _handshake(client: MemoryTransport, server: MemoryTransport, endpoint: str) 
         trusted = mine.server_key("") == theirs.public and theirs.admit(mine.public) is not None
     if trusted:
         return True
-    client.handshake_failed(endpoint, "it ended the handshake: it has another key, or none")
-    server.handshake_failed(f"somebody at {endpoint}", "it has another key, or none")
+    reason = "it has another key, or none"
+    client.hear(lambda receiver: receiver.on_handshake_failed(endpoint, f"it ended the handshake: {reason}"))
+    server.hear(lambda receiver: receiver.on_handshake_failed(f"somebody at {endpoint}", reason))
     return False
 
 
@@ -434,10 +438,10 @@ class MemoryTransport:
         if self._receiver is not None and not (before and after):
             self._receiver.on_filter((b"\x01" if after else b"\x00") + prefix)
 
-    def handshake_failed(self, address: str, reason: str) -> None:
-        """A connection was not made, because of its keys."""
+    def hear(self, news: Callable[[Receiver], None]) -> None:
+        """Something happened to a connection."""
         if self._receiver is not None:
-            self._receiver.on_handshake_failed(address, reason)
+            news(self._receiver)
             self._receiver.on_burst_end()
 
     def burst_end(self) -> None:

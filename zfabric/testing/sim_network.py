@@ -97,6 +97,12 @@ class Endpoint(Protocol):
     def on_control(self, route: int | bytes, frame: bytes) -> None:
         """A control frame arrived."""
 
+    def on_unreachable(self, route: int) -> None:
+        """A dialled connection was not made."""
+
+    def on_connection_ended(self) -> None:
+        """Somebody's connection to the inbox ended."""
+
     def on_filter(self, data: bytes) -> None:
         """The outlet saw a subscription come or go."""
 
@@ -126,11 +132,16 @@ class _Link:
         if far is None or not far.alive or not network.open(self.near, far) or not network.open(far, self.near):
             if far is not None or self.generation == 0:
                 network.agenda.after(RETRY_S, self._attempt)
+            if far is None:
+                self.not_made()
             return
         self.generation += 1
         self.far = far
         self._free = [network.agenda.now] * 2
         self.connected(far)
+
+    def not_made(self) -> None:
+        """Nobody listens there."""
 
     def connected(self, far: Endpoint) -> None:
         """A connection stands."""
@@ -218,6 +229,11 @@ class Control(_Link):
     def disconnected(self, far: Endpoint) -> None:
         """The listener's way is gone."""
         del self.network.inbound[far.id, self.accepted]
+        far.on_connection_ended()
+
+    def not_made(self) -> None:
+        """The dialler hears of it."""
+        self.near.on_unreachable(self.route)
 
     def send(self, frame: bytes) -> None:
         """From the dialler; waits while the connection is down."""

@@ -277,6 +277,22 @@ class Party:
         self.core.receive(route, frame, self.agenda.now)
         self.pump()
 
+    def on_unreachable(self, route: int) -> None:
+        """A dialled connection was not made."""
+        self.when_running(self._unreachable, route)
+
+    def _unreachable(self, route: int) -> None:
+        self.core.unreachable(route, self.agenda.now)
+        self.pump()
+
+    def on_connection_ended(self) -> None:
+        """Somebody's connection to the inbox ended."""
+        self.when_running(self._connection_ended)
+
+    def _connection_ended(self) -> None:
+        self.core.peers.connection_ended(self.agenda.now)
+        self.pump()
+
     def on_filter(self, data: bytes) -> None:
         """The outlet saw a subscription come or go."""
         self.core.receive_filter(data, self.agenda.now)

@@ -45,14 +45,14 @@ class Receiver(Protocol):
     def on_filter(self, data: bytes, user: str = "") -> None:
         """A subscription (first byte 1) or its end (0) arrived at the outlet, from the identity `user`."""
 
-    def on_outlet_flooded(self) -> None:
-        """There were more subscriptions than Config.outlet_filter_bytes; the outlet's connections were ended."""
+    def on_unreachable(self, route: int) -> None:
+        """A dialled connection was not made, or ended and was not made again; told at every attempt."""
 
-    def on_crowded(self) -> None:
-        """Others had more than Config.accepted_max connections to a listening socket; all of them were ended."""
+    def on_connection_ended(self) -> None:
+        """Somebody's connection to the inbox ended."""
 
-    def on_feed_broken(self, endpoint: str) -> None:
-        """An outlet sent what the feed cannot take; the connection was ended and will be made again."""
+    def on_violation(self, address: str, reason: str) -> None:
+        """Somebody broke the rules of a connection, or a limit: it was ended, or all at that socket were."""
 
     def on_handshake_failed(self, address: str, reason: str) -> None:
         """A connection was not made, because of its keys."""

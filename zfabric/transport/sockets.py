@@ -60,6 +60,10 @@ FILTERS_PER_TURN_MAX = 10_000
 "libzmq has taken them in already, without any bound: what is not read is not counted, and grows."
 MARKER = b"\xff"
 "First byte of subscriptions that filter nothing: nodes tell each other with them that all the others are in place."
+OUTLET_FLOODED = "it subscribed beyond Config.outlet_filter_bytes; all connections to the outlet were ended"
+CROWDED = "more connections than Config.accepted_max; all that others had made to that socket were ended"
+FEED_BROKEN = "it sent no ZMTP, or a frame over this node's Config.frame_bytes_max; it is connected again"
+"What may be wrong with a connection, for people."
 FEED_QUEUE = 64
 "Batches waiting in the feed for one publisher; what is more waits at the publisher."
 
@@ -119,7 +123,8 @@ class ZmqTransport(Pipes):
                 self._outlet.set(zmq.XPUB_MANUAL, 1)
             self._feed = self._feeds[""] = self._feed_socket()
             counted = CONNECTIONS if self._credentials is None else 0
-            for name, events in (("inbox", counted), ("dialler", 0), ("outlet", counted)):
+            ends = (counted | zmq.EVENT_DISCONNECTED, int(zmq.EVENT_CLOSED), counted)
+            for name, events in zip(("inbox", "dialler", "outlet"), ends, strict=True):
                 socket = getattr(self, f"_{name}")
                 self._monitors[socket] = monitor(socket, name, HANDSHAKE_FAILED | events)
             be_server(self._inbox, self._credentials)
@@ -335,7 +340,7 @@ class ZmqTransport(Pipes):
         if self._filter_bytes > self._config.outlet_filter_bytes:
             self._filter_bytes = 0
             self._drop_links(self._outlet, self.outlet_endpoints)
-            self._receiver.on_outlet_flooded()
+            self._receiver.on_violation("somebody at the outlet", OUTLET_FLOODED)
         self._receiver.on_burst_end()
 
     def _take_filter(self, data: bytes, user: str) -> None:
@@ -394,6 +399,8 @@ class ZmqTransport(Pipes):
                     self._receiver.on_handshake_failed(address, reason)
             elif not dialled:
                 self._count_connection(socket, accepted=event == zmq.EVENT_ACCEPTED)
+            elif socket is self._dialler:
+                self._not_made(endpoint)
             else:
                 self._feed_event(event, endpoint)
         self._receiver.on_burst_end()
@@ -403,7 +410,13 @@ class ZmqTransport(Pipes):
         self._accepted[socket] = max(0, self._accepted[socket] + (1 if accepted else -1))
         if self._accepted[socket] > self._accepted_max:
             self._drop_links(socket, self.inbox_endpoints if socket is self._inbox else self.outlet_endpoints)
-            self._receiver.on_crowded()
+            self._receiver.on_violation("somebody", CROWDED)
+        if socket is self._inbox and not accepted:
+            self._receiver.on_connection_ended()
+
+    def _not_made(self, address: str) -> None:
+        for route in [route for route, endpoint in self._dialled.items() if self._plain(endpoint) == address]:
+            self._receiver.on_unreachable(route)
 
     def _feed_event(self, event: int, address: str) -> None:
         """A connection that broke the rules of ZMTP is not tried again by libzmq: it has no RETRIED after the end."""
@@ -420,7 +433,7 @@ class ZmqTransport(Pipes):
         if endpoint in self._followed and not self._feed.closed:
             self._disconnect_feed(endpoint)
             self._connect_feed(endpoint)
-            self._receiver.on_feed_broken(endpoint)
+            self._receiver.on_violation(endpoint, FEED_BROKEN)
 
     def pause_feed(self, paused: bool) -> None:
         """Stop or go on reading batches."""
