@@ -174,7 +174,7 @@ class NodeQueues:
     def unbound(self, topic: str, queue: str, error: FabricError) -> None:
         """A binding could not push this message."""
         log.warning("a message on %r could not be pushed to %r: %s", topic, queue, error)
-        self._driver.emit(HandlerError(topic, f"binding to {queue}", f"{type(error).__name__}: {error}"))
+        self._driver.events.put(HandlerError(topic, f"binding to {queue}", f"{type(error).__name__}: {error}"))
 
     def stop_pulling(self) -> None:
         """The node closes: handlers finish what they have."""
