@@ -64,8 +64,7 @@ async def run(part: str, fabric: str, folder: Path) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     books = Books(folder / "books.db")
-    config = zfabric.Config(heartbeat_interval_s=0.2, peer_timeout_s=1.0)
-    async with zfabric.Node(f"{part}-{os.getpid()}", fabric=fabric, config=config) as node:
+    async with zfabric.Node(f"{part}-{os.getpid()}", fabric=fabric) as node:
         PARTS[part](node, books)
         await stop.wait()
     books.close()

@@ -16,7 +16,7 @@ from contextlib import aclosing
 
 from zfabric.examples.wordcount.pipeline import count, files, pipeline, read
 
-from zfabric import Config, Node
+from zfabric import Node
 
 __all__ = ["main"]
 
@@ -38,7 +38,7 @@ async def run(paths: list[str]) -> Counter[str]:
     workers = list(await asyncio.gather(*(start_worker(fabric) for _ in range(WORKERS))))
     words: Counter[str] = Counter()
     try:
-        async with Node("wordcount", fabric=fabric, config=Config(peer_timeout_s=2.0)) as node:
+        async with Node("wordcount", fabric=fabric) as node:
             await node.wait_for_peers(WORKERS, timeout=20)
             done = 0
             async with aclosing(pipeline.run(node, paths, ordered=False, in_flight=100)) as counts:

@@ -8,7 +8,7 @@ import sys
 
 from zfabric.examples.wordcount.pipeline import pipeline
 
-from zfabric import Config, Node
+from zfabric import Node
 
 __all__ = ["main"]
 
@@ -17,7 +17,7 @@ async def main(fabric: str) -> None:
     """Work until SIGTERM."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    async with Node(fabric=fabric, config=Config(peer_timeout_s=2.0)) as node, pipeline.serve(node):
+    async with Node(fabric=fabric) as node, pipeline.serve(node):
         print("ready", flush=True)
         await stop.wait()
 
