@@ -135,3 +135,19 @@ def test_the_end(fabric: str, start_worker: StartWorker) -> None:
     assert [future.result(0) for future in futures] == [value * value for value in range(10)]
     with pytest.raises(RuntimeError, match="shut down"):
         executor.submit("square", 1)
+
+
+def test_a_program_that_is_killed_takes_the_processes_of_its_pool_with_it(fabric: str, tmp_path: Path) -> None:
+    """They would wait for work for ever."""
+    script = tmp_path / "pool.py"
+    body = WORKER.replace("workers=2", "processes=1").replace("asyncio.run(main())", "")
+    script.write_text(f'{body}\nif __name__ == "__main__": asyncio.run(main())\n')
+    program = subprocess.Popen([sys.executable, str(script), fabric], stdout=subprocess.DEVNULL)
+    try:
+        with FabricExecutor(fabric=fabric, config=Config(mdns=False)) as executor:
+            pid = executor.submit("where", 0).result(TIMEOUT)
+        assert pid != program.pid
+    finally:
+        program.kill()
+        program.wait()
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), TIMEOUT)
