@@ -35,11 +35,11 @@ def test_iterate_raises_when_nothing_comes(near: Node, far: Node) -> None:
 
     values = [next(messages).value for _ in range(3)]
     start = time.monotonic()
-    with pytest.raises(TimeoutError, match=r"subscription to 't' within 0\.2 s"):
+    with pytest.raises(TimeoutError, match=r"subscription to 't' within 1\.0 s"):
         next(messages)
 
     assert values == [0, 1, 2]
-    assert time.monotonic() - start >= 0.2
+    assert time.monotonic() - start >= 1.0
 
 
 def test_iteration_goes_on_where_it_was_left(near: Node, far: Node) -> None:
