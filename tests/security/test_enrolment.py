@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+from tests.waiting import wait_until
 from zfabric import InvalidKey
 from zfabric.cli._enrolling import Listener, enrol
 from zfabric.cli._exits import Exit, Stop
@@ -79,6 +80,7 @@ def test_whoever_has_no_token_gets_nothing(inviter: Inviter, word: bytes) -> Non
         socket.send(word)
         assert socket.poll(10_000)
         assert decode(socket.recv()) == Refused("it has no invitation")
+    wait_until(lambda: inviter.refused)  # it is told after the answer
     assert (inviter.trusts(), inviter.refused) == ({"ada"}, ["it has no invitation"])
 
 
