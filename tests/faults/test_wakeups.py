@@ -39,6 +39,9 @@ class Receiver:
     def on_unreachable(self, route: int) -> None:
         """Never here."""
 
+    def on_interrupted(self, route: int) -> None:
+        """Nothing to do."""
+
     def on_connection_ended(self) -> None:
         """Nothing to find out."""
 

@@ -324,6 +324,9 @@ class World:
         assert connection.listener is not None
         self._forget(connection.listener, connection.accepted)
         connection.listener = None
+        if connection.dialler.alive:
+            connection.dialler.core.peers.interrupted(connection.route)
+            connection.dialler.pump()
         self.after(0.1, self.connect, connection)
 
     def kill(self, party: Party) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from tests.protocol.network import World, meet
+from tests.protocol.network import Party, World, meet
 from tests.protocol.test_peers import TIMEOUT_S, talks
 from zfabric.events import PeerLeft
 
@@ -37,6 +38,46 @@ def test_a_listener_that_is_away_for_a_moment_has_not_died(who_dials: str) -> No
     world.run(0.35)
     for party in (a, b):
         party.inbox, party.second_inbox = party.inbox.removeprefix("away:"), party.second_inbox.removeprefix("away:")
+
+    world.run(TIMEOUT_S + 2)
+
+    assert a.seen(PeerLeft) == b.seen(PeerLeft) == []
+    assert talks(world, a, b)
+
+
+def move_behind_nat(party: Party) -> None:
+    """All of the addresses that it tells of refuse."""
+    party.core.introduce(msgspec.structs.replace(party.core.peers.identity, inbox=("net://nobody:in",)))
+
+
+def test_a_peer_that_cannot_be_dialled_back_greets_as_soon_as_its_connection_is_made_again() -> None:
+    """Its addresses refuse all the time, as in a container: its next heartbeat would be too late."""
+    world = World()
+    a, b = world.party("a"), world.party("b")
+    move_behind_nat(b)
+    b.find(a)
+    world.run_until(lambda: a.peers == {"b"} and b.peers == {"a"})
+
+    for _ in range(10):
+        world.break_connections(a, b)
+        world.run(1.23)
+
+    assert a.seen(PeerLeft) == b.seen(PeerLeft) == []
+    world.kill(b)
+    world.run_until(lambda: not a.peers, 1)
+
+
+def test_a_peer_that_only_its_seed_leads_to_is_dialled_there_when_its_connection_ends() -> None:
+    """As through a forwarded port: its own addresses refuse, and say nothing of whether it lives."""
+    world = World()
+    a, b = world.party("a"), world.party("b")
+    move_behind_nat(b)
+    a.seek(b.inbox)
+    world.run_until(lambda: a.peers == {"b"} and b.peers == {"a"})
+    forwarded, b.inbox = b.inbox, "net://away:in"
+    world.break_connections(a, b)
+    world.run(0.15)
+    b.inbox = forwarded
 
     world.run(TIMEOUT_S + 2)
 

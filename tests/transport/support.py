@@ -36,6 +36,7 @@ class Recorder:
         self.broken: list[str] = []
         self.refused: list[tuple[str, str]] = []
         self.unreachable: list[int] = []
+        self.interrupted: list[int] = []
         self.ends = 0
         self.bursts: list[int] = []
         self._burst = 0
@@ -66,6 +67,10 @@ class Recorder:
     def on_unreachable(self, route: int) -> None:
         """Remember a connection that was not made."""
         self.unreachable.append(route)
+
+    def on_interrupted(self, route: int) -> None:
+        """Remember a connection that ended."""
+        self.interrupted.append(route)
 
     def on_connection_ended(self) -> None:
         """Remember an end."""

@@ -83,6 +83,23 @@ async def test_a_dialled_endpoint_that_refuses_is_told(line: Lines, ipc: bool) -
 
 
 @BOTH
+async def test_what_is_sent_at_the_end_of_a_dialled_connection_arrives_by_the_next(line: Lines, ipc: bool) -> None:
+    """Whoever is told of the end can greet at once: it waits until the connection is made again."""
+    near, far = line(ipc=ipc, reconnect_interval_s=0.01), line(ipc=ipc)
+    near.dial(1, far.inbox_endpoints[0])
+    back = await reached(near, 1, far)
+    assert near.got.interrupted == []
+
+    far.drop_links()
+    await wait_until_async(lambda: near.got.interrupted)
+    assert near.got.interrupted == [1]
+    assert near.send(1, b"greeting")
+
+    await wait_until_async(lambda: far.got.control[-1][1] == b"greeting")
+    assert far.got.control[-1][0] != back
+
+
+@BOTH
 async def test_the_end_of_a_connection_to_the_inbox_is_told(line: Lines, ipc: bool) -> None:
     """Not whose it was: libzmq does not say."""
     near, far = line(ipc=ipc), line(ipc=ipc)

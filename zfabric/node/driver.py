@@ -304,6 +304,11 @@ class Driver(JobSockets):
         self._pump_at_end = True
         self.core.unreachable(route, self.loop.time())
 
+    def on_interrupted(self, route: int) -> None:
+        """A dialled connection ended."""
+        self._pump_at_end = True
+        self.core.peers.interrupted(route)
+
     def on_connection_ended(self) -> None:
         """Somebody's connection to the inbox ended."""
         self._pump_at_end = True

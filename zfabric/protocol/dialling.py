@@ -27,9 +27,9 @@ ROOM_S = 0.05
 TRIES_MAX, TRIES_PER_S = 256, 1000
 "So many targets are looked at in one go, and in a second: thousands may name one address, which is dialled once."
 
-VAIN_ATTEMPTS = 3
-"""After so many nobody is there. A node that changes its addresses ends its connections, too, and must have the time to
-dial from the new ones."""
+REFUSALS = 3
+"""After so many in a row nobody is there. A node that changes its addresses ends its connections, too, and must have
+the time to dial from the new ones."""
 PLAN_MAX = 4
 "Looks that are planned for each target, at most, most of them for nothing."
 
@@ -47,7 +47,8 @@ class Target:
 
     # fmt: off
     __slots__ = (
-        "attempts", "deadline", "endpoints", "expires", "holder", "id", "key", "next_try", "planned", "routes", "told"
+        "attempts", "deadline", "endpoints", "expires", "holder", "id", "key", "next_try", "planned", "refusals",
+        "routes", "told",
     )
     # fmt: on
 
@@ -60,6 +61,8 @@ class Target:
         self.expires = expires
         self.next_try = now
         self.attempts = 0
+        self.refusals = 0
+        "Attempts in a row at which all of its addresses refused."
         self.routes: dict[int, str] = {}
         self.deadline = inf
         self.holder: bytes | None = None
@@ -161,7 +164,7 @@ class Dialler:
         self._failed.clear()
 
     def release(self, peer_id: bytes, now: float) -> None:
-        """The peer behind a seed left: try the seed again."""
+        """The peer behind a seed left, or cannot be reached there any more: try the seed again."""
         for target in self._targets.values():
             if target.holder == peer_id:
                 target.holder = None
@@ -218,7 +221,8 @@ class Dialler:
         if target.routes:
             return False
         self._back_off(target, now)
-        return target.attempts >= VAIN_ATTEMPTS
+        target.refusals += 1
+        return target.refusals >= REFUSALS
 
     def timer(self) -> float:
         """When `handle_timer` has something to do."""
@@ -258,6 +262,7 @@ class Dialler:
         if target.holder is not None:
             return
         if target.routes and now >= target.deadline:
+            target.refusals = 0
             self._drop_routes(target)
             self._back_off(target, now)
         if now >= target.expires:

@@ -310,7 +310,9 @@ class PeerTable:
         peer.routes.remove(route)
         if isinstance(route, int):
             peer.endpoint = None
+            self.dialler.release(peer.id, now)
         if not peer.routes:
+            self.dialler.forget_peer(peer.id)  # what failed before says nothing of whether it is there now
             self.dial_again(peer, now)
         elif was_best:
             self._happened(peer, Input.REROUTED, now)
@@ -327,6 +329,12 @@ class PeerTable:
             peer = self.known.get(self.dialler.expected(route) or b"")
             if peer is not None and not peer.routes and self.dialler.not_made(route, now):
                 self._happened(peer, Input.GONE, now)
+
+    def interrupted(self, route: int) -> None:
+        """A connection that we dialled ended, and libzmq makes it again: the other end does not know whose it is."""
+        peer = self._by_route.get(route)
+        if peer is not None:
+            self._effects.tell_once(route, Hello(peer.id, self.identity))
 
     def connection_ended(self, now: float) -> None:
         """Somebody's connection to us ended; libzmq does not tell whose."""

@@ -152,6 +152,8 @@ class ControlLink:
         del self._listener.accepted[self._accepted]
         self._listener.hear(lambda receiver: receiver.on_connection_ended())
         self._listener = None
+        if not self._closed:
+            self._dialler.hear(lambda receiver: receiver.on_interrupted(self._route))
         self._closed_by_listener = False
         if self._closed:
             self._network.remove(self)

@@ -100,6 +100,9 @@ class Endpoint(Protocol):
     def on_unreachable(self, route: int) -> None:
         """A dialled connection was not made."""
 
+    def on_interrupted(self, route: int) -> None:
+        """A dialled connection ended, and is being made again."""
+
     def on_connection_ended(self) -> None:
         """Somebody's connection to the inbox ended."""
 
@@ -227,9 +230,11 @@ class Control(_Link):
             self.transmit(0, frame)
 
     def disconnected(self, far: Endpoint) -> None:
-        """The listener's way is gone."""
+        """The listener's way is gone; both hear of it."""
         del self.network.inbound[far.id, self.accepted]
         far.on_connection_ended()
+        if not self.closed:
+            self.near.on_interrupted(self.route)
 
     def not_made(self) -> None:
         """The dialler hears of it."""

@@ -285,6 +285,14 @@ class Party:
         self.core.unreachable(route, self.agenda.now)
         self.pump()
 
+    def on_interrupted(self, route: int) -> None:
+        """A dialled connection ended."""
+        self.when_running(self._interrupted, route)
+
+    def _interrupted(self, route: int) -> None:
+        self.core.peers.interrupted(route)
+        self.pump()
+
     def on_connection_ended(self) -> None:
         """Somebody's connection to the inbox ended."""
         self.when_running(self._connection_ended)

@@ -48,6 +48,9 @@ class Receiver(Protocol):
     def on_unreachable(self, route: int) -> None:
         """A dialled connection was not made, or ended and was not made again; told at every attempt."""
 
+    def on_interrupted(self, route: int) -> None:
+        """A dialled connection ended, and is being made again; what is sent meanwhile waits for that."""
+
     def on_connection_ended(self) -> None:
         """Somebody's connection to the inbox ended."""
 

@@ -123,7 +123,7 @@ class ZmqTransport(Pipes):
                 self._outlet.set(zmq.XPUB_MANUAL, 1)
             self._feed = self._feeds[""] = self._feed_socket()
             counted = CONNECTIONS if self._credentials is None else 0
-            ends = (counted | zmq.EVENT_DISCONNECTED, int(zmq.EVENT_CLOSED), counted)
+            ends = (counted | zmq.EVENT_DISCONNECTED, int(zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED), counted)
             for name, events in zip(("inbox", "dialler", "outlet"), ends, strict=True):
                 socket = getattr(self, f"_{name}")
                 self._monitors[socket] = monitor(socket, name, HANDSHAKE_FAILED | events)
@@ -400,7 +400,7 @@ class ZmqTransport(Pipes):
             elif not dialled:
                 self._count_connection(socket, accepted=event == zmq.EVENT_ACCEPTED)
             elif socket is self._dialler:
-                self._not_made(endpoint)
+                self._dialler_event(event, endpoint)
             else:
                 self._feed_event(event, endpoint)
         self._receiver.on_burst_end()
@@ -414,9 +414,10 @@ class ZmqTransport(Pipes):
         if socket is self._inbox and not accepted:
             self._receiver.on_connection_ended()
 
-    def _not_made(self, address: str) -> None:
+    def _dialler_event(self, event: int, address: str) -> None:
+        tell = self._receiver.on_interrupted if event == zmq.EVENT_DISCONNECTED else self._receiver.on_unreachable
         for route in [route for route, endpoint in self._dialled.items() if self._plain(endpoint) == address]:
-            self._receiver.on_unreachable(route)
+            tell(route)
 
     def _feed_event(self, event: int, address: str) -> None:
         """A connection that broke the rules of ZMTP is not tried again by libzmq: it has no RETRIED after the end."""
