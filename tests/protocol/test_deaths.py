@@ -85,6 +85,22 @@ def test_a_peer_that_only_its_seed_leads_to_is_dialled_there_when_its_connection
     assert talks(world, a, b)
 
 
+def test_a_dialled_connection_that_takes_nothing_more_is_hung_up() -> None:
+    """Another replaces it: libzmq would keep both, and go on trying when the peer is gone."""
+    world = World()
+    a, b = world.party("a"), world.party("b")
+    a.find(b)
+    world.run_until(lambda: a.peers == {"b"} and b.peers == {"a"})
+    (full,) = a.dialled
+    a.unwritable.add(full)
+
+    world.run_until(lambda: full not in a.dialled, 5)
+    world.run_until(lambda: len(a.dialled) == 1, 5)
+
+    assert talks(world, a, b)
+    assert a.seen(PeerLeft) == b.seen(PeerLeft) == []
+
+
 def test_a_partition_that_ends_connections_is_no_death() -> None:
     """Whoever cannot be reached, but does not refuse, counts as there until it was silent for long enough."""
     world = World()

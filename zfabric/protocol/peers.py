@@ -218,8 +218,7 @@ class PeerTable:
             if for_good and expected is not None and refuse.code != "stranger":
                 self._shun(expected)
             self.dialler.refused(route, final=for_good or refuse.code == "self")
-        elif peer is not None:
-            self._effects.hang_up(route)
+        else:
             self.route_lost(route, now)
 
     def unknown(self, route: Route, now: float) -> None:
@@ -309,6 +308,7 @@ class PeerTable:
         was_best = route == peer.routes[0]
         peer.routes.remove(route)
         if isinstance(route, int):
+            self._effects.hang_up(route)
             peer.endpoint = None
             self.dialler.release(peer.id, now)
         if not peer.routes:
@@ -323,7 +323,6 @@ class PeerTable:
         A peer without any other is dialled anew. When all of its addresses refuse all the time, its process has died.
         """
         if route in self._by_route:
-            self._effects.hang_up(route)
             self.route_lost(route, now)
         elif self.dialler.pending(route):
             peer = self.known.get(self.dialler.expected(route) or b"")
