@@ -281,7 +281,7 @@ CASES: list[tuple[Saboteur, set[str]]] = [
     (duplicates_are_delivered, {"duplicate"}),
     (duplicates_are_delivered_at_most_once, {"duplicate", "order", "false-gap"}),
     (order_is_not_restored, {"order", "silent-hole"}),
-    (old_epochs_are_accepted, {"fencing"}),
+    (old_epochs_are_accepted, {"fencing", "duplicate"}),
     (positions_are_not_told, {"stuck-announcement", "stuck-delivery", "stuck-acks"}),
     (losses_are_not_announced, {"silent-hole", "stuck-announcement", "swallowed"}),
     (gaps_are_invented, {"hole-without-cause"}),
