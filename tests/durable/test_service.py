@@ -321,11 +321,11 @@ async def test_a_topic_that_a_store_has_no_room_for_is_told(
     early = await fabric.open("early")
     topics = [early.publisher(f"topic.{number}", durable=True, confirm="stored") for number in range(4)]
     store = await make_store(config=Config(patterns_max=3))
-    late = await fabric.open("late")
-    other = late.publisher("other", durable=True, confirm="stored")
     for topic in topics[:3]:
         await topic.wait_for(stores=1, timeout=TIMEOUT)
         await asyncio.wait_for(topic.publish("stored"), TIMEOUT)
+    late = await fabric.open("late")
+    other = late.publisher("other", durable=True, confirm="stored")
 
     for topic in (topics[3], other):
         keeping = topic._outbox.keeping
